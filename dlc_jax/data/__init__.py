@@ -1,0 +1,1 @@
+"""Where examples come from: sources, transforms, the loader, and the store of codes."""
