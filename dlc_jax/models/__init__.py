@@ -1,0 +1,1 @@
+"""Networks. Flax lives here and nowhere else: outside, a model is `init`, `apply` and a nested dict of parameters."""

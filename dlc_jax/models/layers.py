@@ -1,0 +1,220 @@
+"""What every transformer here is made of: dense layers, norms, attention, positions, patches, and scanning over layers.
+
+Parameters are made in float32. A layer computes in the dtype of the parameters it is given, so casting the tree to bfloat16
+is all that mixed precision needs; norms and softmax stay in float32 inside.
+"""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlc_jax.errors import UserError
+from dlc_jax.kernels.attention import attention
+from dlc_jax.typing import Array, Bool, Float
+
+XAVIER = nn.initializers.xavier_uniform()
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the reference's layers without an initialization of their own start from
+FAN_IN = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+# the reference's "truncated normal" cuts at an absolute +-2, a hundred deviations out: a plain normal
+NORMAL = nn.initializers.normal(0.02)
+ZEROS = nn.initializers.zeros
+ONES = nn.initializers.ones
+
+
+class Dense(nn.Module):
+    """Linear map of the last dimension to `features`, which may be several dimensions.
+
+    The product is taken between matrices: gradients of a 3-D product are twice as slow on CPUs. `kernel_init` sees the flat
+    shape.
+    """
+
+    features: int | tuple[int, ...]
+    use_bias: bool = True
+    kernel_init: Callable = XAVIER
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n d"]) -> Array:
+        features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
+        flat = (x.shape[-1], math.prod(features))
+        kernel = self.param("kernel", lambda key, shape: self.kernel_init(key, flat).reshape(shape), (x.shape[-1], *features))
+        y = x.reshape(-1, flat[0]).astype(kernel.dtype) @ kernel.reshape(flat)
+        if self.use_bias:
+            y = y + self.param("bias", ZEROS, features).reshape(-1).astype(y.dtype)
+        return y.reshape(*x.shape[:-1], *features)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalization of the last dimension (arXiv 1607.06450), in float32; the result has the dtype of the input."""
+
+    eps: float = 1e-6
+    use_scale: bool = True
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        if self.use_scale:
+            y = y * self.param("scale", ONES, x.shape[-1:]).astype(jnp.float32)
+        if self.use_bias:
+            y = y + self.param("bias", ZEROS, x.shape[-1:]).astype(jnp.float32)
+        return y.astype(x.dtype)
+
+
+class Mlp(nn.Module):
+    """Two dense layers with a GELU between; `gelu` is "exact" (erf) or "tanh" (its approximation)."""
+
+    hidden: int
+    gelu: str = "exact"
+    kernel_init: Callable = XAVIER
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        h = Dense(self.hidden, kernel_init=self.kernel_init, name="fc1")(x)
+        h = jax.nn.gelu(h, approximate={"exact": False, "tanh": True}[self.gelu])
+        return Dense(x.shape[-1], kernel_init=self.kernel_init, name="fc2")(h)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; the projection is packed as [d, 3, h, k] so that it can be sharded by head.
+
+    Raises:
+      UserError: the heads do not divide the width.
+    """
+
+    heads: int
+    use_bias: bool = True
+    qk_norm: bool = False
+    kernel_init: Callable = XAVIER
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], *, mask: Bool[Array, "b n"] | None = None, rotary: tuple | None = None
+    ) -> Float[Array, "b n d"]:
+        width = x.shape[-1]
+        if width % self.heads:
+            raise UserError(f"width {width} is not a multiple of {self.heads} heads; change one of them")
+        k = width // self.heads
+        qkv = Dense((3, self.heads, k), use_bias=self.use_bias, kernel_init=self.kernel_init, name="qkv")(x)
+        qk_scale = (self.param("q_scale", ONES, (k,)), self.param("k_scale", ONES, (k,))) if self.qk_norm else None
+        y = attention(qkv, mask=mask, rotary=rotary, qk_scale=qk_scale, implementation=self.implementation)
+        return Dense(width, use_bias=self.use_bias, kernel_init=self.kernel_init, name="out")(y.reshape(x.shape))
+
+
+class TimeEmbedding(nn.Module):
+    """Embeds a number per example: 256 cosines and sines of `scale` times it, then two dense layers with a SiLU between."""
+
+    width: int
+    scale: float = 1000.0
+    kernel_init: Callable = NORMAL
+
+    @nn.compact
+    def __call__(self, t: Float[Array, "b"]) -> Float[Array, "b d"]:
+        h = Dense(self.width, kernel_init=self.kernel_init, name="fc1")(sincos_1d(self.scale * t, 256))
+        return Dense(self.width, kernel_init=self.kernel_init, name="fc2")(jax.nn.silu(h))
+
+
+def modulate(x: Float[Array, "b n d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"]) -> Float[Array, "b n d"]:
+    """x (1 + scale) + shift, the same for all tokens of an example (DiT, arXiv 2212.09748)."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+def sincos_1d(x: Float[Array, "b"], width: int, *, period: float = 1e4) -> Float[Array, "b d"]:
+    """[cos | sin] of x at width/2 frequencies from 1 down to nearly 1/period (arXiv 1706.03762), in float32."""
+    frequency = period ** (-np.arange(width // 2) / (width // 2))
+    angle = x.astype(jnp.float32)[:, None] * frequency.astype(np.float32)
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def sincos_2d(rows: int, cols: int, width: int, *, extent: int | None = None) -> np.ndarray:
+    """Positions of a grid as constants, [rows * cols, width] float32: column, then row, each [sin | cos] of width/4 frequencies.
+
+    `extent` is the side of the grid that the model was made for; another grid is stretched over it.
+
+    Raises:
+      UserError: the width is not a multiple of 4.
+    """
+    if width % 4:
+        raise UserError(f"width {width} is not a multiple of 4, which sine-cosine positions need")
+    frequency = 1e4 ** (-np.arange(width // 4) / (width // 4))
+    y, x = ((np.arange(size) + 0.5) * (extent or size) / size - 0.5 for size in (rows, cols))
+    grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2, 1) * frequency  # [n, (column, row), frequency]
+    return np.stack([np.sin(grid), np.cos(grid)], axis=2).reshape(rows * cols, width).astype(np.float32)
+
+
+def rotary(n: int, k: int, *, period: float = 1e4) -> tuple[Float[Array, "n half"], Float[Array, "n half"]]:
+    """Cosines and sines of the rotary angles of n tokens with heads of width k, [n, k/2] each (arXiv 2104.09864).
+
+    Raises:
+      UserError: k is odd.
+    """
+    if k % 2:
+        raise UserError(f"heads of width {k} cannot be rotated in pairs; choose width and heads so that width / heads is even")
+    angle = np.arange(n)[:, None] * period ** (-np.arange(k // 2) / (k // 2))
+    return jnp.asarray(np.cos(angle), jnp.float32), jnp.asarray(np.sin(angle), jnp.float32)
+
+
+def patchify(images: Float[Array, "b y x c"], patch: int) -> Float[Array, "b n p"]:
+    """Cuts images into patches in reading order; within one the order is (patch row, patch column, channel).
+
+    Raises:
+      UserError: the images are not square, or the patch does not divide them.
+    """
+    b, y, x, c = images.shape
+    if y != x or y % patch:
+        raise UserError(f"images of {y}x{x} pixels cannot be cut into patches of {patch}; make them square and a multiple of it")
+    grid = images.reshape(b, y // patch, patch, x // patch, patch, c)
+    return jnp.transpose(grid, (0, 1, 3, 2, 4, 5)).reshape(b, (y // patch) * (x // patch), patch * patch * c)
+
+
+def unpatchify(patches: Float[Array, "b n p"], patch: int) -> Float[Array, "b y x c"]:
+    """Puts square images together again: the inverse of `patchify`."""
+    b, n, _ = patches.shape
+    side = math.isqrt(n)
+    grid = jnp.transpose(patches.reshape(b, side, side, patch, patch, -1), (0, 1, 3, 2, 4, 5))
+    return grid.reshape(b, side * patch, side * patch, -1)
+
+
+REMAT = ("none", "dots", "full")
+
+
+def scan_blocks(block: nn.Module, x: Array, *shared: object, depth: int, remat: str = "dots", unroll: bool = False) -> Array:
+    """Applies `depth` copies of a block, x = block(x, *shared), each with its own parameters, stacked along axis 0.
+
+    One compiled layer serves them all, so that compile time does not grow with depth.
+
+    Args:
+      block: a module of the caller; its name becomes the name of the stacked parameters.
+      shared: what every layer reads besides x: arrays, tuples of arrays, None.
+      remat: what the backward pass finds stored: everything ("none"), the products of dense layers ("dots"), or only each block's
+        input ("full"); the rest is computed again.
+      unroll: compiles the layers one by one: slower to compile, without the copies that a loop makes of what it stores.
+
+    Raises:
+      UserError: there is no such remat.
+    """
+    if remat not in REMAT:
+        raise UserError(f"remat={remat!r} is not one of {', '.join(REMAT)}")
+
+    def body(block, x, *shared):
+        return block(x, *shared), None
+
+    if remat != "none":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+        # within a loop nothing can be merged with the forward pass, so its costly guard is left out
+        body = nn.remat(body, prevent_cse=unroll, policy=policy)
+    scanned = nn.scan(
+        body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=depth,
+        unroll=depth if unroll else 1,
+    )
+    return scanned(block, x, *shared)[0]
