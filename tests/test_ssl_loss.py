@@ -1,0 +1,136 @@
+"""Self-distillation against numpy in float64: pairs of crops, centering, Sinkhorn, KoLeo."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlc_jax.errors import UserError
+from dlc_jax.losses import ssl
+
+RNG = np.random.default_rng(0)
+
+
+def log_softmax(x):
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def floats(*arrays):
+    return tuple(jnp.asarray(array, jnp.float32) for array in arrays)
+
+
+@pytest.mark.parametrize("g, q", [(10, 2), (2, 2), (3, 1), (4, 4)])
+def test_dino_against_the_sums_of_dinov2(g, q):
+    student, teacher = RNG.normal(size=(3, g, 6)), np.exp(log_softmax(RNG.normal(size=(3, q, 6)) * 4))
+    log_p = log_softmax(student / 0.1)
+    local = sum(-(teacher[:, t] * log_p[:, s]).sum(-1) for s in range(q, g) for t in range(q))
+    globe = sum(-(teacher[:, t] * log_p[:, s]).sum(-1) for s in range(q) for t in range(q) if s != t)
+    expected = (local + globe) / ((g - q) * q + q * (q - 1))  # 16 + 2 for the usual 8 local and 2 global crops
+    found = ssl.dino(*floats(student, teacher), temperature=0.1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_dino_ignores_the_same_view_and_sends_nothing_to_the_teacher():
+    student, teacher = floats(RNG.normal(size=(1, 2, 5)), np.exp(log_softmax(RNG.normal(size=(1, 2, 5)))))
+    to_student, to_teacher = jax.grad(lambda s, t: ssl.dino(s, t).sum(), (0, 1))(student, teacher)
+    assert (to_teacher == 0).all()
+    other = teacher.at[0, 0].set(jnp.eye(5)[0])  # changes what crop 1 learns, not crop 0
+    changed = jax.grad(lambda s: ssl.dino(s, other).sum())(student)
+    np.testing.assert_array_equal(changed[0, 0], to_student[0, 0])
+    assert (changed[0, 1] != to_student[0, 1]).any()
+    with pytest.raises(UserError, match="two different crops"):
+        ssl.dino(student[:, :1], teacher[:, :1])
+
+
+def test_centering_against_numpy():
+    logits, center = RNG.normal(size=(4, 2, 6)), RNG.normal(size=6)
+    found = ssl.center_probs(*floats(logits, center), temperature=0.04)
+    np.testing.assert_allclose(found, np.exp(log_softmax((logits - center) / 0.04)), atol=1e-5)
+    mean = logits.mean((0, 1))
+    np.testing.assert_allclose(ssl.update_center(*floats(center, mean), momentum=0.9), 0.9 * center + 0.1 * mean, rtol=1e-5)
+
+
+def reference_sinkhorn(logits, temperature, iterations):
+    """As in the papers: prototypes x samples, of total 1."""
+    q = np.exp(logits.reshape(-1, logits.shape[-1]).T / temperature)
+    k, b = q.shape
+    q /= q.sum()
+    for _ in range(iterations):
+        q /= q.sum(1, keepdims=True) * k
+        q /= q.sum(0, keepdims=True) * b
+    return (q * b).T.reshape(logits.shape)
+
+
+def test_sinkhorn_against_numpy_and_its_sums():
+    logits = RNG.normal(size=(8, 2, 5)) * 0.3
+    found = ssl.sinkhorn(*floats(logits), temperature=0.1)
+    np.testing.assert_allclose(found, reference_sinkhorn(logits, 0.1, 3), atol=1e-5)
+    np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
+    long = ssl.sinkhorn(*floats(logits), temperature=0.1, iterations=200)
+    np.testing.assert_allclose(long.sum((0, 1)), 16 / 5, atol=1e-3)
+    assert abs(found.sum((0, 1)) - 16 / 5).max() > 0.01  # three iterations are only on the way
+
+
+def test_sinkhorn_survives_logits_far_apart():
+    logits = np.array([[0.0, 10.0], [500.0, 490.0], [-500.0, -505.0]])
+    found = np.asarray(ssl.sinkhorn(*floats(logits), temperature=0.04))
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
+
+
+def reference_koleo(vectors, group):
+    out = []
+    for rows in vectors.reshape(-1, group, vectors.shape[-1]):
+        rows = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+        distances = np.linalg.norm(rows[:, None] - rows[None], axis=-1)
+        np.fill_diagonal(distances, np.inf)
+        out += list(-np.log(distances.min(1) + 1e-8))
+    return np.array(out)
+
+
+@pytest.mark.parametrize("group", [2, 4, 12])
+def test_koleo_against_numpy(group):
+    vectors = RNG.normal(size=(12, 7)) * RNG.uniform(0.1, 10, size=(12, 1))
+    np.testing.assert_allclose(ssl.koleo(*floats(vectors), group=group), reference_koleo(vectors, group), atol=1e-5)
+
+
+def test_koleo_groups_are_apart():
+    (vectors,) = floats(RNG.normal(size=(8, 5)))
+    changed = vectors.at[4:].set(vectors[:4])  # the second group now repeats the first: no matter to either
+    np.testing.assert_array_equal(ssl.koleo(changed, group=4)[:4], ssl.koleo(vectors, group=4)[:4])
+    np.testing.assert_array_equal(ssl.koleo(vectors, group=4)[4:], ssl.koleo(vectors[4:], group=4))
+    slope = jax.grad(lambda x: ssl.koleo(x, group=4)[:4].sum())(vectors)
+    assert (slope[4:] == 0).all() and (slope[:4] != 0).any()
+
+
+def test_koleo_of_equal_or_zero_vectors_has_a_finite_gradient():
+    vectors = jnp.array([[1.0, 2.0], [1.0, 2.0], [0.0, 0.0], [0.0, 0.0]])
+    value, slope = jax.value_and_grad(lambda x: ssl.koleo(x, group=4).sum())(vectors)
+    assert np.isfinite(value) and np.isfinite(slope).all()
+    assert float(ssl.koleo(vectors, group=4)[0]) == pytest.approx(-np.log(1e-8), rel=1e-5)
+
+
+def test_koleo_gradient_pushes_neighbors_apart():
+    vectors = jnp.array([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.0]])
+    slope = jax.grad(lambda x: ssl.koleo(x, group=3).sum())(vectors)
+    moved = vectors - 1e-3 * slope
+    assert moved[0, 1] > vectors[0, 1] and moved[1, 1] < vectors[1, 1]
+
+
+@pytest.mark.parametrize("group", [1, 5])
+def test_koleo_tells_a_group_that_does_not_fit(group):
+    with pytest.raises(UserError, match=f"koleo_group={group}"):
+        ssl.koleo(jnp.ones((8, 3)), group=group)
+
+
+def test_entropy_and_divergence():
+    assert float(ssl.entropy(jnp.full((4,), 0.25))) == pytest.approx(np.log(4))
+    assert float(ssl.entropy(jnp.eye(3)[0])) == 0
+    logits = RNG.normal(size=(5, 6))
+    (logits32,) = floats(logits)
+    probs = jnp.exp(jax.nn.log_softmax(logits32 / 0.5))
+    np.testing.assert_allclose(ssl.divergence(probs, logits32, temperature=0.5), 0, atol=1e-6)
+    other = np.exp(log_softmax(RNG.normal(size=(5, 6))))
+    expected = (other * (np.log(other) - log_softmax(logits / 0.5))).sum(-1)
+    np.testing.assert_allclose(ssl.divergence(*floats(other, logits), temperature=0.5), expected, rtol=1e-5)
