@@ -1,0 +1,205 @@
+"""The directory of a run: who writes in it, which config it is of, what is complete and what came out.
+
+    .lock                  held by the live run; the system lets go of it however the run ends
+    config.json            the config, as it last ran; config_history.jsonl has the changes
+    results.json           every result of every step, flat
+    <step>/done.json       marks a step that is complete
+    <step>/seconds.json    time spent in a step so far, over all runs; see metrics.py
+
+Only process 0 writes.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dlc_jax.errors import UserError
+
+# Dotted names of what may change under a run: how long, how often, on what devices, from where; not what is learned.
+OPERATIONAL = (
+    r"steps",
+    r"mesh\..*",
+    r".*\.train\.(steps|accumulate|log_every|save_every|validate_every|validate_batches|keep|patience)",
+    r"(.*\.)?(path|directory|cache|threads|workers|prefetch|log|tensorboard|wandb)(\..*)?",
+)
+_ABSENT = "absent"
+
+
+@contextlib.contextmanager
+def lock(directory: str | Path) -> Iterator[Path]:
+    """Makes `directory` and holds it for this run.
+
+    Raises:
+      UserError: another live run holds it; it cannot be made or written.
+    """
+    directory = Path(directory).absolute()
+    if jax.process_index() != 0:
+        yield directory
+        return
+    with contextlib.ExitStack() as stack:
+        with _writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(directory / ".lock", "ab", buffering=0))
+            try:
+                # Held by the open file: the system releases it when the process is gone, kill -9 included.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = _holder(directory)
+                raise UserError(f"{directory} is in use by {holder}; wait for it, stop it, or give another --workdir") from None
+            os.truncate(file.fileno(), 0)
+            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": _now()}).encode())
+        try:
+            yield directory
+        finally:
+            with contextlib.suppress(OSError):
+                os.truncate(file.fileno(), 0)  # nobody's now; after a kill the text stays, but the system has let go of the lock
+
+
+def remember(directory: str | Path, config: Mapping[str, Any], operational: tuple[str, ...] = OPERATIONAL) -> None:
+    """Writes down the config of a run, or compares it with the one of the run before.
+
+    A section that is new is accepted, one that is absent now stays remembered: a recipe's variants share a workdir.
+
+    Args:
+      operational: regular expressions of whole dotted names that may change; their changes are recorded.
+
+    Raises:
+      UserError: anything else changed.
+    """
+    directory, new = Path(directory), _plain(config)
+    path = directory / "config.json"
+    old = _read(path)
+    if old is None:
+        _write(path, new)
+        return
+    sections = {key for key in old.keys() ^ new.keys() if isinstance((old | new)[key], dict)}  # in one of the two only
+    before, after = (_flat({key: value for key, value in tree.items() if key not in sections}) for tree in (old, new))
+    changed = {
+        name: (before.get(name, _ABSENT), after.get(name, _ABSENT))
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name, _ABSENT) != after.get(name, _ABSENT)
+    }
+    wrong = [name for name in changed if not any(re.fullmatch(pattern, name) for pattern in operational)]
+    if wrong:
+        lines = [f"{name}: {json.dumps(changed[name][0])} -> {json.dumps(changed[name][1])}" for name in wrong[:10]]
+        more = f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+        what = "; ".join(lines) + more
+        raise UserError(f"{directory} is a run of another config ({what}); set it back, or give another --workdir")
+    if old | new != old:
+        if jax.process_index() == 0:
+            with _writing(directory), open(directory / "config_history.jsonl", "a") as file:
+                added = sorted(new.keys() - old.keys())
+                file.write(json.dumps({"time": _now(), "changed": changed, "added": added}) + "\n")
+        _write(path, old | new)
+
+
+def merge_results(directory: str | Path, results: Mapping[str, Any]) -> None:
+    """Adds to results.json, at once or not at all; what is not a finite number becomes null."""
+    path = Path(directory) / "results.json"
+    _write(path, (_read(path) or {}) | _plain(results))
+
+
+def done(directory: str | Path) -> dict | None:
+    """What `mark_done` wrote, or None if the step is not complete."""
+    return _read(Path(directory) / "done.json")
+
+
+def mark_done(directory: str | Path, facts: Mapping[str, Any]) -> None:
+    """Marks a step as complete; call it last, when all of its results are written."""
+    with _writing(Path(directory)):
+        Path(directory).mkdir(parents=True, exist_ok=True)
+    _write(Path(directory) / "done.json", _plain({"finished": _now(), **facts}))
+
+
+def seconds(directory: str | Path, elapsed: float) -> float:
+    """Seconds spent in a step: `elapsed` in this process, and what killed runs before it had noted in seconds.json."""
+    noted = _read(Path(directory) / "seconds.json") or {}
+    return float(noted.get("before", 0.0)) + elapsed
+
+
+def total_seconds(directory: str | Path) -> float:
+    """Adds `seconds/total`, the sum of all `seconds/...` in results.json."""
+    found = _read(Path(directory) / "results.json") or {}
+    total = sum(value for key, value in found.items() if key.startswith("seconds/") and key != "seconds/total")
+    merge_results(directory, {"seconds/total": total})
+    return total
+
+
+def _holder(directory: Path) -> str:
+    try:
+        facts = json.loads((directory / ".lock").read_text())
+        return f"process {facts['pid']} on {facts['host']} since {facts['started']}"
+    except (OSError, ValueError, KeyError):  # it has the lock but has not written its name yet
+        return "another run"
+
+
+@contextlib.contextmanager
+def _writing(directory: Path):
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write in {directory}: {error.strerror}; make room or give another --workdir") from error
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    """The whole file or none of it: a temporary one is renamed into place."""
+    if jax.process_index() != 0:
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    with _writing(path.parent):
+        with open(temporary, "w") as file:
+            json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+def _read(path: Path) -> dict | None:
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError as error:
+        raise UserError(f"{path.parent} is not a directory; give another --workdir") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError:
+        raise UserError(f"{path} is damaged; move it away, or give another --workdir") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged; move it away, or give another --workdir")
+    return value
+
+
+def _flat(tree: Any, name: str = "") -> dict[str, Any]:
+    """Leaves by dotted name; lists are leaves, and so is an empty dict."""
+    if not isinstance(tree, dict) or (name and not tree):
+        return {name: tree}
+    return {field: leaf for key, value in tree.items() for field, leaf in _flat(value, f"{name}.{key}".strip(".")).items()}
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from strict JSON: tuples are lists, numpy numbers are numbers, nan and infinities are null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %z")

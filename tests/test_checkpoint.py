@@ -1,0 +1,506 @@
+"""What is restored is what was saved, bit for bit, or the next older step, by name; nothing in between, and nothing is lost."""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dlc_jax import checkpoint
+from dlc_jax.checkpoint import Checkpoints, seal
+from dlc_jax.errors import UserError
+
+IDENTITY = {"model": {"width": 8, "heads": (2, 2)}, "data": "shapes"}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    step: jax.Array
+    params: dict
+    opt_state: tuple
+    ema: dict | None
+    extra: dict
+
+
+class Iterator:
+    def __init__(self, state=None):
+        self.state = {"global_next_index": 0} if state is None else state
+
+    def get_state(self):
+        return self.state
+
+    def set_state(self, state):
+        self.state = state
+
+
+def make_state(step, *, width=8, ema=True, seed=0):
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    dense = {"kernel": jax.random.normal(key, (16, width)), "bias": jnp.full(width, step, jnp.bfloat16)}
+    params = {"dense": dense, "list": [jnp.ones(3)]}
+    opt_state = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3), optax.identity()).init(params)
+    extra = {"empty": {}, "none": None, "key": key, "zero": jnp.zeros((0, 4)), "flag": jnp.array([True, False])}
+    return State(jnp.int32(step), params, opt_state, jax.tree.map(lambda x: x * 2, params) if ema else None, extra)
+
+
+def abstract(state, sharding=None):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding or x.sharding), state)
+
+
+def bits(tree):
+    def number(leaf):
+        return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+    return [(str(leaf.dtype), leaf.shape, np.asarray(number(leaf)).tobytes()) for leaf in jax.tree.leaves(tree)]
+
+
+def same(one, other):
+    return jax.tree.structure(one) == jax.tree.structure(other) and bits(one) == bits(other)
+
+
+def saved(directory, *steps, keep=3):
+    checkpoints = Checkpoints(directory, keep=keep)
+    for step in steps:
+        checkpoints.save(step, make_state(step), Iterator({"global_next_index": step}), {"identity": IDENTITY})
+    checkpoints.close()
+    return directory
+
+
+def restored(directory, identity=IDENTITY, iterator=None, keep=3):
+    return Checkpoints(directory, keep=keep).restore(abstract(make_state(0)), iterator, identity)
+
+
+def listing(directory):
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def files_of(step_directory):
+    """Its largest data files first."""
+    files = [path for path in step_directory.rglob("*") if path.is_file() and "/d/" in path.as_posix()]
+    return sorted(files, key=lambda path: -path.stat().st_size)
+
+
+# What is saved comes back.
+
+
+@pytest.mark.parametrize("position", [{"global_next_index": np.int64(7)}, b"\x00\xffgrain", [1, {"a": None}]])
+def test_round_trip(tmp_path, position):
+    state, iterator = make_state(7), Iterator()
+    checkpoints = Checkpoints(tmp_path / "deep" / "checkpoints")
+    checkpoints.save(7, state, Iterator(position), {"identity": IDENTITY, "commit": "abc"})
+    checkpoints.close()
+    found, step, meta = Checkpoints(tmp_path / "deep" / "checkpoints").restore(abstract(make_state(0)), iterator, IDENTITY)
+    assert same(found, state) and step == 7 and iterator.state == position
+    assert meta["commit"] == "abc" and meta["step"] == 7 and "jax" in meta["versions"]
+
+
+def test_without_iterator_and_average(tmp_path):
+    state = make_state(1, ema=False)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, None, {"identity": {}})
+    checkpoints.close()
+    iterator = Iterator()
+    found, _, _ = Checkpoints(tmp_path).restore(abstract(state), iterator, {})
+    assert same(found, state) and found.ema is None and iterator.state == {"global_next_index": 0}
+
+
+def test_nothing_saved(tmp_path):
+    assert restored(tmp_path / "none") is None and Checkpoints(tmp_path / "none").latest() is None
+    assert not (tmp_path / "none").exists()
+
+
+def test_state_may_be_donated_while_it_is_saved(tmp_path):
+    advance = jax.jit(lambda x: x + 1, donate_argnums=0)
+    array, checkpoints = advance(jnp.zeros((512, 1024))), Checkpoints(tmp_path)
+    for step in (1, 2):
+        value = float(array[0, 0])
+        checkpoints.save(step, {"params": array}, None, {"identity": {}})
+        for _ in range(3):
+            array = advance(array)
+        array.block_until_ready()
+        target = {"params": jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)}
+        checkpoints.wait()
+        found = Checkpoints(tmp_path).restore(target, None, {})[0]["params"]
+        assert float(found.min()) == float(found.max()) == value
+    checkpoints.close()
+
+
+def test_restore_on_another_mesh(tmp_path):
+    def mesh(*shape):
+        return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[: np.prod(shape)])
+
+    values = jnp.arange(64.0).reshape(8, 8)
+    place = NamedSharding(mesh(4, 2), P("data", "fsdp"))
+    state = {"params": {"w": jax.device_put(values, place)}, "step": jax.device_put(jnp.int32(3), NamedSharding(mesh(4, 2), P()))}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, state, None, {"identity": {}})
+    checkpoints.close()
+    for other, spec in ((mesh(2, 4), P("fsdp", "data")), (mesh(8, 1), P(None, "data")), (mesh(1, 1), P())):
+        target = NamedSharding(other, spec)
+        shapes = {"params": {"w": target}, "step": NamedSharding(other, P())}
+        shapes = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), state, shapes)
+        found, _, _ = Checkpoints(tmp_path).restore(shapes, None, {})
+        assert found["params"]["w"].sharding == target and np.array_equal(found["params"]["w"], values)
+        params = checkpoint.load_params(tmp_path, shapes["params"], collection="params")
+        assert params["w"].sharding == target and np.array_equal(params["w"], values)
+
+
+# Saving.
+
+
+def test_keeps_the_newest_and_tidies_what_kills_left(tmp_path):
+    for name in ("3.orbax-checkpoint-tmp", "2.deleting", "notes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    saved(tmp_path, 1, 2, 4, 5, keep=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"4", "4.sha256.json", "5", "5.sha256.json", "notes"}
+    with pytest.raises(UserError, match="at least 2"):
+        Checkpoints(tmp_path, keep=1)
+
+
+def test_saving_what_was_restored_does_nothing_but_another_step_is_refused(tmp_path):
+    saved(tmp_path, 1, 2)
+    before = listing(tmp_path)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.restore(abstract(make_state(0)), None, IDENTITY)
+    checkpoints.save(2, make_state(2), None, {"identity": IDENTITY})
+    checkpoints.close()
+    assert listing(tmp_path) == before
+    with pytest.raises(UserError, match="2 exists already"):
+        Checkpoints(tmp_path).save(2, make_state(9), None, {"identity": IDENTITY})
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of TensorStore; filtered outside of pytest
+@pytest.mark.parametrize("room", [0, 2000])
+def test_full_disk_is_one_line_and_the_checkpoint_before_stays(tmp_path, room, capfd):
+    saved(tmp_path, 1)
+    before = listing(tmp_path)
+    checkpoints = Checkpoints(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    capfd.readouterr()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(UserError, match=r"step 2 could not be written under .*: File too large") as caught:
+            checkpoints.save(2, make_state(2, width=4096), None, {"identity": IDENTITY})
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    checkpoints.close()
+    assert "\n" not in str(caught.value) and capfd.readouterr() == ("", "")
+    assert {name: text for name, text in listing(tmp_path).items() if "tmp" not in name} == before
+    assert restored(tmp_path)[1] == 1
+    again = Checkpoints(tmp_path)
+    again.save(2, make_state(2), None, {"identity": IDENTITY})  # the same step, once there is room
+    again.close()
+    assert restored(tmp_path)[1] == 2
+
+
+def test_seal_that_cannot_be_written_is_an_error_too(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(seal, "seal", full)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, make_state(1), None, {"identity": IDENTITY})
+    with pytest.raises(UserError, match="No space left"):
+        checkpoints.close()
+
+
+def test_place_that_is_no_directory(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file"):
+        Checkpoints(tmp_path / "file" / "checkpoints").save(1, make_state(1), None, {"identity": IDENTITY})
+
+
+# Damage.
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "bit flipped in data": (lambda step: flip(files_of(step)[0]), "SHA-256"),
+    "bit flipped in meta": (lambda step: flip(step / "meta" / "metadata"), "SHA-256"),
+    "truncated": (lambda step: os.truncate(files_of(step)[0], 100), "bytes and not"),
+    "file deleted": (lambda step: files_of(step)[0].unlink(), "is missing"),
+    "item deleted": (lambda step: shutil.rmtree(step / "state"), "state is missing"),
+    "emptied": (lambda step: (shutil.rmtree(step), step.mkdir()), "it is empty"),
+    "seal deleted": (lambda step: step.with_name("3.sha256.json").unlink(), "no seal"),
+    "seal torn": (lambda step: os.truncate(step.with_name("3.sha256.json"), 60), "cannot be read"),
+    "seal of another kind": (lambda step: step.with_name("3.sha256.json").write_text('{"files": []}'), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_falls_back_by_name_and_loses_nothing(tmp_path, kind, caplog):
+    harm, reason = DAMAGE[kind]
+    saved(tmp_path, 1, 2, 3)
+    harm(tmp_path / "3")
+    before = listing(tmp_path)
+    iterator, checkpoints = Iterator(), Checkpoints(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        state, step, _ = checkpoints.restore(abstract(make_state(0)), iterator, IDENTITY)
+    assert same(state, make_state(2)) and step == 2 and iterator.state == {"global_next_index": 2}
+    skipped, taken = [record.getMessage() for record in caplog.records]
+    assert str(tmp_path / "3") in skipped and reason in skipped and str(tmp_path / "2") in taken
+    assert "\n" not in skipped
+    assert sorted(listing(tmp_path).values()) == sorted(before.values())  # moved, not deleted
+    assert not (tmp_path / "3").exists() and (tmp_path / "3.damaged").is_dir()
+    checkpoints.save(3, make_state(3, seed=1), iterator, {"identity": IDENTITY})  # the same number again
+    checkpoints.close()
+    state, step, _ = restored(tmp_path)
+    assert step == 3 and same(state, make_state(3, seed=1)) and (tmp_path / "3.damaged").is_dir()
+
+
+def test_every_file_counts(tmp_path):
+    saved(tmp_path, 1)
+    for path in (tmp_path / "1").rglob("*"):
+        if path.is_file() and path.stat().st_size:
+            data = path.read_bytes()
+            flip(path)
+            assert Checkpoints(tmp_path).latest() is None, path
+            path.write_bytes(data)
+    assert Checkpoints(tmp_path).latest() == 1
+
+
+def test_damaged_twice_keeps_both(tmp_path):
+    saved(tmp_path, 1)
+    for _ in range(2):
+        checkpoints = Checkpoints(tmp_path)
+        checkpoints.restore(abstract(make_state(0)), None, IDENTITY)
+        checkpoints.save(3, make_state(3), None, {"identity": IDENTITY})
+        checkpoints.close()
+        flip(files_of(tmp_path / "3")[0])
+    assert restored(tmp_path)[1] == 1
+    for name in ("3.damaged", "3.damaged.sha256.json", "3.damaged.1", "3.damaged.1.sha256.json"):
+        assert (tmp_path / name).exists()
+
+
+def test_all_damaged_is_an_error_and_changes_nothing(tmp_path):
+    saved(tmp_path, 1, 2)
+    flip(files_of(tmp_path / "1")[0])
+    files_of(tmp_path / "2")[0].unlink()
+    (tmp_path / "9").mkdir()
+    before = listing(tmp_path)
+    with pytest.raises(UserError, match=f"no checkpoint under {tmp_path} is good") as caught:
+        restored(tmp_path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="no good checkpoint"):
+        checkpoint.identity_of(tmp_path)
+    assert listing(tmp_path) == before and (tmp_path / "9").is_dir()
+
+
+@pytest.mark.parametrize("steps", [(), (1, 2)])
+def test_strange_names_do_not_confuse(tmp_path, steps):
+    saved(tmp_path, *steps)
+    for name in ("9", "9.orbax-checkpoint-tmp", "11.orbax-checkpoint-tmp-17", "12.damaged", "best", "007", "-3"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "15").touch()
+    (tmp_path / "16.sha256.json").touch()
+    assert Checkpoints(tmp_path).latest() == max(steps, default=None)
+    checkpoints = Checkpoints(tmp_path)
+    found = checkpoints.restore(abstract(make_state(0)), None, IDENTITY)
+    assert (found and found[1]) == (2 if steps else None)
+    for step in (5, 9, 16):
+        checkpoints.save(step, make_state(step), None, {"identity": IDENTITY})
+    checkpoints.close()
+    assert restored(tmp_path)[1] == 16
+
+
+def test_first_save_killed_before_its_seal_is_taken_and_sealed(tmp_path, caplog):
+    saved(tmp_path, 1, 2)
+    for step in (1, 2):
+        (tmp_path / f"{step}.sha256.json").unlink()
+    shutil.rmtree(tmp_path / "2" / "state" / "d")  # complete by the names of its items, but it does not restore
+    assert restored(tmp_path)[1] == 1
+    assert "does not restore" in caplog.text
+    assert (tmp_path / "1.sha256.json").exists() and Checkpoints(tmp_path).latest() == 1
+
+
+# Identity and shapes.
+
+
+def test_another_identity_is_refused_by_names(tmp_path):
+    saved(tmp_path, 1, 2)
+    before = listing(tmp_path)
+    new = {"model": {"width": 16, "heads": [2, 2], "depth": 3}, "data": "shapes"}
+    with pytest.raises(UserError, match=r'model.depth: "absent" -> 3; model.width: 8 -> 16\)'):
+        restored(tmp_path, new)
+    with pytest.raises(UserError, match=r'data: "shapes" -> "other"; k00: .*; k08: "absent" -> 8; and 4 more'):
+        restored(tmp_path, IDENTITY | {"data": "other"} | {f"k{i:02}": i for i in range(13)})
+    assert listing(tmp_path) == before
+    assert restored(tmp_path, {"data": "shapes", "model": {"heads": [2, 2], "width": np.int32(8)}})[1] == 2
+
+
+def test_another_shape_is_refused_by_names(tmp_path):
+    saved(tmp_path, 1)
+    with pytest.raises(UserError, match=r"params\.dense\.kernel is \(16, 8\) and not \(16, 9\)"):
+        Checkpoints(tmp_path).restore(abstract(make_state(0, width=9)), None, IDENTITY)
+    with pytest.raises(UserError, match=r"ema\.dense\.bias has no place here"):
+        Checkpoints(tmp_path).restore(abstract(make_state(0, ema=False)), None, IDENTITY)
+    half = abstract(jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_state(0).params))
+    with pytest.raises(UserError, match="float32 and not bfloat16"):  # a cast would not be the same run
+        Checkpoints(tmp_path).restore(dataclasses.replace(abstract(make_state(0)), params=half), None, IDENTITY)
+
+
+# Downstream.
+
+
+def test_load_params(tmp_path):
+    saved(tmp_path, 1, 2)
+    wanted = abstract(make_state(0)).params
+    assert same(checkpoint.load_params(tmp_path, wanted), make_state(2).ema)
+    assert same(checkpoint.load_params(tmp_path, wanted, collection="params"), make_state(2).params)
+    assert same(checkpoint.load_params(tmp_path, wanted, step=1), make_state(1).ema)
+    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), wanted)  # no sharding: the first device
+    assert same(checkpoint.load_params(tmp_path, half), jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_state(2).ema))
+    with pytest.raises(UserError, match=r"dense\.bias is \(8,\) and not \(9,\)"):
+        checkpoint.load_params(tmp_path, abstract(make_state(0, width=9)).params)
+    with pytest.raises(UserError, match="more.* is not in the checkpoint"):
+        checkpoint.load_params(tmp_path, wanted | {"more": wanted["list"]})
+    with pytest.raises(UserError, match="dense.kernel has no place"):
+        checkpoint.load_params(tmp_path, {"list": wanted["list"]})
+    with pytest.raises(UserError, match="no good checkpoint of step 5"):
+        checkpoint.load_params(tmp_path, wanted, step=5)
+    with pytest.raises(UserError, match="train this step first"):
+        checkpoint.load_params(tmp_path / "none", wanted)
+
+
+def test_load_params_falls_back_and_identity_tells(tmp_path, caplog):
+    saved(tmp_path, 1, 2)
+    two = checkpoint.identity_of(tmp_path)
+    assert two == checkpoint.identity_of(tmp_path) and len(two) == 16
+    flip(files_of(tmp_path / "2")[0])
+    before = listing(tmp_path)
+    assert same(checkpoint.load_params(tmp_path, abstract(make_state(0)).params), make_state(1).ema)
+    assert str(tmp_path / "2") in caplog.text
+    assert checkpoint.identity_of(tmp_path) != two
+    with pytest.raises(UserError, match="step 2 .*SHA-256"):
+        checkpoint.load_params(tmp_path, abstract(make_state(0)).params, step=2)
+    assert listing(tmp_path) == before  # reading moves nothing
+
+
+def test_no_average(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, make_state(1, ema=False), None, {"identity": {}})
+    checkpoints.close()
+    with pytest.raises(UserError, match="no 'ema'.*collection='params'"):
+        checkpoint.load_params(tmp_path, abstract(make_state(0)).params)
+    assert same(checkpoint.warm_start(tmp_path, make_state(5).params), make_state(1).params)
+
+
+def test_warm_start(tmp_path, caplog):
+    saved(tmp_path / "checkpoints", 1, 2)
+    fresh = make_state(5).params
+    assert same(checkpoint.warm_start(tmp_path, fresh), make_state(2).ema)
+    more = fresh | {"cross": {"kernel": jnp.full(3, 7.0)}}
+    found = checkpoint.warm_start(tmp_path, more, new=(r"cross\..*",))
+    assert same({key: found[key] for key in fresh}, make_state(2).ema) and np.array_equal(found["cross"]["kernel"], [7, 7, 7])
+    assert "cross.kernel" in caplog.text
+    for params, new, words in (
+        (more, (), "cross.kernel is not in the checkpoint"),
+        (more, ("kernel",), "cross.kernel is not in the checkpoint"),
+        ({"list": fresh["list"]}, (), "dense.bias has no place"),
+        (make_state(5, width=9).params, (".*",), "dense.kernel is"),
+    ):
+        with pytest.raises(UserError, match=words):
+            checkpoint.warm_start(tmp_path, params, new=new)
+
+
+# Kills, in processes of their own.
+
+CHILD = """
+import sys, jax, jax.numpy as jnp, numpy as np
+from dlc_jax.checkpoint import Checkpoints
+
+class Iterator:
+    def get_state(self): return {"next": self.next}
+    def set_state(self, state): self.next = state["next"]
+
+def value(step): return {"params": jnp.arange(2**20, dtype=jnp.float32) + step, "step": jnp.int32(step)}
+
+last, iterator, checkpoints = int(sys.argv[2]), Iterator(), Checkpoints(sys.argv[1])
+abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), value(0))
+found = checkpoints.restore(abstract, iterator, {})
+first = found[1] if found else 0
+if found:
+    assert iterator.next == first and jax.tree.all(jax.tree.map(np.array_equal, found[0], value(first)))
+print("from", first, flush=True)
+for step in range(first + 1, last + 1):
+    iterator.next = step
+    checkpoints.save(step, value(step), iterator, {"identity": {}})
+    print("saving", step, flush=True)
+checkpoints.close()
+print("end", flush=True)
+"""
+
+
+def child(directory, last):
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[1])}
+    command = [sys.executable, "-c", CHILD, str(directory), str(last)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_kill_9_while_saving(tmp_path):
+    draw, before = random.Random(0), 0
+    for _ in range(4):
+        process = child(tmp_path, 10**6)
+        first = int(process.stdout.readline().split()[1])
+        assert first >= before  # nothing that was restored once is ever lost
+        before = first
+        for _ in range(draw.randint(2, 5)):
+            process.stdout.readline()
+        time.sleep(draw.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        _, error = process.communicate()
+        assert "Error" not in error, error
+    last = max(seal.steps(tmp_path)) + 2
+    out, error = child(tmp_path, last).communicate(timeout=60)
+    assert out.splitlines()[-1] == "end", error
+    assert all("skipped: it has no seal" in line or "going on from" in line for line in error.splitlines()), error
+    assert [step for step in seal.steps(tmp_path) if seal.damage(tmp_path, step) is None] == [last, last - 1]
+    assert not [path for path in tmp_path.iterdir() if "tmp" in path.name]
+
+
+def test_console_stays_clean(tmp_path):
+    """Also with the set-up of logging that a command line makes."""
+    code = f"""
+import jax.numpy as jnp
+from absl import logging
+logging.use_absl_handler(); logging.set_verbosity(logging.INFO)
+from dlc_jax.checkpoint import Checkpoints
+checkpoints = Checkpoints({str(tmp_path)!r})
+for step in (1, 2, 3):
+    checkpoints.save(step, {{"a": jnp.ones(3)}}, None, {{"identity": {{}}}})
+checkpoints.close()
+Checkpoints({str(tmp_path)!r}).latest()
+"""
+    root = pathlib.Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, cwd=root)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_seal_lists_every_file(tmp_path):
+    saved(tmp_path, 1)
+    files = json.loads((tmp_path / "1.sha256.json").read_text())["files"]
+    sizes = {name: len(text) for name, text in listing(tmp_path / "1").items()}
+    assert {name: size for name, (size, _) in files.items()} == sizes
