@@ -1,0 +1,94 @@
+"""The health of a set of codes: are the values used, do positions differ, do two views of an image agree."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+
+def health(codes: np.ndarray, *, values: int, pairs: int = 64, seed: int = 0) -> Mapping[str, float]:
+    """Summarizes how a set of codes uses its positions and values.
+
+    Args:
+      codes: int [n, l], each in 0..values-1.
+      values: V.
+      pairs: at most so many pairs of positions are sampled for the mutual information.
+      seed: of that sample.
+
+    Returns:
+      `entropy`, `entropy_min`, `entropy_max`: over positions, in nats. `perplexity`: mean of exp(entropy) / V, so 1 is uniform
+      use. `dead`: share of the l * V (position, value) entries that never occur. `mutual_information`: mean over pairs of
+      positions, in nats, of the plug-in estimate; that estimate is above zero for independent positions too, by about
+      (V - 1)^2 / 2n, so `mutual_information_chance` is the same number after one of the two positions was shuffled.
+      `distinct`: share of codes that differ from all earlier ones. `count`: n.
+    """
+    codes = _checked(codes, values)
+    count, length = codes.shape
+    usage = np.stack([np.bincount(codes[:, i], minlength=values) for i in range(length)])
+    entropy = _entropy(usage)
+    result = {
+        "entropy": entropy.mean(),
+        "entropy_min": entropy.min(),
+        "entropy_max": entropy.max(),
+        "perplexity": np.exp(entropy).mean() / values,
+        "dead": (usage == 0).mean(),
+        "distinct": len(np.unique(codes, axis=0)) / count,
+    }
+    random = np.random.default_rng(seed)
+    every = np.stack(np.triu_indices(length, k=1), axis=1)
+    if len(every):
+        some = every[random.permutation(len(every))[:pairs]]
+        result["mutual_information"] = np.mean([mutual_information(codes[:, i], codes[:, j], values=values) for i, j in some])
+        result["mutual_information_chance"] = np.mean(
+            [mutual_information(random.permutation(codes[:, i]), codes[:, j], values=values) for i, j in some]
+        )
+    return {name: float(number) for name, number in result.items()} | {"count": count}
+
+
+def position_entropy(codes: np.ndarray, *, values: int) -> np.ndarray:
+    """Returns [l], the entropy of each position of codes [n, l], in nats."""
+    codes = _checked(codes, values)
+    return _entropy(np.stack([np.bincount(column, minlength=values) for column in codes.T]))
+
+
+def mutual_information(a: np.ndarray, b: np.ndarray, *, values: int) -> float:
+    """Returns the plug-in mutual information of two positions a, b, int [n], in nats."""
+    # Joint values are numbered by those that occur: at V = 4096 a full table would have 16 million entries.
+    joint = np.unique(a.astype(np.int64) * values + b, return_counts=True)[1]
+    single = [_entropy(np.bincount(x, minlength=values)) for x in (a, b)]
+    return float(max(0.0, single[0] + single[1] - _entropy(joint)))
+
+
+def agreement(a: np.ndarray, b: np.ndarray) -> Mapping[str, float]:
+    """Compares two codes of the same images, such as two views, or an image and its reconstruction.
+
+    Args:
+      a, b: int [n, l].
+
+    Returns:
+      `positions`: share of equal positions; `positions_min`: of the position that agrees least; `whole`: share of equal codes;
+      `count`: n.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"codes of different shapes, {a.shape} and {b.shape}, cannot be compared")
+    same = a == b
+    return {
+        "positions": float(same.mean()),
+        "positions_min": float(same.mean(axis=0).min()),
+        "whole": float(same.all(axis=1).mean()),
+        "count": len(a),
+    }
+
+
+def _entropy(counts: np.ndarray) -> np.ndarray:
+    """Returns the entropy in nats of counts along the last axis."""
+    p = counts / counts.sum(axis=-1, keepdims=True)
+    return -np.sum(p * np.log(np.where(p > 0, p, 1)), axis=-1)
+
+
+def _checked(codes: np.ndarray, values: int) -> np.ndarray:
+    codes = np.asarray(codes)
+    if codes.ndim != 2 or not codes.size:
+        raise ValueError(f"codes must be [n, l] and not empty; their shape is {codes.shape}")
+    if codes.min() < 0 or codes.max() >= values:
+        raise ValueError(f"codes run from {codes.min()} to {codes.max()}; they must lie in 0..{values - 1}")
+    return codes.astype(np.int64)

@@ -1,0 +1,150 @@
+"""Pictures of samples, enlarged so that they can be looked at, and rates of what was read from samples."""
+
+import json
+import os
+from collections.abc import Collection, Mapping, Sequence
+
+import einops
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_READABLE = 64  # pixels: small images are enlarged by a whole factor up to about this
+_GAP = 2
+_PAPER = 225  # light, but not white: images on white keep their edges
+
+
+def grid(images: np.ndarray, *, columns: int = 8, scale: int | None = None) -> np.ndarray:
+    """Lays images out in rows on light gray.
+
+    Args:
+      images: uint8 [n, y, x, c], c is 1 or 3.
+      columns: images in a row; the last row is filled with gray.
+      scale: every pixel becomes scale x scale; None enlarges to about 64 pixels.
+
+    Returns:
+      uint8 [Y, X, 3].
+    """
+    images = _enlarged(images, scale)
+    columns = max(1, min(columns, len(images)))
+    missing = -len(images) % columns
+    images = np.concatenate([images, np.full((missing, *images.shape[1:]), _PAPER, np.uint8)])
+    framed = np.pad(images, ((0, 0), (0, _GAP), (0, _GAP), (0, 0)), constant_values=_PAPER)
+    laid = einops.rearrange(framed, "(r k) y x c -> (r y) (k x) c", k=columns)
+    return np.pad(laid, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=_PAPER)
+
+
+def labelled_rows(rows: Mapping[str, np.ndarray], *, columns: int = 8, scale: int | None = None) -> np.ndarray:
+    """Lays rows of images below each other, each with its label at the left: column j belongs together.
+
+    For "real", "codes decoded", or "parent A", "parent B", "child 1", ... More images than `columns` go on in a further band of
+    all rows.
+
+    Args:
+      rows: label -> uint8 [n, y, x, c]; n and the size are the same in all.
+      columns: images in a row.
+      scale: as in `grid`.
+
+    Returns:
+      uint8 [Y, X, 3].
+
+    Raises:
+      ValueError: the rows have different numbers or sizes of images.
+    """
+    shapes = {images.shape for images in rows.values()}
+    if len(shapes) != 1:
+        raise ValueError(f"rows must hold the same number of images of one size; they are {sorted(shapes)}")
+    count = shapes.pop()[0]
+    columns = max(1, min(columns, count))
+    font = ImageFont.load_default(size=16)
+    width = max(int(font.getlength(label)) for label in rows) + 8
+    bands = []
+    for start in range(0, count, columns):
+        for label, images in rows.items():
+            part = images[start : start + columns]
+            blank = np.full((columns - len(part), *part.shape[1:]), _PAPER, np.uint8)
+            strip = grid(np.concatenate([part, blank]), columns=columns, scale=scale)
+            margin = Image.new("RGB", (width, len(strip)), (_PAPER,) * 3)
+            ImageDraw.Draw(margin).text((4, len(strip) // 2), label, fill=(0, 0, 0), font=font, anchor="lm")
+            bands.append(np.concatenate([np.asarray(margin), strip], axis=1))
+        if start + columns < count:
+            bands.append(np.full((4 * _GAP, bands[-1].shape[1], 3), _PAPER, np.uint8))
+    return np.concatenate(bands)
+
+
+def save_png(path: str | os.PathLike, array: np.ndarray) -> None:
+    """Writes uint8 [y, x, c] as PNG, under another name first, so that a reader never finds half a file; makes the directory."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    partial = f"{os.fspath(path)}.partial"
+    Image.fromarray(_rgb(array)).save(partial, format="PNG", optimize=True)
+    os.replace(partial, path)
+
+
+def save_captions(directory: str | os.PathLike, captions: Mapping[str, str]) -> None:
+    """Writes `captions.json`, {picture's file: one sentence}, which the report shows below the pictures; makes the directory."""
+    os.makedirs(directory, exist_ok=True)
+    path = os.path.join(directory, "captions.json")
+    with open(f"{path}.partial", "w", encoding="utf-8") as file:
+        json.dump(dict(captions), file, indent=2, ensure_ascii=False)
+    os.replace(f"{path}.partial", path)
+
+
+def reconstruction(true_factors: np.ndarray, read_factors: np.ndarray, *, names: Sequence[str]) -> Mapping[str, float]:
+    """Returns for each factor the share of images, int [n, f] before and after, that kept it; `all` of them at once; `count`."""
+    kept = np.asarray(true_factors) == np.asarray(read_factors)
+    rates = {name: float(kept[:, column].mean()) for column, name in enumerate(names)}
+    return rates | {"all": float(kept.all(axis=1).mean()), "count": len(kept)}
+
+
+def unconditional(
+    read_factors: np.ndarray,
+    valid: np.ndarray,
+    *,
+    names: Sequence[str],
+    classes: Sequence[int],
+    held_out: Collection[tuple[int, ...]] = (),
+) -> Mapping[str, float]:
+    """Measures whether samples are valid and how they spread; nothing is left out for being invalid, unless the name says so.
+
+    Args:
+      read_factors: int [n, f], as read from the samples.
+      valid: bool [n].
+      names: the f factors' names.
+      classes: how many values each factor has.
+      held_out: the combinations that training never saw, as tuples of the first factors (as many as they have entries).
+
+    Returns:
+      `valid`: share; per factor `entropy_{name}`, of its frequencies, 1 when all values are equally frequent, and
+      `values_{name}`, the number of values that occur; the same of the valid samples alone, `valid_values_{name}`; `held_out`:
+      share of samples with a held-out combination, beside `chance_held_out`, that of uniform factors; `count`.
+    """
+    read_factors, valid = np.asarray(read_factors), np.asarray(valid, bool)
+    result: dict[str, float] = {"valid": float(valid.mean())}
+    for column, name in enumerate(names):
+        counts = np.bincount(read_factors[:, column], minlength=classes[column])
+        p = counts[counts > 0] / counts.sum()
+        most = np.log(classes[column]) or 1.0  # a factor with one value has no entropy to reach
+        result[f"entropy_{name}"] = float(abs(np.sum(p * np.log(p))) / most)
+        result[f"values_{name}"] = int(len(p))
+        result[f"valid_values_{name}"] = len(np.unique(read_factors[valid, column]))
+    combinations = {tuple(map(int, combination)) for combination in held_out}
+    if combinations:
+        depth = len(next(iter(combinations)))
+        result["held_out"] = float(np.mean([tuple(map(int, row[:depth])) in combinations for row in read_factors]))
+        result["chance_held_out"] = float(len(combinations) / np.prod(classes[:depth]))
+    return result | {"count": len(read_factors)}
+
+
+def _enlarged(images: np.ndarray, scale: int | None) -> np.ndarray:
+    images = _rgb(images)
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"pictures are made of one or more images, [n, y, x, c]; got {images.shape}")
+    if scale is None:
+        scale = max(1, _READABLE // max(images.shape[1:3]))
+    return einops.repeat(images, "n y x c -> n (y s) (x t) c", s=scale, t=scale)
+
+
+def _rgb(array: np.ndarray) -> np.ndarray:
+    array = np.asarray(array)
+    if array.dtype != np.uint8 or array.shape[-1] not in (1, 3):
+        raise ValueError(f"pictures are uint8 with 1 or 3 channels last; got {array.dtype} {array.shape}")
+    return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array

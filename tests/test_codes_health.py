@@ -1,0 +1,56 @@
+"""Code health on codes whose numbers are known."""
+
+import numpy as np
+import pytest
+
+from dlc_jax.evals import codes as health
+
+
+def test_entropy_perplexity_and_dead_entries_by_hand():
+    # Position 0 uses 2 of 4 values equally, position 1 always the same one.
+    codes = np.array([[0, 3], [1, 3], [0, 3], [1, 3]])
+    np.testing.assert_allclose(health.position_entropy(codes, values=4), [np.log(2), 0], atol=1e-12)
+    result = health.health(codes, values=4)
+    assert result["entropy"] == pytest.approx(np.log(2) / 2)
+    assert (result["entropy_min"], result["entropy_max"]) == pytest.approx((0, np.log(2)))
+    assert result["perplexity"] == pytest.approx((2 + 1) / 2 / 4)
+    assert result["dead"] == pytest.approx((2 + 3) / 8)
+    assert health.health(codes[:2, :1], values=3)["dead"] == pytest.approx(1 / 3)  # once is not never
+    assert result["distinct"] == 0.5 and result["count"] == 4
+    assert all(type(number) in (float, int) for number in result.values())
+
+
+def test_mutual_information_of_equal_independent_and_partly_equal_positions():
+    grid = np.array([[a, b] for a in range(4) for b in range(4)])
+    assert health.mutual_information(grid[:, 0], grid[:, 1], values=4) == pytest.approx(0, abs=1e-12)
+    assert health.mutual_information(grid[:, 0], grid[:, 0], values=4) == pytest.approx(np.log(4))
+    assert health.mutual_information(grid[:, 0], grid[:, 0] // 2, values=4) == pytest.approx(np.log(2))
+
+
+def test_mean_mutual_information_is_over_pairs_and_stands_beside_its_chance_level():
+    column = np.random.default_rng(0).integers(0, 4, 4000)
+    other = np.random.default_rng(1).integers(0, 4, 4000)
+    result = health.health(np.stack([column, column, other], axis=1), values=4)
+    # Of the pairs 01, 02, 12 one is equal and two are independent.
+    assert result["mutual_information"] == pytest.approx(np.log(4) / 3, abs=0.01)
+    assert result["mutual_information_chance"] == pytest.approx(9 / 8000, abs=1e-3)
+    assert 0 < result["mutual_information_chance"]
+
+
+def test_pairs_are_sampled_alike_for_a_seed_and_one_position_has_none():
+    codes = np.random.default_rng(2).integers(0, 3, (50, 10))
+    assert health.health(codes, values=3, pairs=5, seed=1) == health.health(codes, values=3, pairs=5, seed=1)
+    assert "mutual_information" not in health.health(codes[:, :1], values=3)
+
+
+def test_agreement_by_hand():
+    a, b = np.array([[0, 1], [2, 3], [4, 5], [6, 7]]), np.array([[0, 1], [2, 0], [4, 0], [6, 7]])
+    assert health.agreement(a, b) == {"positions": 0.75, "positions_min": 0.5, "whole": 0.5, "count": 4}
+    with pytest.raises(ValueError, match="shapes"):
+        health.agreement(a, b[:2])
+
+
+@pytest.mark.parametrize("codes", [np.array([[0, 4]]), np.array([[-1, 0]]), np.zeros((0, 3), int), np.zeros(3, int)])
+def test_bad_codes_are_refused(codes):
+    with pytest.raises(ValueError):
+        health.health(codes, values=4)

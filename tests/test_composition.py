@@ -1,0 +1,111 @@
+"""Mixing and its scores, counted by hand and by brute force."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from dlc_jax.evals import composition
+
+CLASSES = (6, 6, 4, 2)
+NAMES = ("shape", "color", "background", "size")
+
+
+def _factors(count, seed=0):
+    return np.stack([np.random.default_rng([seed, k]).integers(0, kinds, count) for k, kinds in enumerate(CLASSES)], axis=1)
+
+
+def test_pairs_differ_in_every_factor():
+    factors = _factors(200)
+    pairs = composition.choose_pairs(factors, 64, seed=3)
+    assert pairs.shape == (64, 2)
+    assert np.all(factors[pairs[:, 0]] != factors[pairs[:, 1]])
+    np.testing.assert_array_equal(pairs, composition.choose_pairs(factors, 64, seed=3))
+    assert np.any(pairs != composition.choose_pairs(factors, 64, seed=4))
+
+
+def test_three_parents_differ_among_each_other():
+    factors = _factors(200)[:, :3]
+    chosen = factors[composition.choose_parents(factors, 32, parents=3, seed=0)]  # [32 3 f]
+    for i, j in itertools.combinations(range(3), 2):
+        assert np.all(chosen[:, i] != chosen[:, j])
+
+
+def test_impossible_groups_are_refused():
+    with pytest.raises(ValueError, match="2 values"):
+        composition.choose_parents(_factors(100), 4, parents=3, seed=0)
+    with pytest.raises(ValueError, match="found 0 of 4"):  # each factor varies, but no two rows differ in both
+        composition.choose_pairs(np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1], [0, 1, 1]]), 4, seed=0)
+
+
+def test_mix_copies_each_position_from_a_parent_in_the_weights_proportion():
+    a, b = np.zeros((400, 50), np.uint8), np.ones((400, 50), np.uint8)
+    even = composition.mix([a, b], seed=1)
+    assert even.dtype == np.uint8 and even.shape == a.shape
+    assert even.mean() == pytest.approx(0.5, abs=0.02)  # standard error 0.0035
+    assert composition.mix([a, b], seed=1, weights=(1, 3)).mean() == pytest.approx(0.75, abs=0.02)
+    np.testing.assert_array_equal(composition.mix([a, b], seed=1, weights=(0, 2)), b)
+    np.testing.assert_array_equal(composition.mix([a, b], seed=1, weights=(1, 0)), a)
+    assert not np.array_equal(even[0], even[1])
+    three = composition.mix([a, b, b + 1], seed=2)
+    np.testing.assert_allclose(np.bincount(three.ravel()) / three.size, 1 / 3, atol=0.02)
+
+
+def test_mix_where_parents_agree_changes_nothing():
+    codes = np.random.default_rng(0).integers(0, 9, (10, 6))
+    np.testing.assert_array_equal(composition.mix([codes, codes], seed=5), codes)
+
+
+def test_a_part_mixes_as_in_the_whole():
+    random = np.random.default_rng(0)
+    a, b = random.integers(0, 9, (2, 20, 8))
+    whole = composition.mix([a, b], seed=7)
+    part = composition.mix([a[5:9], b[5:9]], seed=7, position=np.arange(5, 9))
+    np.testing.assert_array_equal(part, whole[5:9])
+    assert composition.mix([a[:0], b[:0]], seed=7).shape == (0, 8)
+
+
+@pytest.mark.parametrize("weights", [(1,), (1, -1), (0, 0), (np.nan, 1)])
+def test_bad_weights_are_refused(weights):
+    with pytest.raises(ValueError, match="weights"):
+        composition.mix([np.zeros((1, 1), int)] * 2, seed=0, weights=weights)
+
+
+def test_score_of_pairs_by_hand():
+    a, b = np.array([[0, 0]] * 4), np.array([[1, 1]] * 4)
+    child = np.array([[0, 1], [0, 0], [1, 5], [5, 5]])  # both; A alone; B and neither; neither
+    assert composition.score([a, b], child, names=("shape", "color"), classes=(6, 6)) == {
+        "shape_from_parents": 0.75,
+        "chance_shape_from_parents": pytest.approx(2 / 6),
+        "color_from_parents": 0.5,
+        "chance_color_from_parents": pytest.approx(2 / 6),
+        "both_parents": 0.25,
+        "chance_both_parents": pytest.approx(2 / 36),
+        "count": 4,
+    }
+
+
+def test_a_value_that_both_parents_have_is_from_neither_alone():
+    a, b, child = np.array([[2, 0]]), np.array([[2, 1]]), np.array([[2, 1]])
+    result = composition.score([a, b], child, names=("shape", "color"), classes=(6, 6))
+    assert result["shape_from_parents"] == 1 and result["chance_shape_from_parents"] == pytest.approx(1 / 6)
+    assert result["both_parents"] == 0 and result["chance_both_parents"] == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    "parents",
+    [
+        [(0, 0, 0), (1, 1, 1)],
+        [(0, 0, 0), (1, 0, 1)],
+        [(0, 0, 0), (1, 1, 1), (2, 2, 2)],
+        [(0, 0, 0), (1, 1, 1), (1, 2, 3)],
+    ],
+)
+def test_chance_levels_are_those_of_all_children(parents):
+    classes, names = (4, 3, 5), ("a", "b", "c")
+    child = np.array(list(itertools.product(*map(range, classes))))
+    stacked = [np.tile(parent, (len(child), 1)) for parent in parents]
+    result = composition.score(stacked, child, names=names, classes=classes)
+    every = "both_parents" if len(parents) == 2 else "all_parents"
+    for key in [f"{name}_from_parents" for name in names] + [every]:
+        assert result[f"chance_{key}"] == pytest.approx(result[key]), key

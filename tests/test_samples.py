@@ -1,0 +1,103 @@
+"""Pictures that show what they are given, and rates counted by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlc_jax.evals import samples
+
+
+def _images(count, size=3, channels=3):
+    return np.random.default_rng(0).integers(0, 200, (count, size, size, channels), dtype=np.uint8)
+
+
+def test_grid_holds_every_image_enlarged_by_whole_pixels():
+    images = _images(5)
+    laid = samples.grid(images, columns=3, scale=4)
+    gap, step = 2, 3 * 4 + 2
+    assert laid.shape == (2 * step + gap, 3 * step + gap, 3) and laid.dtype == np.uint8
+    for i, image in enumerate(images):
+        y, x = gap + i // 3 * step, gap + i % 3 * step
+        cell = laid[y : y + 12, x : x + 12]
+        np.testing.assert_array_equal(cell[::4, ::4], image)
+        np.testing.assert_array_equal(cell, cell[::4, ::4].repeat(4, 0).repeat(4, 1))
+    assert np.all(laid[gap + step :, gap + 2 * step :] == 225)  # the sixth place is empty
+    assert np.all(laid[:gap] == 225) and np.all(laid[:, -gap:] == 225)
+
+
+@pytest.mark.parametrize(("size", "shown"), [(16, 64), (28, 56), (32, 64), (100, 100)])
+def test_small_images_are_enlarged_to_be_seen(size, shown):
+    assert samples.grid(_images(1, size), columns=8).shape == (shown + 4, shown + 4, 3)
+
+
+def test_gray_images_become_three_equal_channels():
+    laid = samples.grid(_images(2, channels=1))
+    assert laid.shape[2] == 3 and np.all(laid == laid[..., :1])
+
+
+def test_rows_stand_below_each_other_with_labels_and_go_on_in_bands():
+    rows = {"real": _images(5), "decoded": 255 - _images(5)}
+    laid = samples.labelled_rows(rows, columns=3, scale=8)
+    height, width = 3 * 8 + 4, 3 * (3 * 8 + 2) + 2
+    margin = laid.shape[1] - width
+    assert laid.shape[0] == 4 * height + 8 and margin > 30
+    for row, images in enumerate([rows["real"][:3], rows["decoded"][:3]]):
+        np.testing.assert_array_equal(laid[row * height : (row + 1) * height, margin:], samples.grid(images, columns=3, scale=8))
+        assert laid[row * height : (row + 1) * height, :margin].min() < 100  # the label
+    second = laid[2 * height + 8 : 3 * height + 8, margin:]
+    np.testing.assert_array_equal(second[:, : 2 * 26 + 2], samples.grid(rows["real"][3:], columns=2, scale=8))
+
+
+def test_rows_of_different_length_and_wrong_arrays_are_refused():
+    with pytest.raises(ValueError, match="same number"):
+        samples.labelled_rows({"a": _images(2), "b": _images(3)})
+    with pytest.raises(ValueError, match="uint8"):
+        samples.grid(_images(2).astype(np.float32))
+    with pytest.raises(ValueError, match="one or more"):
+        samples.grid(_images(0))
+
+
+def test_png_is_written_whole_and_read_back(tmp_path):
+    laid = samples.grid(_images(4))
+    samples.save_png(tmp_path / "new" / "a.png", laid)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "a.png")), laid)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
+
+
+def test_captions_are_written(tmp_path):
+    samples.save_captions(tmp_path / "pictures", {"a.png": "Codes → images."})
+    assert json.loads((tmp_path / "pictures" / "captions.json").read_text()) == {"a.png": "Codes → images."}
+    assert len(list((tmp_path / "pictures").iterdir())) == 1
+
+
+def test_reconstruction_by_hand():
+    true, read = np.array([[0, 1], [2, 3], [4, 5], [0, 0]]), np.array([[0, 1], [2, 0], [4, 0], [1, 1]])
+    rates = samples.reconstruction(true, read, names=("shape", "color"))
+    assert rates == {"shape": 0.75, "color": 0.25, "all": 0.25, "count": 4}
+
+
+def test_unconditional_by_hand():
+    read = np.array([[0, 0, 0], [1, 0, 0], [2, 0, 1], [3, 0, 1]])
+    valid = np.array([True, False, True, True])
+    rates = samples.unconditional(
+        read, valid, names=("shape", "color", "size"), classes=(4, 6, 2), held_out={(0, 0), (5, 5), (3, 0)}
+    )
+    assert rates == {
+        "valid": 0.75,
+        "entropy_shape": pytest.approx(1),
+        "values_shape": 4,
+        "valid_values_shape": 3,
+        "entropy_color": 0,
+        "values_color": 1,
+        "valid_values_color": 1,
+        "entropy_size": pytest.approx(1),
+        "values_size": 2,
+        "valid_values_size": 2,
+        "held_out": 0.5,
+        "chance_held_out": pytest.approx(3 / 24),
+        "count": 4,
+    }
+    half = samples.unconditional(np.array([[0], [1]]), valid[:2], names=("shape",), classes=(4,))
+    assert half["entropy_shape"] == pytest.approx(0.5) and "held_out" not in half
