@@ -1,0 +1,110 @@
+"""ImageNet at 256 pixels, with the sizes of the paper (arXiv 2507.12318): ViT-L/14 with a 512x256 simplicial embedding, DiT-XL/2.
+
+    python -m dlc_jax.main --config=configs/imagenet256.py --workdir=DIR
+    python -m dlc_jax.main --config=configs/imagenet256.py:generator --workdir=DIR         # one step
+    python -m dlc_jax.main --config=configs/imagenet256.py:generator,B --workdir=DIR       # another DiT: S, B, L, XL
+    python -m dlc_jax.main --config=configs/imagenet256.py:32x4096 --workdir=DIR           # another code: 32x4096, 128x1024, 512x256
+
+ImageNet is read through TFDS, prepared as ArrayRecord: `--config.data.options.data_dir=DIR`. Every step builds and compiles at these sizes
+(tests/test_configs.py lowers each, forward and backward). The generator works on latents of a VAE; the codes step of this version does not
+write them yet, so the generator cannot be trained from this recipe alone.
+
+The paper: encoder about a day on two A100, prior two days and generator ten days on four H100.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+STEPS = ("encoder", "codes", "prior", "generator", "samples")
+SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}  # width, depth, heads
+CODES = ("32x4096", "128x1024", "512x256")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    steps, size, code = [], "XL", "512x256"
+    for word in filter(None, variant.split(",")):
+        if word in STEPS:
+            steps.append(word)
+        elif word in SIZES:
+            size = word
+        elif word in CODES:
+            code = word
+        else:
+            raise ValueError(f"unknown variant {word!r}; configs/imagenet256.py has {', '.join((*STEPS, *SIZES, *CODES))}")
+    positions, values = map(int, code.split("x"))
+    width, depth, heads = SIZES[size]
+    batch = 512  # of the encoder
+
+    encoder = dict(
+        stage="encoder",
+        model=dict(
+            image=224, patch=14, width=1024, depth=24, heads=16, positions=positions, values=values, prototypes=65_536,
+            relaxation="softmax", hidden=2048, bottleneck=256, channels=3, registers=4, mlp_ratio=4.0, pos="learned", layer_scale=1e-5,
+            qk_norm=False, remat="dots", unroll=False, implementation=None,
+        ),
+        objective=dict(
+            teacher="centering", student_temperature=0.1, teacher_temperature=(0.04, 0.07, 37_500), simplex_temperature=1.0,
+            center_momentum=0.9, momentum=(0.992, 1.0), koleo=0.1, koleo_group=64,
+        ),
+        crops=dict(
+            global_crops=2, global_size=224, global_scale=(0.32, 1.0), local_crops=8, local_size=98, local_scale=(0.05, 0.32),
+            ratio=(3 / 4, 4 / 3), flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8, gray=0.2, blur=(0.0, 0.9, 0.5),
+            blur_sigma=(0.1, 2.0), solarize=(0.0, 0.2, 0.0), shift=0.0, interpolation="bicubic",
+        ),
+        optimizer=dict(
+            learning_rate=1e-4 * (batch / 1024) ** 0.5, schedule="cosine", warmup=12_500, final=0.01, weight_decay=0.04, b1=0.9, b2=0.999, eps=1e-8
+        ),
+        train=train(steps=125_000, batch=batch, clip=3.0),
+    )  # fmt: skip
+    prior = dict(
+        stage="prior",
+        codes="codes",
+        model=dict(
+            positions=positions, values=values, width=1024, depth=24, heads=16, mlp_ratio=4.0, per_position=False, sigma_conditioning=False,
+            remat="dots", unroll=False, implementation=None,
+        ),
+        ema_decay=0.9999,
+        optimizer=dict(learning_rate=3e-4, schedule="constant", warmup=2500, final=0.0, weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8),
+        train=train(steps=500_456, batch=512, clip=1.0),
+    )  # fmt: skip
+    generator = dict(
+        stage="generator",
+        codes="codes",
+        latents=True,
+        model=dict(
+            image=32, channels=4, patch=2, width=width, depth=depth, heads=heads, positions=positions, values=values, out_channels=None,
+            mlp_ratio=4.0, qk_norm=False, remat="dots", unroll=False, implementation=None,
+        ),
+        objective=dict(prediction="v", floor=0.1, time=(0.0, 1.0), drop=0.1, drop_positions=0.0),
+        ema_decay=0.9999,
+        optimizer=dict(learning_rate=1e-4, schedule="constant", warmup=0, final=0.0, weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8),
+        train=train(steps=6_000_000, batch=256, clip=0.0),
+    )  # fmt: skip
+    return ConfigDict(
+        dict(
+            seed=0,
+            steps=tuple(steps) or STEPS,
+            mesh=dict(data=1, fsdp=-1, tensor=1),
+            data=dict(
+                name="tfds",
+                options=dict(
+                    dataset="imagenet2012", train="train", validation="validation", image=256, field="image", data_dir=placeholder(str)
+                ),
+            ),
+            encoder=encoder,
+            codes=dict(stage="codes", encoder="encoder", view=dict(image=224), splits=("train", "validation"), batch=512, shard_size=16_384),
+            prior=prior,
+            generator=generator,
+            samples=dict(
+                stage="samples", prefix="", encoder="encoder", prior="prior", generator="generator", codes="codes", held_out=False,
+                count=512, pairs=64, batch=64, calls=0, sampling_steps=50, guidance=1.5, method="heun",
+            ),
+        )
+    )  # fmt: skip
+
+
+def train(*, steps: int, batch: int, clip: float) -> dict:
+    return dict(
+        steps=steps, batch=batch, accumulate=1, clip=clip, dtype="bfloat16", log_every=100, save_every=5000, validate_every=5000,
+        validate_batches=8, keep=3, patience=20, init_from="", init_new=(),
+    )  # fmt: skip

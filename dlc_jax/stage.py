@@ -1,0 +1,117 @@
+"""The contracts. A recipe is a list of steps, each a Stage (trained) or a Job (run once); a new method is a new one of these.
+
+Nothing here computes. `train.py` drives a Stage, `main.py` runs a Job, and neither knows a model or a loss.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dlc_jax.errors import UserError
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a stage is trained: the `train` section of a recipe.
+
+    Attributes:
+      steps: optimizer steps in all.
+      batch: global batch, examples per step.
+      accumulate: microbatches per step.
+      clip: largest global gradient norm; 0 never clips.
+      dtype: of the computation, "float32" or "bfloat16".
+      log_every, save_every, validate_every: cadences in steps; the last step is always saved and validated.
+      validate_batches: batches of the fixed validation split.
+      keep: checkpoints kept, at least 2.
+      patience: non-finite steps in a row after which the run stops.
+      init_from: directory of a step whose parameters (its average if it has one) are the starting point; "" starts afresh.
+      init_new: regular expressions of parameters that may be new when `init_from` is given; all others must be there.
+    """
+
+    steps: int
+    batch: int
+    accumulate: int = 1
+    clip: float = 0.0
+    dtype: str = "float32"
+    log_every: int = 50
+    save_every: int = 1000
+    validate_every: int = 1000
+    validate_batches: int = 4
+    keep: int = 2
+    patience: int = 5
+    init_from: str = ""
+    init_new: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.dtype not in ("float32", "bfloat16"):
+            raise UserError(f"train.dtype={self.dtype!r} is unknown; known: float32, bfloat16")
+        for name in ("steps", "batch", "accumulate", "log_every", "save_every", "validate_every", "patience"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name}={getattr(self, name)} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Something measured every `every` steps, and at the last one.
+
+    Attributes:
+      name: prefix of its metrics.
+      every: steps between two runs; 0 runs it at the last step only.
+      run: (state, frozen, mesh, directory) -> {metric: float}; it may write pictures under `directory`.
+    """
+
+    name: str
+    every: int
+    run: Callable[..., Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A trained step.
+
+    Attributes:
+      init: (key) -> (params, extra). `extra` is any other state: a center, a queue.
+      prepare: (params, ema, extra, batch, frozen, step, key) -> batch. Runs once on the GLOBAL batch, before it is split for
+        accumulation, without gradient: teachers, Sinkhorn, anything coupled across the batch.
+      loss: (params, extra, batch, frozen, step, key) -> (loss, (metrics, aux)). Runs per microbatch; loss, metrics and aux are means.
+      after_update: (extra, params, aux, step) -> extra, with the new parameters and aux averaged over microbatches.
+      ema_decay: (step) -> decay of the exponential moving average of the parameters, or None for no average. DINO's teacher is it.
+      batch_spec: abstract GLOBAL batch, a dict of jax.ShapeDtypeStruct. `position`, int32 [b], is each record's place in the global
+        step: random draws are folded with it, so that they do not depend on devices, processes or accumulation.
+      frozen_spec: abstract tree of what `load_frozen` returns.
+      load_frozen: (mesh) -> parameters of upstream networks: an argument of the step, never closed over, never donated.
+      batches: (split) -> checkpointable iterator of HOST-LOCAL numpy batches with `position`; splits: "train", "validation".
+      optimizer: optim.Optimizer.
+      plan: how long and how it is trained.
+      evals: what to measure on the way.
+      identity: what must not change under a checkpoint: the parts of the config that define model and data.
+    """
+
+    init: Callable
+    prepare: Callable
+    loss: Callable
+    after_update: Callable
+    ema_decay: Callable | None
+    batch_spec: Mapping[str, Any]
+    frozen_spec: Tree
+    load_frozen: Callable
+    batches: Callable
+    optimizer: Any
+    plan: Plan
+    evals: tuple[Evaluator, ...] = ()
+    identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A step that is run, not trained: code export, sampling, probing, a report.
+
+    Attributes:
+      run: (mesh, directory) -> {result: value} for results.json; resumable by shard: what is complete is not done again.
+      lower: () -> jax.stages.Lowered of its largest computation from abstract shapes, for planning; None if it has none.
+    """
+
+    run: Callable[..., Mapping[str, Any]]
+    lower: Callable | None = None

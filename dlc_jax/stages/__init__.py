@@ -1,0 +1,12 @@
+"""Every kind of step that a recipe can name. Adding one is a module here and a line below."""
+
+from dlc_jax.stages import codes, encoder, generator, prior, probe, samples
+
+STAGES = {
+    "encoder": encoder.make,
+    "codes": codes.make,
+    "probe": probe.make,
+    "prior": prior.make,
+    "generator": generator.make,
+    "samples": samples.make,
+}

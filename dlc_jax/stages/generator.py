@@ -1,0 +1,115 @@
+"""The generator p(image | codes): a diffusion transformer on the linear path, conditioned on codes through a table.
+
+Source: DiT, flow matching, arXiv 2507.12318 section 3. With `codes=""` the same model is trained without codes: the ablation.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dlc_jax import optim
+from dlc_jax.data import loader, sources
+from dlc_jax.data.codes import CodeStore, WithCodes
+from dlc_jax.diffusion import flow, schedules
+from dlc_jax.errors import UserError
+from dlc_jax.losses.diffusion import flow_loss
+from dlc_jax.models.dit import DiT
+from dlc_jax.stage import Plan, Stage
+from dlc_jax.step import example_keys, shared_key
+
+TIME, NOISE, DROP, POSITIONS = 1, 2, 3, 4  # purposes of keys
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The `objective` section.
+
+    Attributes:
+      prediction: "v" (noise minus data) or "x" (data).
+      floor: smallest time in the x-prediction's weight 1 / t^2.
+      time: (mean, standard deviation) of the logit-normal time; a mean above 0 leans to noise.
+      drop: share of examples that see the null condition, for guidance.
+      drop_positions: largest share of positions hidden from an example that keeps its codes; the share is drawn evenly up to it.
+        Seeing parts of codes teaches the model to read codes that were put together from several images.
+    """
+
+    prediction: str = "v"
+    floor: float = 0.1
+    time: tuple[float, float] = (0.0, 1.0)
+    drop: float = 0.1
+    drop_positions: float = 0.0
+
+    def __post_init__(self):
+        if self.prediction not in ("v", "x"):
+            raise UserError(f"generator.objective.prediction={self.prediction!r} is unknown; known: v, x")
+
+
+def to_pixels(images) -> jax.Array:
+    """uint8 images to [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def make(config, *, step: str, workdir) -> Stage:
+    """The stage of a recipe's section `step`; codes come from the store of the job named in `codes`, latents too if `latents`."""
+    section = config[step]
+    plan = Plan(**section.train)
+    objective = Objective(**section.objective)
+    model = DiT(**section.model)
+    image, channels, length, values = section.model.image, section.model.channels, model.positions, model.values
+    field = "latent" if section.latents else "image"
+    if bool(section.codes) != bool(length):
+        raise UserError(f"{step}.codes={section.codes!r} does not go with {step}.model.positions={length}: without codes, positions is 0")
+
+    batch_spec = {"position": jax.ShapeDtypeStruct((plan.batch,), jnp.int32)}
+    batch_spec[field] = jax.ShapeDtypeStruct((plan.batch, image, image, channels), jnp.float32 if section.latents else jnp.uint8)
+    if length:
+        batch_spec["codes"] = jax.ShapeDtypeStruct((plan.batch, length), jnp.int32)
+
+    def init(key):
+        x = jnp.zeros((1, image, image, channels))
+        codes = jnp.zeros((1, length), jnp.int32) if length else None
+        return model.init(key, x, jnp.zeros((1,)), codes)["params"], {}
+
+    def hide(codes, position, key):
+        """Codes with the null id where a whole example or single positions are dropped."""
+
+        def one(codes, drop, share):
+            whole = jax.random.uniform(drop) < objective.drop
+            level, each = jax.random.split(share)
+            some = jax.random.uniform(each, codes.shape) < jax.random.uniform(level) * objective.drop_positions
+            return jnp.where(whole | some, values, codes)
+
+        return jax.vmap(one)(codes, example_keys(key, position, DROP), example_keys(key, position, POSITIONS))
+
+    def loss(params, extra, batch, frozen, step, key):
+        x = batch["latent"] if section.latents else to_pixels(batch["image"])
+        mean, deviation = objective.time
+        u = schedules.stratified(batch["position"], plan.batch, shared_key(key, TIME))
+        t = schedules.logit_normal(u, mean, deviation)
+        noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(example_keys(key, batch["position"], NOISE))
+        codes = hide(batch["codes"], batch["position"], key) if length else None
+        prediction = model.apply({"params": params}, flow.interpolate(x, noise, t), t, codes)
+        value = flow_loss(prediction, x, noise, t, kind=objective.prediction, floor=objective.floor).mean()
+        return value, ({}, {})
+
+    def batches(split):
+        source = sources.source(config.data.name, split, **config.data.options)
+        if length:
+            source = WithCodes(source, CodeStore(workdir / section.codes / split))
+        return loader.batches(source, batch=plan.batch, seed=config.seed, fields=tuple(name for name in batch_spec if name != "position"))
+
+    return Stage(
+        init=init,
+        prepare=lambda params, ema, extra, batch, frozen, step, key: batch,
+        loss=loss,
+        after_update=lambda extra, params, aux, step: extra,
+        ema_decay=lambda step: jnp.minimum(section.ema_decay, (1 + step) / (10 + step)),
+        batch_spec=batch_spec,
+        frozen_spec={},
+        load_frozen=lambda mesh: {},
+        batches=batches,
+        optimizer=optim.make(steps=plan.steps, **section.optimizer),
+        plan=plan,
+        identity={"model": section.model.to_dict(), "codes": section.codes, "latents": section.latents, "data": config.data.to_dict()},
+    )

@@ -1,0 +1,119 @@
+"""The samples job: what the trained networks make, as pictures and as numbers.
+
+    unconditional    prior -> codes -> images
+    reconstruction   unseen images -> codes -> images, of combinations seen in training and of held-out ones
+    composition      codes of two and of three images mixed position by position -> images
+
+With `codes=""` the generator was trained without codes and only draws; its numbers stand under `prefix`.
+"""
+
+import functools
+
+import numpy as np
+
+from dlc_jax import parallel
+from dlc_jax.data import sources
+from dlc_jax.data.codes import CodeStore
+from dlc_jax.data.shapes import HELD_OUT
+from dlc_jax.evals import composition, samples
+from dlc_jax.evals.judge import Judge
+from dlc_jax.pipeline import Pipeline
+from dlc_jax.stage import Job
+
+SHOWN = 32  # images of a picture
+
+
+def make(config, *, step: str, workdir) -> Job:
+    """The job of a recipe's section `step`."""
+    section = config[step]
+    pipeline = functools.partial(
+        Pipeline, config, workdir, batch=section.batch, encoder=section.encoder, prior=section.prior, generator=section.generator
+    )
+    settings = {"steps": section.sampling_steps, "guidance": section.guidance, "method": section.method}
+
+    def read(split, count):
+        """Real images, their codes, and their factors if the data set knows them."""
+        source = sources.source(config.data.name, split, **config.data.options)
+        records = [source[index] for index in range(min(count, len(source)))]
+        images = np.stack([record["image"] for record in records])
+        factors = np.stack([record["factors"] for record in records]) if "factors" in records[0] else None
+        codes = CodeStore(workdir / section.codes / split).codes()[: len(records)] if section.codes else None
+        return images, codes, factors
+
+    def run(mesh, directory):
+        networks = pipeline(mesh=mesh)
+        results, captions = {}, {}
+        labels = sources.factors(config.data.name, **config.data.options)  # {factor: its values' names}
+        judge = Judge(image=config.data.options.image, positions=config.data.options.positions) if labels else None
+        names, classes = list(labels), [len(values) for values in labels.values()]
+
+        def picture(name, array, sentence):
+            samples.save_png(directory / "pictures" / f"{name}.png", array)
+            captions[f"{name}.png"] = sentence
+
+        def draw():
+            codes = networks.sample_codes(section.count, seed=config.seed, calls=section.calls or None) if section.codes else None
+            images = networks.decode(codes, seed=config.seed + 1, count=section.count, **settings)
+            how = "sampled codes, decoded" if section.codes else "drawn without codes"
+            picture("unconditional", samples.grid(images[: 2 * SHOWN]), f"Images that never existed: {how}.")
+            if judge:
+                reading = judge.read(images)
+                found = samples.unconditional(reading.factors, reading.valid, names=names, classes=classes, held_out=HELD_OUT)
+                results.update({f"{section.prefix}unconditional/{key}": value for key, value in found.items()})
+                results[f"{section.prefix}unconditional/distance"] = float(np.mean(reading.distance))
+
+        def rebuild(split, prefix):
+            images, codes, factors = read(split, section.count)
+            decoded = networks.decode(codes, seed=config.seed + 2, **settings)
+            rows = {"real": images[:SHOWN], "from its code": decoded[:SHOWN]}
+            picture(prefix, samples.labelled_rows(rows), f"Unseen images ({split.replace('_', ' ')}) and what comes back from their codes alone.")
+            if judge:
+                reading = judge.read(decoded)
+                found = samples.reconstruction(factors, reading.factors, names=names)
+                results.update({f"{prefix}/{key}": value for key, value in found.items()})
+                results[f"{prefix}/valid"] = float(np.mean(reading.valid))
+                results[f"{prefix}/distance"] = float(np.mean(reading.distance))
+                real = judge.read(images)
+                own = samples.reconstruction(factors, real.factors, names=names)
+                results.update({f"judge/{split}_{key}": value for key, value in own.items()})
+                results[f"judge/{split}_valid"] = float(np.mean(real.valid))
+                results[f"judge/{split}_distance"] = float(np.mean(real.distance))
+
+        def compose(parents, prefix):
+            images, codes, factors = read("validation", section.count)
+            if factors is None:
+                groups = np.random.default_rng(config.seed).integers(0, len(images), (section.pairs, parents))
+            else:
+                # A factor with fewer values than parents cannot differ between all of them: with three, size is left out.
+                columns = [column for column, count in enumerate(classes) if count >= parents]
+                groups = composition.choose_parents(factors[:, columns], section.pairs, parents=parents, seed=config.seed)
+            mixed = networks.compose([codes[groups[:, parent]] for parent in range(parents)], seed=config.seed)
+            children = networks.decode(mixed, seed=config.seed + 3, **settings)
+            rows = {f"parent {'ABC'[parent]}": images[groups[:SHOWN, parent]] for parent in range(parents)}
+            picture(
+                prefix,
+                samples.labelled_rows(rows | {"composed": children[:SHOWN]}),
+                f"Codes of {parents} images mixed position by position, decoded below their parents.",
+            )
+            if judge:
+                reading = judge.read(children)
+                found = composition.score(
+                    [factors[groups[:, parent]] for parent in range(parents)], reading.factors, names=names, classes=classes
+                )
+                results.update({f"{prefix}/{key}": value for key, value in found.items()})
+                results[f"{prefix}/valid"] = float(np.mean(reading.valid))
+
+        draw()
+        if section.codes:
+            rebuild("validation", "reconstruction")
+            if section.held_out:
+                rebuild("held_out", "reconstruction_held_out")
+            compose(2, "composition")
+            compose(3, "composition_of_three")
+        samples.save_captions(directory / "pictures", captions)
+        return results
+
+    def lower():
+        return pipeline(mesh=parallel.make_mesh()).lower("decode")
+
+    return Job(run=run, lower=lower)

@@ -1,0 +1,161 @@
+"""One training step as a pure function: gradients, accumulation, clipping, mixed precision, averaging, skipped steps. Each exists only here."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dlc_jax.stage import Stage
+from dlc_jax.typing import Array, Int, Key, Tree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that training changes, and nothing else: no key (keys come from the step), no functions.
+
+    Attributes:
+      step: int32, steps taken, skipped ones included.
+      params: float32 master copy.
+      opt_state: of optax.
+      ema: average of params, or None.
+      extra: whatever the stage keeps.
+      skipped: int32 [2], steps skipped for a non-finite loss or gradient: in all, and in a row up to now.
+    """
+
+    step: Array
+    params: Tree
+    opt_state: Tree
+    ema: Tree
+    extra: Tree
+    skipped: Array
+
+
+def example_keys(key: Key[Array, ""], position: Int[Array, "b"], purpose: int) -> Key[Array, "b"]:
+    """One key per example, from its position in the global step; `purpose` keeps a stage's several draws apart.
+
+    Shapes: scalar key and [b] positions to [b] keys. The same for any number of devices, processes or microbatches.
+    """
+    return jax.vmap(lambda place: jax.random.fold_in(jax.random.fold_in(key, place), purpose))(position)
+
+
+def shared_key(key: Key[Array, ""], purpose: int) -> Key[Array, ""]:
+    """One key for the whole global batch, apart from every example's."""
+    return jax.random.fold_in(key, 2**32 - 1 - purpose)
+
+
+def cast(tree: Tree, dtype) -> Tree:
+    """Floating-point leaves in `dtype`; integers and keys as they are."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
+
+
+def make_init(stage: Stage) -> Callable[[Key[Array, ""]], TrainState]:
+    """(key) -> TrainState at step 0."""
+
+    def init(key):
+        params, extra = stage.init(key)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=stage.optimizer.tx.init(params),
+            ema=None if stage.ema_decay is None else jax.tree.map(jnp.copy, params),
+            extra=extra,
+            skipped=jnp.zeros((2,), jnp.int32),
+        )
+
+    return init
+
+
+def split(batch: Tree, accumulate: int, shares: int) -> Tree:
+    """[b, ...] to [accumulate, b / accumulate, ...], every share of the mesh cutting its own examples: no example moves.
+
+    Neighbors stay neighbors, so groups of examples stay whole while `accumulate * shares * group` divides b.
+    """
+
+    def cut(leaf):
+        parts = leaf.reshape(shares, accumulate, leaf.shape[0] // (shares * accumulate), *leaf.shape[1:])
+        return parts.swapaxes(0, 1).reshape(accumulate, leaf.shape[0] // accumulate, *leaf.shape[1:])
+
+    return jax.tree.map(cut, batch)
+
+
+def make_train_step(
+    stage: Stage, *, accumulate: int = 1, shares: int = 1, clip: float = 0.0, dtype: str = "float32"
+) -> Callable[[TrainState, Tree, Tree, Key[Array, ""]], tuple[TrainState, dict]]:
+    """(state, batch, frozen, root key) -> (state, metrics).
+
+    Args:
+      accumulate: microbatches per step; `prepare` sees the whole batch, `loss` one microbatch.
+      shares: shares of the batch on the mesh, see `split`.
+      clip: largest global norm of the gradient; 0 never clips.
+      dtype: of the computation, "float32" or "bfloat16"; parameters, gradients' sum and averages stay float32.
+
+    On a non-finite loss or gradient the old state is kept whole but for `step`, which moves on with the data, and `skipped`.
+    """
+    dtype = jnp.dtype(dtype)
+
+    def train_step(state, batch, frozen, root):
+        key = jax.random.fold_in(root, state.step)
+        frozen = cast(frozen, dtype)
+        # No gradient passes here, and the whole global batch is in sight: teachers, Sinkhorn.
+        batch = stage.prepare(cast(state.params, dtype), cast(state.ema, dtype), state.extra, batch, frozen, state.step, key)
+        batch = jax.lax.stop_gradient(batch)
+
+        def loss(params, micro):
+            value, (metrics, aux) = stage.loss(cast(params, dtype), state.extra, micro, frozen, state.step, key)
+            return value, ({"loss": value, **metrics}, aux)
+
+        def gradient(micro):
+            grads, (metrics, aux) = jax.grad(loss, has_aux=True)(state.params, micro)
+            return grads, metrics, aux
+
+        if accumulate == 1:
+            grads, metrics, aux = gradient(batch)
+        else:
+            micros = split(batch, accumulate, shares)
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradient, jax.tree.map(lambda leaf: leaf[0], micros)))
+            total, _ = jax.lax.scan(lambda sums, micro: (jax.tree.map(jnp.add, sums, gradient(micro)), None), zeros, micros)
+            grads, metrics, aux = jax.tree.map(lambda leaf: leaf / accumulate, total)
+
+        norm = optax.tree.norm(grads)
+        if clip:
+            grads = jax.tree.map(lambda leaf: leaf * jnp.minimum(1.0, clip / (norm + 1e-12)), grads)
+        updates, opt_state = stage.optimizer.tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = None
+        if stage.ema_decay is not None:
+            decay = stage.ema_decay(state.step)
+            ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.ema, params)
+        extra = stage.after_update(state.extra, params, aux, state.step)
+
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        bad = (~good).astype(jnp.int32)
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old), (params, opt_state, ema, extra), (state.params, state.opt_state, state.ema, state.extra)
+        )
+        skipped = jnp.stack([state.skipped[0] + bad, bad * (state.skipped[1] + 1)])
+        metrics |= {
+            "gradient_norm": norm,
+            "learning_rate": jnp.asarray(stage.optimizer.learning_rate(state.step)),
+            "skipped": skipped[0],
+            "skipped_in_a_row": skipped[1],
+        }
+        return TrainState(state.step + 1, *kept, skipped), metrics
+
+    return train_step
+
+
+def make_validation_step(stage: Stage, *, dtype: str = "float32") -> Callable[[TrainState, Tree, Tree, Key[Array, ""]], dict]:
+    """(state, batch, frozen, key) -> metrics of the stage's loss, without an update."""
+    dtype = jnp.dtype(dtype)
+
+    def validation_step(state, batch, frozen, key):
+        frozen, params = cast(frozen, dtype), cast(state.params, dtype)
+        batch = stage.prepare(params, cast(state.ema, dtype), state.extra, batch, frozen, state.step, key)
+        loss, (metrics, _) = stage.loss(params, state.extra, batch, frozen, state.step, key)
+        return {"loss": loss, **metrics}
+
+    return validation_step
+

@@ -1,0 +1,151 @@
+"""The loop: what is killed and started again ends where an uninterrupted run ends, bit for bit, and what goes wrong is said in a line."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from throwaway import Numbers, coupled, joint
+
+from dlc_jax import parallel
+from dlc_jax.checkpoint import Checkpoints, load_params
+from dlc_jax.errors import Interrupted, UserError
+from dlc_jax.stage import Evaluator
+from dlc_jax.train import compile_step, train
+
+
+def run(stage, directory, **options):
+    mesh = parallel.make_mesh(devices=jax.devices()[: options.pop("devices", 1)])
+    return train(stage, directory, mesh=mesh, seed=0, name="tried", **options)
+
+
+def final(stage, directory):
+    """The saved state, as numpy."""
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    _, abstract = compile_step(stage, mesh)
+    state, step, _ = Checkpoints(directory / "checkpoints").restore(abstract, stage.batches("train"), stage.identity)
+    assert step == stage.plan.steps
+    return jax.tree.map(np.asarray, state)
+
+
+class Stopping(Numbers):
+    """Raises after some batches, as a machine that dies between two steps."""
+
+    def __init__(self, batch, *, after, **options):
+        super().__init__(batch, **options)
+        self.after, self.count = after, 0
+
+    def __next__(self):
+        self.count += 1
+        if self.count > self.after:
+            raise MemoryError("the machine is gone")
+        return super().__next__()
+
+
+def dying(stage, after, **options):
+    return dataclasses.replace(stage, batches=lambda split: Stopping(8, after=after, **options) if split == "train" else stage.batches(split))
+
+
+@pytest.mark.parametrize("make", [coupled, joint], ids=["coupled", "joint"])
+@pytest.mark.parametrize("after", [3, 5])
+def test_resume_is_bit_exact(make, after, tmp_path):
+    stage = make(steps=8)
+    results = run(stage, tmp_path / "whole")
+    with pytest.raises(MemoryError):
+        run(dying(stage, after, seed=0 if make is coupled else 10), tmp_path / "parts")
+    assert run(stage, tmp_path / "parts") == results
+    jax.tree.map(np.testing.assert_array_equal, final(stage, tmp_path / "whole"), final(stage, tmp_path / "parts"))
+    lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    steps = sorted({line["step"] for line in lines})
+    assert steps == list(range(1, 9))
+
+
+def test_a_finished_run_does_nothing_and_a_longer_one_goes_on(tmp_path):
+    run(coupled(steps=4), tmp_path)
+    before = sorted((tmp_path / "checkpoints").iterdir())
+    run(coupled(steps=4), tmp_path)
+    assert sorted((tmp_path / "checkpoints").iterdir()) == before
+    run(coupled(steps=6), tmp_path)
+    assert int(final(coupled(steps=6), tmp_path).step) == 6
+
+
+def test_resume_on_other_devices(tmp_path):
+    if len(jax.devices()) < 4:
+        pytest.skip("needs 4 devices; on CPU the tests force them")
+    stage = coupled(steps=6)
+    run(stage, tmp_path / "one")
+    with pytest.raises(MemoryError):
+        run(dying(stage, 3), tmp_path / "two", devices=4)
+    run(stage, tmp_path / "two", devices=2)
+    one, two = final(stage, tmp_path / "one"), final(stage, tmp_path / "two")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one.params, two.params)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capsys):
+    stage = coupled(steps=8)
+    results = run(stage, tmp_path)
+    newest = tmp_path / "checkpoints" / "8"
+    data = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data.write_bytes(bytes(byte ^ 1 for byte in data.read_bytes()))
+    assert run(stage, tmp_path) == results
+
+
+def test_non_finite_steps_in_a_row_stop_the_run_and_name_the_last_good_step(tmp_path):
+    stage = coupled(steps=20, patience=3)
+    stopped = dataclasses.replace(
+        stage, loss=lambda params, extra, batch, frozen, step, key: (jnp.where(step >= 5, jnp.nan, stage.loss(params, extra, batch, frozen, step, key)[0]), ({}, {"center": jnp.zeros(5)}))
+    )  # fmt: skip
+    with pytest.raises(UserError, match="last good step is 5"):
+        run(stopped, tmp_path)
+    assert load_params(tmp_path / "checkpoints", jax.eval_shape(lambda: stage.init(jax.random.key(0))[0])) is not None
+    run(stage, tmp_path)  # with the cause removed, the same command goes on
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
+    stage = coupled(steps=8)
+    results = run(stage, tmp_path / "whole")
+
+    class Asking(Numbers):
+        def __next__(self):
+            if self.next == 24:  # before the fourth batch
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__next__()
+
+    asked = dataclasses.replace(stage, batches=lambda split: Asking(8) if split == "train" else stage.batches(split))
+    with pytest.raises(Interrupted, match="stopped at step 4 of 8"):
+        run(asked, tmp_path / "parts")
+    assert run(stage, tmp_path / "parts") == results
+
+
+def test_warm_start_is_strict_and_names_what_is_new(tmp_path):
+    run(joint(steps=2), tmp_path / "first")
+    with pytest.raises(UserError, match="head.bias"):
+        run(joint(steps=2, wide=True, init_from=str(tmp_path / "first")), tmp_path / "strict")
+    run(joint(steps=2, wide=True, init_from=str(tmp_path / "first"), init_new=("head.*",)), tmp_path / "named")
+    one, two = final(joint(steps=2), tmp_path / "first"), final(joint(steps=2, wide=True), tmp_path / "named")
+    moved = np.abs(one.params["table"] - two.params["table"]).max()
+    assert 0 < moved < 0.1  # two small steps from there, not a fresh draw
+
+
+def test_evaluators_run_at_their_cadence_and_before_the_save(tmp_path):
+    seen = []
+
+    def count(state, frozen, mesh, directory):
+        saved = [path.name for path in (tmp_path / "checkpoints").glob("[0-9]") if path.is_dir()]
+        seen.append((int(state.step), str(int(state.step)) in saved))
+        return {"steps": float(state.step)}
+
+    stage = dataclasses.replace(coupled(steps=6), evals=(Evaluator("count", 2, count), Evaluator("last", 0, count)))
+    results = run(stage, tmp_path)
+    assert [step for step, _ in seen] == [2, 4, 6, 6]
+    assert not any(saved for _, saved in seen)
+    assert results["count/steps"] == results["last/steps"] == 6
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_refused(tmp_path):
+    with pytest.raises(UserError, match="tried.train.batch=8 does not divide by 3"):
+        run(coupled(), tmp_path, devices=3)

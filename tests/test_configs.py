@@ -1,0 +1,94 @@
+"""Every recipe: its sections are its constructors' arguments, and each of its steps builds and lowers from shapes alone."""
+
+import ast
+import dataclasses
+import importlib.util
+import inspect
+from pathlib import Path
+
+import jax
+import ml_collections
+import pytest
+
+from dlc_jax import optim, parallel, train
+from dlc_jax.data import sources
+from dlc_jax.data.transforms import MultiCrop
+from dlc_jax.models.dit import DiT
+from dlc_jax.models.masked_transformer import MaskedTransformer
+from dlc_jax.models.simplicial import Encoder
+from dlc_jax.stage import Plan, Stage
+from dlc_jax.stages import STAGES, encoder, generator
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+MODELS = {"encoder": Encoder, "prior": MaskedTransformer, "generator": DiT}
+OBJECTIVES = {"encoder": encoder.Objective, "generator": generator.Objective}
+
+
+def load(path, *variant):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*variant)
+
+
+def arguments(constructor):
+    if dataclasses.is_dataclass(constructor):  # linen modules have two fields of linen's own
+        return {field.name for field in dataclasses.fields(constructor)} - {"parent", "name"}
+    return set(inspect.signature(constructor).parameters)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_sections_list_every_argument_of_their_constructor(path):
+    config = load(path)
+    for name, section in config.items():
+        if not isinstance(section, ml_collections.ConfigDict) or "stage" not in section:
+            continue
+        assert section.stage in STAGES, name
+        if "train" not in section:
+            continue
+        assert set(section.train) == arguments(Plan), name
+        assert set(section.optimizer) == arguments(optim.make) - {"steps"}, name
+        assert set(section.model) == arguments(MODELS[section.stage]), name
+        if "objective" in section:
+            assert set(section.objective) == arguments(OBJECTIVES[section.stage]), name
+        if "crops" in section:
+            assert set(section.crops) == arguments(MultiCrop), name
+    assert set(config.mesh) == {"data", "fsdp", "tensor"}
+    assert set(config.data.options) == arguments(sources.SOURCES[config.data.name]) - {"split"}
+    assert all(name in config for name in config.steps)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_docstring_has_the_command(path):
+    assert f"--config=configs/{path.name}" in (ast.get_docstring(ast.parse(path.read_text())) or "")
+
+
+def every_step():
+    for path in CONFIGS:
+        for name in load(path).steps:
+            yield pytest.param(path, name, marks=[pytest.mark.slow] if path.stem != "quickstart" else [], id=f"{path.stem}-{name}")
+
+
+@pytest.mark.parametrize("path, name", every_step())
+def test_builds_and_lowers_without_data_or_checkpoints(path, name, tmp_path):
+    config = load(path)
+    made = STAGES[config[name].stage](config, step=name, workdir=tmp_path)
+    if isinstance(made, Stage):
+        assert "while" in train.lower(made, parallel.make_mesh(devices=jax.devices()[:1])).as_text()  # the scan over layers
+    elif made.lower is not None:
+        assert made.lower().as_text()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("variant", ["generator,B", "32x4096", "encoder,codes"])
+def test_imagenet_variants(variant):
+    config = load(ROOT / "configs" / "imagenet256.py", variant)
+    if variant == "generator,B":
+        assert config.steps == ("generator",) and config.generator.model.width == 768
+    elif variant == "32x4096":
+        assert (config.prior.model.positions, config.generator.model["values"], config.encoder.model.positions) == (32, 4096, 32)
+    else:
+        assert config.steps == ("encoder", "codes")
+    with pytest.raises(ValueError, match="unknown variant 'tiny-ish'"):
+        load(ROOT / "configs" / "imagenet256.py", "tiny-ish")
