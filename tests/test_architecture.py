@@ -1,0 +1,357 @@
+"""The architecture's rules, read from the source with `ast`; nothing of the package is imported here.
+
+A rule is a function of a tree, {path: source}, that returns what breaks it, one line each. `test_rule_goes_red` gives every rule
+snippets that it must refuse, so that no rule can pass by being blind.
+"""
+
+import ast
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# Layers, and what each room may import of ours beside its own files. `typing` and `errors` are allowed to everybody.
+LAYERS = [
+    ["typing", "errors"],
+    ["parallel", "diffusion", "data", "metrics", "optim", "workdir"],
+    ["kernels", "checkpoint"],
+    ["models", "losses", "interop"],
+    ["stage", "step"],
+    ["evals"],
+    ["pipeline"],
+    ["stages"],
+    ["train"],
+    ["report"],
+    ["main", "cli"],
+]
+LAYER = {room: index for index, rooms in enumerate(LAYERS) for room in rooms}
+ALL = set(LAYER)
+
+
+def below(layer):
+    return {room for room in LAYER if LAYER[room] < layer}
+
+
+MAY_IMPORT = {
+    **{room: set() for room in ["typing", "errors", *LAYERS[1], "stage"]},
+    "step": {"stage"},  # the contract that it steps; it has no logic
+    "kernels": {"parallel"},
+    "checkpoint": {"parallel"},
+    "models": {"kernels", "parallel"},  # of parallel only `constrain`, see models_constrain
+    "losses": {"diffusion"},
+    "interop": {"diffusion"},
+    "evals": below(5),
+    "pipeline": below(6),
+    "stages": below(7),
+    "train": {"stage", "step", "parallel", "checkpoint", "metrics", "optim", "data", "workdir"},
+    "report": below(9) - {"train"},
+    "main": ALL,
+    "cli": ALL,
+}
+SEPARATE = {"evals", "stages"}  # rooms whose files never import each other; their __init__ may list them
+
+# Outside libraries by import name. Everything else must be the standard library.
+OUTSIDE = {
+    "typing": {"jax", "jaxtyping"},
+    "errors": set(),
+    "parallel": {"jax", "numpy"},
+    "diffusion": {"jax", "jaxtyping", "numpy"},
+    "data": {"jax", "numpy", "ml_dtypes", "grain", "PIL", "tensorflow_datasets", "array_record", "etils", "ml_collections"},
+    "metrics": {"jax", "numpy", "clu", "tensorboardX", "wandb", "absl", "PIL", "etils"},
+    "optim": {"jax", "optax", "ml_collections"},
+    "workdir": {"jax", "etils", "ml_collections"},
+    "kernels": {"jax", "jaxtyping", "numpy"},
+    "checkpoint": {"jax", "orbax", "etils", "grain", "numpy", "absl"},
+    "models": {"jax", "flax", "jaxtyping", "einops", "numpy"},
+    "losses": {"jax", "jaxtyping", "optax", "numpy"},
+    "interop": {"jax", "jaxtyping", "numpy", "etils"},
+    "stage": {"jax", "optax"},
+    "step": {"jax", "optax"},
+}
+ANYWHERE = set(  # scipy and ml_dtypes come with jax
+    "jax numpy scipy ml_dtypes optax grain einops PIL clu absl etils ml_collections array_record jaxtyping tensorflow_datasets "
+    "tensorboardX".split()
+)
+FORBIDDEN_NAMES = {"utils", "common", "helpers", "core", "base", "misc"}
+LONGEST = 400
+
+
+def read_tree():
+    paths = [*ROOT.glob("dlc_jax/**/*.py"), *ROOT.glob("configs/*.py")]
+    return {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
+
+
+def module_name(path):
+    name = path.removesuffix(".py").replace("/", ".")
+    return name.removesuffix(".__init__")
+
+
+def room_of(module):
+    """dlc_jax.data.shapes -> data; dlc_jax itself -> ''."""
+    return (module.split(".") + [""])[1]
+
+
+def library(tree):
+    return {path: source for path, source in tree.items() if path.startswith("dlc_jax/")}
+
+
+def imports(path, source, modules):
+    """Every module that `path` imports, lazily or not, as (line, module, name); relative imports and import_module included."""
+    package = module_name(path) if path.endswith("__init__.py") else module_name(path).rpartition(".")[0]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, None
+        elif isinstance(node, ast.ImportFrom):
+            parent = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*parent, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{module}.{alias.name}"
+                is_module = inner in modules or (module == "dlc_jax" and alias.name in LAYER)
+                yield (node.lineno, inner, None) if is_module else (node.lineno, module, alias.name)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            if ast.unparse(node.func).split(".")[-1] in {"import_module", "__import__"} and isinstance(node.args[0].value, str):
+                yield node.lineno, node.args[0].value, None
+
+
+def edges(tree):
+    """(path, line, importing module, imported module, imported name) for every import in the library."""
+    modules = {module_name(path) for path in tree}
+    for path, source in library(tree).items():
+        for line, target, name in imports(path, source, modules):
+            yield path, line, module_name(path), target, name
+
+
+def known_rooms(tree):
+    return [
+        f"{path}: '{room_of(module_name(path))}' has no layer; add it to LAYERS and say why in docs/decisions.md"
+        for path in library(tree)
+        if room_of(module_name(path)) not in ALL | {""}
+    ]
+
+
+def one_direction(tree):
+    bad = []
+    for path, line, module, target, _ in edges(tree):
+        room, other = room_of(module), room_of(target)
+        if target.split(".")[0] != "dlc_jax" or room == other:
+            continue
+        allowed = MAY_IMPORT.get(room, set()) | ({"typing", "errors"} if LAYER.get(room, 0) > 0 else set())
+        if other not in allowed:
+            bad.append(f"{path}:{line}: {room or 'the package'} may not import {other or 'the package'}")
+    return bad
+
+
+def files_kept_apart(tree):
+    return [
+        f"{path}:{line}: files of {room_of(module)} never import each other"
+        for path, line, module, target, _ in edges(tree)
+        if room_of(module) in SEPARATE and not path.endswith("__init__.py")
+        and target.startswith("dlc_jax.") and room_of(target) == room_of(module)
+    ]  # fmt: skip
+
+
+def no_cycles(tree):
+    graph = {}
+    for _, _, module, target, _ in edges(tree):
+        if target.startswith("dlc_jax"):
+            graph.setdefault(module, set()).add(target)
+    bad, done = [], set()
+
+    def visit(module, trail):
+        if module in trail:
+            bad.append(" -> ".join([*trail[trail.index(module) :], module]))
+        elif module not in done:
+            for target in sorted(graph.get(module, ())):
+                visit(target, [*trail, module])
+            done.add(module)
+
+    for module in sorted(graph):
+        visit(module, [])
+    return bad
+
+
+def models_constrain(tree):
+    bad = []
+    for path, line, module, target, name in edges(tree):
+        if room_of(module) != "models" or target != "dlc_jax.parallel":
+            continue
+        used = {name} if name else set()
+        for node in ast.walk(ast.parse(tree[path])):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in {"parallel", "dlc_jax.parallel"}:
+                used.add(node.attr)
+        bad += [f"{path}:{line}: models may use parallel.constrain only, not {extra}" for extra in sorted(used - {"constrain"})]
+    return bad
+
+
+def outside_libraries(tree):
+    bad = []
+    for path, line, module, target, _ in edges(tree):
+        top, room = target.split(".")[0], room_of(module)
+        if top in sys.stdlib_module_names or top == "dlc_jax":
+            continue
+        if top not in OUTSIDE.get(room, ANYWHERE):
+            bad.append(f"{path}:{line}: {room or 'the package'} may not import {top}")
+    return bad
+
+
+def configs_are_data(tree):
+    return [
+        f"{path}:{line}: a config imports ml_collections only, not {target}"
+        for path, source in tree.items() if path.startswith("configs/")
+        for line, target, _ in imports(path, source, set()) if target.split(".")[0] != "ml_collections"
+    ]  # fmt: skip
+
+
+def short_files(tree):
+    counts = {path: len(source.splitlines()) for path, source in tree.items()}
+    return [f"{path}: {count} lines; it wants a second noun" for path, count in counts.items() if count > LONGEST]
+
+
+def proper_names(tree):
+    return [
+        f"{path}: a file is named after a noun, not '{part}'"
+        for path in library(tree)
+        for part in path.removesuffix(".py").split("/")
+        if part.strip("_") in FORBIDDEN_NAMES
+    ]
+
+
+def defaults_live_in_constructors(tree):
+    """No config.get(...): a misspelt key would silently give the default."""
+    return [
+        f"{path}:{node.lineno}: {ast.unparse(node)}"
+        for path, source in library(tree).items()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get"
+        and "config" in ast.unparse(node.func.value).split(".")
+    ]  # fmt: skip
+
+
+def present_day_jax(tree):
+    """No pmap, no `with mesh:`, no experimental.pjit."""
+    bad = []
+    for path, source in library(tree).items():
+        for node in ast.walk(ast.parse(source)):
+            names = []
+            if isinstance(node, ast.Attribute | ast.Name):
+                names = [ast.unparse(node)]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.With):
+                managers = [item.context_expr for item in node.items if not isinstance(item.context_expr, ast.Call)]
+                names = ["with mesh" for manager in managers if ast.unparse(manager).endswith("mesh")]
+            for name in names:
+                if name == "with mesh" or name.split(".")[-1] == "pmap" or "experimental.pjit" in name:
+                    bad.append(f"{path}:{node.lineno}: {name}")
+    return bad
+
+
+RULES = [
+    known_rooms,
+    one_direction,
+    files_kept_apart,
+    no_cycles,
+    models_constrain,
+    outside_libraries,
+    configs_are_data,
+    short_files,
+    proper_names,
+    defaults_live_in_constructors,
+    present_day_jax,
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule(rule):
+    assert rule(read_tree()) == []
+
+
+RED = [
+    (known_rooms, {"dlc_jax/trainer.py": ""}),
+    (one_direction, {"dlc_jax/data/shapes.py": "from dlc_jax.models import vit"}),
+    (one_direction, {"dlc_jax/data/shapes.py": "from ..models import vit"}),
+    (one_direction, {"dlc_jax/diffusion/flow.py": "from dlc_jax import parallel"}),
+    (one_direction, {"dlc_jax/typing.py": "import dlc_jax.errors"}),
+    (one_direction, {"dlc_jax/train.py": "def f():\n    import dlc_jax.stages.prior"}),
+    (one_direction, {"dlc_jax/train.py": "import importlib\nimportlib.import_module('dlc_jax.diffusion.flow')"}),
+    (one_direction, {"dlc_jax/train.py": "from dlc_jax.models.vit import ViT"}),
+    (one_direction, {"dlc_jax/step.py": "from .parallel import constrain"}),
+    (one_direction, {"dlc_jax/report.py": "from dlc_jax.train import train"}),
+    (one_direction, {"dlc_jax/evals/probe.py": "from dlc_jax.stages import STAGES"}),
+    (files_kept_apart, {"dlc_jax/evals/probe.py": "from dlc_jax.evals import codes", "dlc_jax/evals/codes.py": ""}),
+    (files_kept_apart, {"dlc_jax/stages/prior.py": "from .encoder import make", "dlc_jax/stages/encoder.py": ""}),
+    (no_cycles, {"dlc_jax/data/codes.py": "from . import loader", "dlc_jax/data/loader.py": "from . import codes"}),
+    (models_constrain, {"dlc_jax/models/vit.py": "from dlc_jax.parallel import make_mesh"}),
+    (models_constrain, {"dlc_jax/models/vit.py": "from dlc_jax import parallel\nparallel.shard(1)"}),
+    (outside_libraries, {"dlc_jax/step.py": "import flax.linen as nn"}),
+    (outside_libraries, {"dlc_jax/stages/prior.py": "from flax import linen"}),
+    (outside_libraries, {"dlc_jax/train.py": "import orbax.checkpoint as ocp"}),
+    (outside_libraries, {"dlc_jax/evals/frechet.py": "import torch"}),
+    (outside_libraries, {"dlc_jax/data/sources.py": "def f():\n    import tensorflow as tf"}),
+    (outside_libraries, {"dlc_jax/main.py": "import pandas"}),
+    (configs_are_data, {"configs/quickstart.py": "import os"}),
+    (configs_are_data, {"configs/quickstart.py": "from dlc_jax import stages"}),
+    (short_files, {"dlc_jax/train.py": "\n" * (LONGEST + 1)}),
+    (proper_names, {"dlc_jax/evals/common.py": ""}),
+    (proper_names, {"dlc_jax/core/flow.py": ""}),
+    (defaults_live_in_constructors, {"dlc_jax/main.py": "x = config.get('lr', 1)"}),
+    (defaults_live_in_constructors, {"dlc_jax/main.py": "x = self.config.prior.get('lr')"}),
+    (present_day_jax, {"dlc_jax/train.py": "f = jax.pmap(g)"}),
+    (present_day_jax, {"dlc_jax/train.py": "with mesh:\n    pass"}),
+    (present_day_jax, {"dlc_jax/train.py": "with self.mesh, other():\n    pass"}),
+    (present_day_jax, {"dlc_jax/train.py": "from jax.experimental.pjit import pjit"}),
+    (present_day_jax, {"dlc_jax/train.py": "from jax.experimental import pjit"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", range(len(RED)), ids=lambda i: f"{RED[i][0].__name__}-{i}")
+def test_rule_goes_red(case):
+    rule, tree = RED[case]
+    assert rule(tree)
+
+
+def test_every_rule_has_a_snippet_that_it_refuses():
+    assert {rule for rule, _ in RED} == set(RULES)
+
+
+def test_rules_accept_what_the_architecture_allows():
+    tree = {
+        "dlc_jax/__init__.py": "",
+        "dlc_jax/data/__init__.py": "from dlc_jax.data import shapes",
+        "dlc_jax/data/shapes.py": "import numpy as np\nfrom dlc_jax.errors import UserError",
+        "dlc_jax/models/vit.py": "import flax\nfrom dlc_jax.parallel import constrain\nfrom dlc_jax.kernels import attention",
+        "dlc_jax/kernels/attention.py": "import jax",
+        "dlc_jax/stages/__init__.py": "from dlc_jax.stages import prior\nSTAGES = {'prior': prior}",
+        "dlc_jax/stages/prior.py": "from dlc_jax.models import vit\nwith jax.set_mesh(mesh):\n    pass",
+        "dlc_jax/main.py": "from dlc_jax import stages, train",
+        "configs/quickstart.py": "from ml_collections import ConfigDict",
+    }
+    assert [line for rule in RULES for line in rule(tree)] == []
+
+
+STUB_CHECK = "import sys, {}; print([name for name in ('tensorflow', 'torch') if name in sys.modules])"
+OURS = ", ".join(sorted(module_name(path) for path in library(read_tree())))
+
+
+@pytest.mark.parametrize(
+    ("modules", "imported"), [(OURS, "[]"), ("torch, tensorflow", "['tensorflow', 'torch']")], ids=["ours", "red"]
+)
+def test_no_module_imports_another_framework(tmp_path, modules, imported):
+    """Main and every other module. Empty stand-ins on the path show a guarded import where the true packages are absent."""
+    tree = read_tree()
+    ours = {module_name(path) for path in tree}
+    missing = {target for *_, target, _ in edges(tree) if target.startswith("dlc_jax.")} - ours
+    if missing:
+        pytest.skip(f"not written yet: {', '.join(sorted(missing))}")
+    for name in ("tensorflow", "torch"):
+        (tmp_path / f"{name}.py").write_text("")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    out = subprocess.run([sys.executable, "-c", STUB_CHECK.format(modules)], env=env, capture_output=True, text=True)
+    assert (out.returncode, out.stdout.strip()) == (0, imported), out.stderr
