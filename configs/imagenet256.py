@@ -44,13 +44,14 @@ def get_config(variant: str = "") -> ConfigDict:
         ),
         objective=dict(
             teacher="centering", student_temperature=0.1, teacher_temperature=(0.04, 0.07, 37_500), simplex_temperature=1.0,
-            center_momentum=0.9, momentum=(0.992, 1.0), koleo=0.1, koleo_group=64,
+            center_momentum=0.9, momentum=(0.992, 1.0), dino=1.0, koleo=0.1, koleo_group=64,
+            consistency=0.0, consistency_temperature=(1.0, 0.5),
         ),
-        crops=dict(
+        crops=dict(all=dict(
             global_crops=2, global_size=224, global_scale=(0.32, 1.0), local_crops=8, local_size=98, local_scale=(0.05, 0.32),
-            ratio=(3 / 4, 4 / 3), flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8, gray=0.2, blur=(0.0, 0.9, 0.5),
+            ratio=(3 / 4, 4 / 3), flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8, lightness=0.0, gray=0.2, blur=(0.0, 0.9, 0.5),
             blur_sigma=(0.1, 2.0), solarize=(0.0, 0.2, 0.0), shift=0.0, interpolation="bicubic",
-        ),
+        )),
         optimizer=dict(
             learning_rate=1e-4 * (batch / 1024) ** 0.5, schedule="cosine", warmup=12_500, final=0.01, weight_decay=0.04, b1=0.9, b2=0.999, eps=1e-8
         ),
@@ -75,7 +76,7 @@ def get_config(variant: str = "") -> ConfigDict:
             image=32, channels=4, patch=2, width=width, depth=depth, heads=heads, positions=positions, values=values, out_channels=None,
             mlp_ratio=4.0, qk_norm=False, remat="dots", unroll=False, implementation=None,
         ),
-        objective=dict(prediction="v", floor=0.1, time=(0.0, 1.0), drop=0.1, drop_positions=0.0),
+        objective=dict(prediction="v", floor=0.1, time=(0.0, 1.0), drop=0.1, drop_positions=0.0, foreign=0.0),
         ema_decay=0.9999,
         optimizer=dict(learning_rate=1e-4, schedule="constant", warmup=0, final=0.0, weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8),
         train=train(steps=6_000_000, batch=256, clip=0.0),

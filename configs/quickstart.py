@@ -15,7 +15,7 @@ VARIANTS = ("", "ablation", "tiny", "tiny_ablation")
 def get_config(variant: str = "") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; configs/quickstart.py has {', '.join(VARIANTS[1:])}")
-    image, positions, values = 16, 32, 16
+    image, positions, values = 16, 36, 16
 
     encoder = dict(
         stage="encoder",
@@ -26,15 +26,17 @@ def get_config(variant: str = "") -> ConfigDict:
         ),
         objective=dict(
             teacher="sinkhorn", student_temperature=0.1, teacher_temperature=(0.05, 0.05, 1), simplex_temperature=0.3, center_momentum=0.9,
-            momentum=(0.97, 1.0), koleo=0.1, koleo_group=64,
+            momentum=(0.97, 1.0), dino=0.25, koleo=0.1, koleo_group=64, consistency=2.0, consistency_temperature=(1.0, 0.5),
         ),
+        # A third of the positions each: hue and lightness changed leave the form, hue changed and blurred the ground, blurred and lightness
+        # changed the tint.
         crops=dict(
-            global_crops=2, global_size=image, global_scale=(0.8, 1.0), local_crops=0, local_size=image, local_scale=(0.4, 0.8),
-            ratio=(0.85, 1.15), flip=0.5, jitter=(0.0, 0.0, 0.0, 0.0), jitter_probability=0.0, gray=0.0, blur=(0.0, 0.0, 0.0),
-            blur_sigma=(0.1, 2.0), solarize=(0.0, 0.0, 0.0), shift=0.05, interpolation="bilinear",
+            form=crops(image, hue=0.5, lightness=0.5, blur=0.0),
+            ground=crops(image, hue=0.5, lightness=0.0, blur=1.0),
+            tint=crops(image, hue=0.0, lightness=0.5, blur=1.0),
         ),
         optimizer=optimizer(2e-3, schedule="cosine", final=0.05, weight_decay=0.04),
-        train=train(steps=300, batch=256),
+        train=train(steps=240, batch=192),
     )  # fmt: skip
     prior = dict(
         stage="prior",
@@ -55,7 +57,7 @@ def get_config(variant: str = "") -> ConfigDict:
             image=image, channels=3, patch=8, width=192, depth=4, heads=4, positions=positions, values=values, out_channels=None,
             mlp_ratio=4.0, qk_norm=True, remat="none", unroll=True, implementation=None,
         ),
-        objective=dict(prediction="x", floor=0.1, time=(0.8, 1.0), drop=0.1, drop_positions=0.5),
+        objective=dict(prediction="x", floor=0.1, time=(0.8, 1.0), drop=0.1, drop_positions=0.5, foreign=0.5),
         ema_decay=0.998,
         optimizer=optimizer(2e-3, schedule="linear", final=0.02),
         train=train(steps=6000, batch=32),
@@ -92,6 +94,14 @@ def get_config(variant: str = "") -> ConfigDict:
             config[name].update(dict(count=64, pairs=32, batch=64, sampling_steps=4))
         config.probe.count = 512
     return config
+
+
+def crops(image: int, *, hue: float, lightness: float, blur: float) -> dict:
+    return dict(
+        global_crops=2, global_size=image, global_scale=(0.8, 1.0), local_crops=0, local_size=image, local_scale=(0.4, 0.8),
+        ratio=(0.85, 1.15), flip=0.5, jitter=(0.0, 0.0, 0.0, hue), jitter_probability=1.0, lightness=lightness, gray=0.0,
+        blur=(blur, blur, blur), blur_sigma=(image / 6, image / 3), solarize=(0.0, 0.0, 0.0), shift=0.0, interpolation="bilinear",
+    )  # fmt: skip
 
 
 def optimizer(learning_rate: float, *, schedule: str, final: float, weight_decay: float = 0.0) -> dict:

@@ -146,8 +146,10 @@ def test_new_sections_join_and_absent_ones_stay(tmp_path):
     assert remembered(tmp_path) == ablation
     workdir.remember(tmp_path, CONFIG)
     assert remembered(tmp_path) == ablation
+    workdir.remember(tmp_path, changed(encoder__train__steps=20))
+    assert remembered(tmp_path) == changed(encoder__train__steps=20, ablation=ablation["ablation"])
     with pytest.raises(UserError, match="ablation.model.width: 8 -> 9"):
-        workdir.remember(tmp_path, changed(ablation={"model": {"width": 9}}))
+        workdir.remember(tmp_path, changed(encoder__train__steps=20, ablation={"model": {"width": 9}}))
 
 
 def test_results_merge_sorted_and_strict(tmp_path):

@@ -14,10 +14,10 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import re
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,18 +30,30 @@ from dlc_jax.checkpoint import arrays, seal
 from dlc_jax.errors import UserError
 from dlc_jax.typing import Tree
 
-# Orbax tells its whole life, and pages of traceback, through absl; all that matters reaches the caller as an exception. Where a
-# save fails, TensorStore goes on calling an event loop that Orbax has closed, and Python prints every call.
-logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
-warnings.filterwarnings("ignore", "coroutine 'async_serialize", RuntimeWarning)
+
+def _silence():
+    """Orbax tells its whole life through absl, and what is left of a failed save goes on complaining, a traceback each time.
+
+    All that matters reaches the caller as one exception; nobody else's messages are touched.
+    """
+
+    def spoken_by_others(record):
+        text = record.pathname
+        if record.name == "asyncio":
+            text += record.getMessage() + "".join(traceback.format_exception(*record.exc_info) if record.exc_info else ())
+        return "orbax" not in text
+
+    def unraisable(report, show=sys.unraisablehook):
+        if str(report.exc_value) != "Event loop is closed":
+            show(report)
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(spoken_by_others)
+    warnings.filterwarnings("ignore", "coroutine 'async_serialize", RuntimeWarning)
+    sys.unraisablehook = unraisable
 
 
-def _unraisable(report, show=sys.unraisablehook):
-    if str(report.exc_value) != "Event loop is closed":
-        show(report)
-
-
-sys.unraisablehook = _unraisable
+_silence()
 
 
 class Checkpoints:
@@ -85,7 +97,10 @@ class Checkpoints:
             items["iterator"] = ocp.args.JsonSave(arrays.pack(iterator.get_state()))
         try:
             if self._manager is None:  # not before `restore` has moved damaged steps aside: the manager lists steps only once
-                self._manager = ocp.CheckpointManager(self._directory, options=ocp.CheckpointManagerOptions(max_to_keep=None))
+                # Directories made in the background leave threads waiting for 20 minutes when a full disk stops the save.
+                background = ocp.AsyncOptions(create_directories_asynchronously=False)
+                options = ocp.CheckpointManagerOptions(max_to_keep=None, async_options=background)
+                self._manager = ocp.CheckpointManager(self._directory, options=options)
             # force: the caller decides when to save; without it a refusal would be a silent False.
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:

@@ -161,6 +161,21 @@ def _hue(image, strength, draw):
 _CHANGES = (_brightness, _contrast, _saturation, _hue)
 
 
+class Lightness:
+    """Adds the same to all channels, uniform in plus or minus `strength` of the full range, cut off at its ends: the hue stays."""
+
+    def __init__(self, strength=0.0):
+        if not 0 <= strength <= 1:
+            raise UserError(f"lightness must be in 0..1, got {strength}")
+        self.strength, self.probability = strength, float(strength > 0)
+
+    def __call__(self, image, rng):
+        if not self.strength:
+            return image
+        offset = round(255 * self.strength * (2 * rng.random() - 1))
+        return image.point([min(255, max(0, value + offset)) for value in range(256)] * 3)
+
+
 class Gray:
     """Drops the color; three equal channels stay."""
 
@@ -238,6 +253,7 @@ class MultiCrop:
       flip: probability.
       jitter: strengths of brightness, contrast, saturation and hue.
       jitter_probability, gray: probabilities.
+      lightness: strength of an addition to all channels, which DINO does not have.
       blur, solarize: probabilities for the first global crop, the other global ones, and the local ones. DINOv2's recipe says
         blur (1, 0.1, 0.5), but its code passed one minus that: its models were trained with (0, 0.9, 0.5).
       blur_sigma: range of the blur, in pixels.
@@ -261,6 +277,7 @@ class MultiCrop:
         flip=0.5,
         jitter=(0.4, 0.4, 0.2, 0.1),
         jitter_probability=0.8,
+        lightness=0.0,
         gray=0.2,
         blur=(0.0, 0.9, 0.5),
         solarize=(0.0, 0.2, 0.0),
@@ -276,6 +293,7 @@ class MultiCrop:
                 RandomResizedCrop(size, scale=scale, ratio=ratio, shift=shift, interpolation=interpolation),
                 Flip(flip),
                 ColorJitter(*jitter, probability=jitter_probability),
+                Lightness(lightness),
                 Gray(gray),
                 Blur(blur[kind], sigma=blur_sigma),
                 Solarize(solarize[kind]),
@@ -301,3 +319,16 @@ class MultiCrop:
                 cut = transform(cut, rng)
             out.append(np.asarray(cut))
         return np.stack(out)
+
+
+class Views:
+    """Several kinds of crops of one image, each with its own augmentations: {kind: MultiCrop} gives the fields `kind/global`, `kind/local`."""
+
+    def __init__(self, kinds):
+        self.kinds = dict(sorted(kinds.items()))
+
+    def __call__(self, record, rng):
+        out = {name: value for name, value in record.items() if name != "image"}
+        for kind, crop in self.kinds.items():
+            out |= {f"{kind}/{name}": value for name, value in crop({"image": record["image"]}, rng).items()}
+        return out

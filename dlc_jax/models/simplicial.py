@@ -59,12 +59,21 @@ class Simplicial(nn.Module):
         return joint.reshape(-1, self.positions, self.values)
 
     def __call__(
-        self, tokens: Float[Array, "b m"], *, keys: Key[Array, "b"] | None = None, temperature: float | Array = 1.0
+        self,
+        tokens: Float[Array, "b m"],
+        *,
+        keys: Key[Array, "b"] | None = None,
+        temperature: float | Array = 1.0,
+        read: tuple[int, int] | None = None,
     ) -> dict[str, Array]:
-        """logits [b l v], simplices [b l v] (see `relax`), vector [b d] (not normalized)."""
+        """logits [b l v], simplices [b l v] (see `relax`), vector [b d] (not normalized) of the positions `read`, from and below; None is all."""
         logits = self.logits(tokens)
         simplices = relax(logits, self.relaxation, keys=keys, temperature=temperature)
-        vector = self.out(simplices.reshape(len(tokens), -1))
+        shown = simplices
+        if read is not None:
+            place = jnp.arange(self.positions)[:, None]
+            shown = jnp.where((place >= read[0]) & (place < read[1]), simplices, 0.0)
+        vector = self.out(shown.reshape(len(tokens), -1))
         return {"logits": logits, "simplices": simplices, "vector": vector}
 
 
@@ -151,11 +160,13 @@ class Encoder(nn.Module):
         keys: Key[Array, "b"] | None = None,
         temperature: float | Array = 1.0,
         masked: Bool[Array, "b n"] | None = None,
+        read: tuple[int, int] | None = None,
     ) -> dict[str, Array]:
         """Everything a loss may want of normalized images.
 
         Args:
           keys, temperature: see `relax`; keys=None draws no noise.
+          read: the range of positions from which the vector is made; see `Simplicial`.
           masked: see `ViT`.
 
         Returns:
@@ -163,7 +174,7 @@ class Encoder(nn.Module):
           cls [b d], registers [b r d], patches [b n d].
         """
         tokens = self.vit(images, masked=masked)
-        codes = self.simplicial(_flat(tokens), keys=keys, temperature=temperature)
+        codes = self.simplicial(_flat(tokens), keys=keys, temperature=temperature, read=read)
         vector = self.vit.normalize(codes.pop("vector"))
         return {**tokens, **codes, "vector": vector, "prototypes": self.head(vector)}
 

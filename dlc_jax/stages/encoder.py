@@ -2,6 +2,11 @@
 
     two global crops and some local ones ──► student ──► prototypes ─┐
     the global crops ──► teacher (the state's average) ──► centering or Sinkhorn ──► cross-entropy
+
+With one kind of crops this is the paper's encoder. With several, the positions of a code are shared out evenly among the kinds, in the
+order of their names: a kind's prototypes are read from its own positions alone, and (`consistency`) each of those positions must take
+the same value in all crops of its kind. So what a kind's augmentation destroys cannot be kept in its positions: crops of turned hue make
+positions that do not know the color, blurred ones make positions that do not know the shape. Codes come apart by what they ignore.
 """
 
 import dataclasses
@@ -18,7 +23,7 @@ from dlc_jax.models.vit import standardize
 from dlc_jax.stage import Plan, Stage
 from dlc_jax.step import example_keys
 
-SIMPLEX = 1  # purpose of a key
+STUDENT, TEACHER = 1, 2  # purposes of keys
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +37,11 @@ class Objective:
       simplex_temperature: of the simplicial embedding, student and teacher.
       center_momentum: of the running mean of teacher logits.
       momentum: (start, end) of the teacher's decay, a cosine over the run.
+      dino: weight of the prototypes' cross-entropy; 1 in the paper.
       koleo: weight of the KoLeo term; koleo_group: examples in which nearest neighbors are looked for.
+      consistency: weight of the positions' own cross-entropy between crops, each position a set of V prototypes whose targets are
+        balanced over the batch (Sinkhorn); 0 in the paper.
+      consistency_temperature: (student, teacher) of that term.
     """
 
     teacher: str = "centering"
@@ -41,8 +50,11 @@ class Objective:
     simplex_temperature: float = 1.0
     center_momentum: float = 0.9
     momentum: tuple[float, float] = (0.992, 1.0)
+    dino: float = 1.0
     koleo: float = 0.1
     koleo_group: int = 64
+    consistency: float = 0.0
+    consistency_temperature: tuple[float, float] = (1.0, 0.5)
 
     def __post_init__(self):
         if self.teacher not in ("centering", "sinkhorn"):
@@ -55,25 +67,34 @@ def make(config, *, step: str, workdir) -> Stage:
     plan = Plan(**section.train)
     objective = Objective(**section.objective)
     model = Encoder(**section.model)
-    crops = transforms.MultiCrop(**section.crops)
+    kinds = sorted(section.crops)
     if objective.koleo and plan.batch % objective.koleo_group:
         raise UserError(f"{step}.train.batch={plan.batch} does not divide into groups of {step}.objective.koleo_group={objective.koleo_group}")
-    batch_spec = {
-        "position": jax.ShapeDtypeStruct((plan.batch,), jnp.int32),
-        "global": jax.ShapeDtypeStruct((plan.batch, section.crops.global_crops, section.crops.global_size, section.crops.global_size, 3), jnp.uint8),
-    }
-    if section.crops.local_crops:
-        size = section.crops.local_size
-        batch_spec["local"] = jax.ShapeDtypeStruct((plan.batch, section.crops.local_crops, size, size, 3), jnp.uint8)
+    if model.positions % len(kinds):
+        raise UserError(f"{step}.model.positions={model.positions} cannot be shared out among {len(kinds)} kinds of crops ({', '.join(kinds)})")
+    share = model.positions // len(kinds)
+    ranges = {kind: (place * share, (place + 1) * share) for place, kind in enumerate(kinds)}
 
-    def apply(params, crops, keys):
-        """uint8 [b, g, y, x, c] -> the model's outputs, each [b, g, ...]."""
+    batch_spec = {"position": jax.ShapeDtypeStruct((plan.batch,), jnp.int32)}
+    for kind in kinds:
+        crops = section.crops[kind]
+        for name, number, size in (("global", crops.global_crops, crops.global_size), ("local", crops.local_crops, crops.local_size)):
+            if number:
+                batch_spec[f"{kind}/{name}"] = jax.ShapeDtypeStruct((plan.batch, number, size, size, 3), jnp.uint8)
+
+    def apply(params, crops, keys, kind):
+        """uint8 [b, g, y, x, c] -> what the model says of each crop, [b, g, ...], from the kind's positions."""
         b, g = crops.shape[:2]
-        keys = None if keys is None else jax.vmap(lambda key: jax.random.split(key, g))(keys).reshape(b * g)
-        out = model.apply(
-            {"params": params}, standardize(crops.reshape(b * g, *crops.shape[2:])), keys=keys, temperature=objective.simplex_temperature
-        )
-        return {name: out[name].reshape(b, g, *out[name].shape[1:]) for name in ("prototypes", "vector", "simplices")}
+        if model.relaxation == "softmax":
+            keys = None
+        else:
+            keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, kinds.index(kind)), g))(keys).reshape(b * g)
+        pixels = standardize(crops.reshape(b * g, *crops.shape[2:]))
+        out = model.apply({"params": params}, pixels, keys=keys, temperature=objective.simplex_temperature, read=ranges[kind])
+        low, high = ranges[kind]
+        found = {"prototypes": out["prototypes"], "vector": out["vector"]}
+        found |= {"logits": out["logits"][:, low:high], "simplices": out["simplices"][:, low:high]}
+        return {name: leaf.astype(jnp.float32).reshape(b, g, *leaf.shape[1:]) for name, leaf in found.items()}
 
     def temperature(step):
         start, end, rise = objective.teacher_temperature
@@ -81,46 +102,51 @@ def make(config, *, step: str, workdir) -> Stage:
 
     def init(key):
         image = jnp.zeros((1, section.model.image, section.model.image, 3), jnp.float32)
-        keys = jax.random.split(key, 1)
-        params = model.init(key, image, keys=keys, temperature=1.0)["params"]
-        return params, {"center": jnp.zeros((section.model.prototypes,), jnp.float32)}
+        params = model.init(key, image, keys=jax.random.split(key, 1), temperature=1.0)["params"]
+        return params, {"center": jnp.zeros((len(kinds), model.prototypes), jnp.float32)}
 
     def prepare(params, ema, extra, batch, frozen, step, key):
-        keys = example_keys(key, batch["position"], SIMPLEX + 1) if model.relaxation != "softmax" else None
-        logits = apply(ema, batch["global"], keys)["prototypes"].astype(jnp.float32)
-        if objective.teacher == "sinkhorn":
-            return batch | {"teacher": ssl.sinkhorn(logits, temperature=temperature(step))}
-        return batch | {"teacher_logits": logits}
+        keys = example_keys(key, batch["position"], TEACHER)
+        for kind in kinds:
+            out = apply(ema, batch[f"{kind}/global"], keys, kind)
+            if objective.teacher == "sinkhorn":
+                batch = batch | {f"{kind}/target": ssl.sinkhorn(out["prototypes"], temperature=temperature(step))}
+            else:
+                batch = batch | {f"{kind}/teacher": out["prototypes"]}
+            if objective.consistency:
+                balanced = jax.vmap(lambda logits: ssl.sinkhorn(logits, temperature=objective.consistency_temperature[1]), 2, 2)
+                batch = batch | {f"{kind}/values": balanced(out["logits"])}
+        return batch
 
     def loss(params, extra, batch, frozen, step, key):
-        keys = example_keys(key, batch["position"], SIMPLEX) if model.relaxation != "softmax" else None
-        views = apply(params, batch["global"], keys)
-        prototypes = [views["prototypes"]]
-        if section.crops.local_crops:
-            prototypes.append(apply(params, batch["local"], keys)["prototypes"])
-        aux = {}
-        if objective.teacher == "sinkhorn":
-            target = batch["teacher"]
-        else:
-            target = ssl.center_probs(batch["teacher_logits"], extra["center"], temperature=temperature(step))
-            aux["center"] = batch["teacher_logits"].mean((0, 1))
-        dino = ssl.dino(jnp.concatenate(prototypes, 1), target, temperature=objective.student_temperature).mean()
-        # One crop of every image at a time: two crops of one image would be each other's nearest neighbors.
-        spread = sum(ssl.koleo(views["vector"][:, g], group=objective.koleo_group).mean() for g in range(section.crops.global_crops))
-        total = dino + objective.koleo * spread
-        mean = target.mean((0, 1))
-        usage = views["simplices"].astype(jnp.float32).mean((0, 1))
-        metrics = {
-            "dino": dino,
-            "koleo": spread,
-            "target_entropy": ssl.entropy(target).mean(),
-            "prototype_entropy": ssl.entropy(mean),
-            "code_perplexity": jnp.exp(ssl.entropy(usage)).mean(),
-        }
-        return total, (metrics, aux)
+        keys = example_keys(key, batch["position"], STUDENT)
+        terms = {"dino": 0.0, "koleo": 0.0, "consistency": 0.0, "target_entropy": 0.0, "code_perplexity": 0.0}
+        centers = []
+        for place, kind in enumerate(kinds):
+            views = apply(params, batch[f"{kind}/global"], keys, kind)
+            prototypes, logits = views["prototypes"], views["logits"]
+            if f"{kind}/local" in batch:
+                local = apply(params, batch[f"{kind}/local"], keys, kind)
+                prototypes, logits = (jnp.concatenate([views[name], local[name]], 1) for name in ("prototypes", "logits"))
+            if objective.teacher == "sinkhorn":
+                target = batch[f"{kind}/target"]
+            else:
+                target = ssl.center_probs(batch[f"{kind}/teacher"], extra["center"][place], temperature=temperature(step))
+                centers.append(batch[f"{kind}/teacher"].mean((0, 1)))
+            terms["dino"] += ssl.dino(prototypes, target, temperature=objective.student_temperature).mean()
+            # One crop of every image at a time: two crops of one image would be each other's nearest neighbors.
+            vectors = jnp.moveaxis(views["vector"], 1, 0)
+            terms["koleo"] += sum(ssl.koleo(crop, group=objective.koleo_group).mean() for crop in vectors) if objective.koleo else 0.0
+            if objective.consistency:
+                agree = jax.vmap(lambda student, teacher: ssl.dino(student, teacher, temperature=objective.consistency_temperature[0]), 2)
+                terms["consistency"] += agree(logits, jax.lax.stop_gradient(batch[f"{kind}/values"])).mean()
+            terms["target_entropy"] += ssl.entropy(target).mean() / len(kinds)
+            terms["code_perplexity"] += jnp.exp(ssl.entropy(views["simplices"].mean((0, 1)))).mean() / len(kinds)
+        total = objective.dino * terms["dino"] + objective.koleo * terms["koleo"] + objective.consistency * terms["consistency"]
+        return total, ({name: jnp.asarray(term, jnp.float32) for name, term in terms.items()}, {"center": jnp.stack(centers)} if centers else {})
 
     def after_update(extra, params, aux, step):
-        if objective.teacher == "sinkhorn":
+        if not aux:
             return extra
         return {"center": ssl.update_center(extra["center"], aux["center"], momentum=objective.center_momentum)}
 
@@ -130,7 +156,8 @@ def make(config, *, step: str, workdir) -> Stage:
 
     def batches(split):
         source = sources.source(config.data.name, split, **config.data.options)
-        return loader.batches(source, batch=plan.batch, seed=config.seed, transform=crops, fields=tuple(name for name in batch_spec if name != "position"))
+        views = transforms.Views({kind: transforms.MultiCrop(**section.crops[kind]) for kind in kinds})
+        return loader.batches(source, batch=plan.batch, seed=config.seed, transform=views, fields=tuple(batch_spec.keys() - {"position"}))
 
     return Stage(
         init=init,

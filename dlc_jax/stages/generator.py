@@ -30,8 +30,10 @@ class Objective:
       floor: smallest time in the x-prediction's weight 1 / t^2.
       time: (mean, standard deviation) of the logit-normal time; a mean above 0 leans to noise.
       drop: share of examples that see the null condition, for guidance.
-      drop_positions: largest share of positions hidden from an example that keeps its codes; the share is drawn evenly up to it.
-        Seeing parts of codes teaches the model to read codes that were put together from several images.
+      drop_positions: largest share of positions taken from an example that keeps its codes; the share is drawn evenly up to it. 0 in
+        the paper.
+      foreign: share of examples in which another image's values stand at those positions, instead of none. The model learns to
+        believe the majority, factor by factor, so that codes put together from several images give one clean image. 0 in the paper.
     """
 
     prediction: str = "v"
@@ -39,6 +41,7 @@ class Objective:
     time: tuple[float, float] = (0.0, 1.0)
     drop: float = 0.1
     drop_positions: float = 0.0
+    foreign: float = 0.0
 
     def __post_init__(self):
         if self.prediction not in ("v", "x"):
@@ -71,16 +74,21 @@ def make(config, *, step: str, workdir) -> Stage:
         codes = jnp.zeros((1, length), jnp.int32) if length else None
         return model.init(key, x, jnp.zeros((1,)), codes)["params"], {}
 
-    def hide(codes, position, key):
-        """Codes with the null id where a whole example or single positions are dropped."""
+    def prepare(params, ema, extra, batch, frozen, step, key):
+        # The neighbor in the global batch, which a microbatch may not hold.
+        return batch | {"other": jnp.roll(batch["codes"], 1, 0)} if length else batch
 
-        def one(codes, drop, share):
+    def hide(codes, other, position, key):
+        """Codes with the null id, or another image's values, where a whole example or single positions are dropped."""
+
+        def one(codes, other, drop, share):
             whole = jax.random.uniform(drop) < objective.drop
-            level, each = jax.random.split(share)
+            level, each, kind = jax.random.split(share, 3)
             some = jax.random.uniform(each, codes.shape) < jax.random.uniform(level) * objective.drop_positions
-            return jnp.where(whole | some, values, codes)
+            instead = jnp.where(jax.random.uniform(kind) < objective.foreign, other, values)
+            return jnp.where(whole, values, jnp.where(some, instead, codes))
 
-        return jax.vmap(one)(codes, example_keys(key, position, DROP), example_keys(key, position, POSITIONS))
+        return jax.vmap(one)(codes, other, example_keys(key, position, DROP), example_keys(key, position, POSITIONS))
 
     def loss(params, extra, batch, frozen, step, key):
         x = batch["latent"] if section.latents else to_pixels(batch["image"])
@@ -88,7 +96,7 @@ def make(config, *, step: str, workdir) -> Stage:
         u = schedules.stratified(batch["position"], plan.batch, shared_key(key, TIME))
         t = schedules.logit_normal(u, mean, deviation)
         noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(example_keys(key, batch["position"], NOISE))
-        codes = hide(batch["codes"], batch["position"], key) if length else None
+        codes = hide(batch["codes"], batch["other"], batch["position"], key) if length else None
         prediction = model.apply({"params": params}, flow.interpolate(x, noise, t), t, codes)
         value = flow_loss(prediction, x, noise, t, kind=objective.prediction, floor=objective.floor).mean()
         return value, ({}, {})
@@ -101,7 +109,7 @@ def make(config, *, step: str, workdir) -> Stage:
 
     return Stage(
         init=init,
-        prepare=lambda params, ema, extra, batch, frozen, step, key: batch,
+        prepare=prepare,
         loss=loss,
         after_update=lambda extra, params, aux, step: extra,
         ema_decay=lambda step: jnp.minimum(section.ema_decay, (1 + step) / (10 + step)),

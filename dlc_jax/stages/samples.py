@@ -16,7 +16,7 @@ from dlc_jax.data import sources
 from dlc_jax.data.codes import CodeStore
 from dlc_jax.data.shapes import HELD_OUT
 from dlc_jax.evals import composition, samples
-from dlc_jax.evals.judge import Judge
+from dlc_jax.evals.judge import Judge, proof
 from dlc_jax.pipeline import Pipeline
 from dlc_jax.stage import Job
 
@@ -104,6 +104,8 @@ def make(config, *, step: str, workdir) -> Job:
                 results[f"{prefix}/valid"] = float(np.mean(reading.valid))
 
         draw()
+        if judge and section.codes:
+            results.update({f"judge/{key}": value for key, value in proof(judge, count=min(200, section.count)).items()})
         if section.codes:
             rebuild("validation", "reconstruction")
             if section.held_out:
