@@ -60,7 +60,7 @@ def get_config(variant: str = "") -> ConfigDict:
         objective=dict(prediction="x", floor=0.1, time=(0.8, 1.0), drop=0.1, drop_positions=0.5, foreign=0.5),
         ema_decay=0.998,
         optimizer=optimizer(2e-3, schedule="linear", final=0.02),
-        train=train(steps=6000, batch=32),
+        train=train(steps=7000, batch=32),
     )  # fmt: skip
     samples = dict(
         stage="samples", prefix="", encoder="encoder", prior="prior", generator="generator", codes="codes", held_out=True,

@@ -12,7 +12,9 @@ from ml_collections import config_flags
 
 from dlc_jax.errors import Interrupted, UserError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, with an optional variant: configs/quickstart.py:ablation.", lock_config=True)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Recipe, with an optional variant: configs/quickstart.py:ablation.", lock_config=True
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; runs/<recipe> by default.")
 
 
@@ -38,7 +40,9 @@ def parse(argv: list[str]):
 
 def _sentence(error: Exception) -> str:
     """What an error of the flag libraries says, in one line: a reason may stand at the end of a traceback that they print."""
-    text = str(error.args[-1] if error.args else error).replace("\\n", "\n").replace("\\'", "'")  # some pass on the repr of another
+    text = (
+        str(error.args[-1] if error.args else error).replace("\\n", "\n").replace("\\'", "'")
+    )  # some pass on the repr of another
     lines = [line.strip() for line in text.replace("''", "'").splitlines() if line.strip()]
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}"

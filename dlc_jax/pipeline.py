@@ -39,7 +39,9 @@ def load(workdir: str | Path, *, batch: int = 128) -> "Pipeline":
     """
     path = Path(workdir) / "config.json"
     if not path.exists():
-        raise UserError(f"{workdir} holds no run (no config.json); train one with python -m dlc_jax.main --config=configs/quickstart.py")
+        raise UserError(
+            f"{workdir} holds no run (no config.json); train one with python -m dlc_jax.main --config=configs/quickstart.py"
+        )
     config = ml_collections.ConfigDict(json.loads(path.read_text()))
     return Pipeline(config, Path(workdir), mesh=parallel.make_mesh(), batch=batch)
 
@@ -70,7 +72,14 @@ class Pipeline:
         return self._run(function, self._params("prior"), _keys(seed, count))
 
     def decode(
-        self, codes: np.ndarray | None, *, seed: int = 0, count: int | None = None, steps: int = 50, guidance: float = 1.0, method: str = "heun"
+        self,
+        codes: np.ndarray | None,
+        *,
+        seed: int = 0,
+        count: int | None = None,
+        steps: int = 50,
+        guidance: float = 1.0,
+        method: str = "heun",
     ) -> np.ndarray:
         """Codes int32 [b, l] to uint8 images [b, y, x, c]; None with a `count` draws from a generator trained without codes.
 
@@ -125,7 +134,7 @@ class Pipeline:
         x = sample.flow_sample(function, keys, shape, schedules.uniform_grid(steps), method=method)
         return jnp.clip(jnp.round((x + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019, a pipeline lives as long as its networks
+    @functools.cache  # noqa: B019, a pipeline lives as long as its networks
     def _model(self, network: str):
         section = self.config[self._names[network]].model
         model = {"encoder": Encoder, "prior": MaskedTransformer, "generator": DiT}[network](**section)
@@ -139,13 +148,13 @@ class Pipeline:
             arguments = (jnp.zeros((1, section.image, section.image, section.channels)), jnp.zeros((1,)), codes)
         return model, jax.eval_shape(lambda: model.init(key, *arguments)["params"])
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019
+    @functools.cache  # noqa: B019
     def _params(self, network: str):
         _, shapes = self._model(network)
         placed = parallel.abstract(shapes, parallel.shardings(shapes, self.mesh))
         return checkpoint.load_params(self.workdir / self._names[network] / "checkpoints", placed)
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019
+    @functools.cache  # noqa: B019
     def _jit(self, function, keywords):
         return jax.jit(functools.partial(function, **dict(keywords)))
 

@@ -115,7 +115,10 @@ def make_train_step(
             grads, metrics, aux = gradient(batch)
         else:
             micros = split(batch, accumulate, shares)
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradient, jax.tree.map(lambda leaf: leaf[0], micros)))
+            zeros = jax.tree.map(
+                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+                jax.eval_shape(gradient, jax.tree.map(lambda leaf: leaf[0], micros)),
+            )
             total, _ = jax.lax.scan(lambda sums, micro: (jax.tree.map(jnp.add, sums, gradient(micro)), None), zeros, micros)
             grads, metrics, aux = jax.tree.map(lambda leaf: leaf / accumulate, total)
 
@@ -133,7 +136,9 @@ def make_train_step(
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         bad = (~good).astype(jnp.int32)
         kept = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old), (params, opt_state, ema, extra), (state.params, state.opt_state, state.ema, state.extra)
+            lambda new, old: jnp.where(good, new, old),
+            (params, opt_state, ema, extra),
+            (state.params, state.opt_state, state.ema, state.extra),
         )
         skipped = jnp.stack([state.skipped[0] + bad, bad * (state.skipped[1] + 1)])
         metrics |= {
@@ -158,4 +163,3 @@ def make_validation_step(stage: Stage, *, dtype: str = "float32") -> Callable[[T
         return {"loss": loss, **metrics}
 
     return validation_step
-

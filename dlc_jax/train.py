@@ -56,7 +56,9 @@ def train(stage: Stage, directory: str | Path, *, mesh, seed: int, name: str, lo
     parallel.check_batch(plan.batch, mesh, accumulate=plan.accumulate, where=f"{name}.train")
     checkpoints = Checkpoints(directory / "checkpoints", keep=plan.keep)
     jitted, abstract = compile_step(stage, mesh)
-    root = jax.device_put(jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()) & 0x7FFFFFFF), parallel.replicated(mesh))
+    root = jax.device_put(
+        jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()) & 0x7FFFFFFF), parallel.replicated(mesh)
+    )
     iterator = stage.batches("train")
     with jax.set_mesh(mesh), _Stop() as stop:
         restored = checkpoints.restore(abstract, iterator, stage.identity)
@@ -66,7 +68,9 @@ def train(stage: Stage, directory: str | Path, *, mesh, seed: int, name: str, lo
             state, first, _ = restored
         frozen = stage.load_frozen(mesh)
         validate = _validation(stage, mesh, root)
-        writer = Writer(directory, total=plan.steps, log_every=plan.log_every, name=name, batch=plan.batch, first=first, **(log or {}))
+        writer = Writer(
+            directory, total=plan.steps, log_every=plan.log_every, name=name, batch=plan.batch, first=first, **(log or {})
+        )
         measured: dict[str, float] = {}
         try:
             for step in range(first, plan.steps + 1):

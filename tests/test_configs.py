@@ -67,7 +67,9 @@ def test_docstring_has_the_command(path):
 def every_step():
     for path in CONFIGS:
         for name in load(path).steps:
-            yield pytest.param(path, name, marks=[pytest.mark.slow] if path.stem != "quickstart" else [], id=f"{path.stem}-{name}")
+            yield pytest.param(
+                path, name, marks=[pytest.mark.slow] if path.stem != "quickstart" else [], id=f"{path.stem}-{name}"
+            )
 
 
 @pytest.mark.parametrize("path, name", list(every_step()))

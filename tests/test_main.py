@@ -46,7 +46,10 @@ def test_results_pictures_and_report(complete):
         *(f"probe/{factor}" for factor in ("shape", "color", "background", "size", "count")),
         *(f"reconstruction/{factor}" for factor in ("shape", "color", "background", "size", "count")),
         *(f"reconstruction_held_out/{factor}" for factor in ("shape", "color", "background", "size", "count")),
-        *(f"unconditional/{key}" for key in ("valid", "entropy_shape", "entropy_color", "entropy_background", "held_out", "count")),
+        *(
+            f"unconditional/{key}"
+            for key in ("valid", "entropy_shape", "entropy_color", "entropy_background", "held_out", "count")
+        ),
         *(f"composition/{factor}_from_parents" for factor in ("shape", "color", "background")),
         *("composition/both_parents", "composition/count", "seconds/total", "peak_memory_gb", "judge/validation_shape"),
         *(f"seconds/{step}" for step in STEPS),

@@ -13,7 +13,11 @@ MAP = re.compile(r"(<!-- map -->\n).*?(<!-- /map -->)", re.DOTALL)
 def file_map():
     """A line for each module and recipe: its path, and the first sentence of its docstring."""
     lines = []
-    for path in [*sorted(ROOT.glob("dlc_jax/**/*.py")), *sorted(ROOT.glob("configs/*.py")), *sorted(ROOT.glob("benchmarks/*.py"))]:
+    for path in [
+        *sorted(ROOT.glob("dlc_jax/**/*.py")),
+        *sorted(ROOT.glob("configs/*.py")),
+        *sorted(ROOT.glob("benchmarks/*.py")),
+    ]:
         said = ast.get_docstring(ast.parse(path.read_text()))
         assert said, f"{path} has no docstring"
         lines.append(f"| `{path.relative_to(ROOT)}` | {said.splitlines()[0].replace('|', chr(92) + '|')} |")

@@ -44,7 +44,9 @@ def center_probs(
     return jax.nn.softmax((teacher_logits.astype(jnp.float32) - center) / temperature, -1)
 
 
-def update_center(center: Float[Array, "*kinds p"], batch_mean: Float[Array, "*kinds p"], *, momentum: ScalarLike = 0.9) -> Float[Array, "*kinds p"]:
+def update_center(
+    center: Float[Array, "*kinds p"], batch_mean: Float[Array, "*kinds p"], *, momentum: ScalarLike = 0.9
+) -> Float[Array, "*kinds p"]:
     """The running mean of the teacher's logits; `batch_mean` is over the global batch."""
     return momentum * center + (1 - momentum) * batch_mean.astype(jnp.float32)
 

@@ -69,16 +69,23 @@ def make(config, *, step: str, workdir) -> Stage:
     model = Encoder(**section.model)
     kinds = sorted(section.crops)
     if objective.koleo and plan.batch % objective.koleo_group:
-        raise UserError(f"{step}.train.batch={plan.batch} does not divide into groups of {step}.objective.koleo_group={objective.koleo_group}")
+        raise UserError(
+            f"{step}.train.batch={plan.batch} does not divide into groups of {step}.objective.koleo_group={objective.koleo_group}"
+        )
     if model.positions % len(kinds):
-        raise UserError(f"{step}.model.positions={model.positions} cannot be shared out among {len(kinds)} kinds of crops ({', '.join(kinds)})")
+        raise UserError(
+            f"{step}.model.positions={model.positions} cannot be shared out among {len(kinds)} kinds of crops ({', '.join(kinds)})"
+        )
     share = model.positions // len(kinds)
     ranges = {kind: (place * share, (place + 1) * share) for place, kind in enumerate(kinds)}
 
     batch_spec = {"position": jax.ShapeDtypeStruct((plan.batch,), jnp.int32)}
     for kind in kinds:
         crops = section.crops[kind]
-        for name, number, size in (("global", crops.global_crops, crops.global_size), ("local", crops.local_crops, crops.local_size)):
+        for name, number, size in (
+            ("global", crops.global_crops, crops.global_size),
+            ("local", crops.local_crops, crops.local_size),
+        ):
             if number:
                 batch_spec[f"{kind}/{name}"] = jax.ShapeDtypeStruct((plan.batch, number, size, size, 3), jnp.uint8)
 
@@ -136,14 +143,21 @@ def make(config, *, step: str, workdir) -> Stage:
             terms["dino"] += ssl.dino(prototypes, target, temperature=objective.student_temperature).mean()
             # One crop of every image at a time: two crops of one image would be each other's nearest neighbors.
             vectors = jnp.moveaxis(views["vector"], 1, 0)
-            terms["koleo"] += sum(ssl.koleo(crop, group=objective.koleo_group).mean() for crop in vectors) if objective.koleo else 0.0
+            terms["koleo"] += (
+                sum(ssl.koleo(crop, group=objective.koleo_group).mean() for crop in vectors) if objective.koleo else 0.0
+            )
             if objective.consistency:
-                agree = jax.vmap(lambda student, teacher: ssl.dino(student, teacher, temperature=objective.consistency_temperature[0]), 2)
+                agree = jax.vmap(
+                    lambda student, teacher: ssl.dino(student, teacher, temperature=objective.consistency_temperature[0]), 2
+                )
                 terms["consistency"] += agree(logits, jax.lax.stop_gradient(batch[f"{kind}/values"])).mean()
             terms["target_entropy"] += ssl.entropy(target).mean() / len(kinds)
             terms["code_perplexity"] += jnp.exp(ssl.entropy(views["simplices"].mean((0, 1)))).mean() / len(kinds)
         total = objective.dino * terms["dino"] + objective.koleo * terms["koleo"] + objective.consistency * terms["consistency"]
-        return total, ({name: jnp.asarray(term, jnp.float32) for name, term in terms.items()}, {"center": jnp.stack(centers)} if centers else {})
+        return total, (
+            {name: jnp.asarray(term, jnp.float32) for name, term in terms.items()},
+            {"center": jnp.stack(centers)} if centers else {},
+        )
 
     def after_update(extra, params, aux, step):
         if not aux:
@@ -157,7 +171,9 @@ def make(config, *, step: str, workdir) -> Stage:
     def batches(split):
         source = sources.source(config.data.name, split, **config.data.options)
         views = transforms.Views({kind: transforms.MultiCrop(**section.crops[kind]) for kind in kinds})
-        return loader.batches(source, batch=plan.batch, seed=config.seed, transform=views, fields=tuple(batch_spec.keys() - {"position"}))
+        return loader.batches(
+            source, batch=plan.batch, seed=config.seed, transform=views, fields=tuple(batch_spec.keys() - {"position"})
+        )
 
     return Stage(
         init=init,

@@ -62,7 +62,9 @@ def make(config, *, step: str, workdir) -> Stage:
     image, channels, length, values = section.model.image, section.model.channels, model.positions, model.values
     field = "latent" if section.latents else "image"
     if bool(section.codes) != bool(length):
-        raise UserError(f"{step}.codes={section.codes!r} does not go with {step}.model.positions={length}: without codes, positions is 0")
+        raise UserError(
+            f"{step}.codes={section.codes!r} does not go with {step}.model.positions={length}: without codes, positions is 0"
+        )
 
     batch_spec = {"position": jax.ShapeDtypeStruct((plan.batch,), jnp.int32)}
     batch_spec[field] = jax.ShapeDtypeStruct((plan.batch, image, image, channels), jnp.float32 if section.latents else jnp.uint8)
@@ -105,7 +107,9 @@ def make(config, *, step: str, workdir) -> Stage:
         source = sources.source(config.data.name, split, **config.data.options)
         if length:
             source = WithCodes(source, CodeStore(workdir / section.codes / split))
-        return loader.batches(source, batch=plan.batch, seed=config.seed, fields=tuple(name for name in batch_spec if name != "position"))
+        return loader.batches(
+            source, batch=plan.batch, seed=config.seed, fields=tuple(name for name in batch_spec if name != "position")
+        )
 
     return Stage(
         init=init,
@@ -119,5 +123,10 @@ def make(config, *, step: str, workdir) -> Stage:
         batches=batches,
         optimizer=optim.make(steps=plan.steps, **section.optimizer),
         plan=plan,
-        identity={"model": section.model.to_dict(), "codes": section.codes, "latents": section.latents, "data": config.data.to_dict()},
+        identity={
+            "model": section.model.to_dict(),
+            "codes": section.codes,
+            "latents": section.latents,
+            "data": config.data.to_dict(),
+        },
     )

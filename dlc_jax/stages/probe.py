@@ -27,7 +27,14 @@ def make(config, *, step: str, workdir) -> Job:
         for split in section.splits:
             prefix = "probe" if split == "validation" else f"probe_{split}"
             unseen = read(split, section.count)
-            found = probe.probe(codes, factors, *unseen, names=list(labels), classes=[len(of) for of in labels.values()], values=config[section.encoder].model["values"])
+            found = probe.probe(
+                codes,
+                factors,
+                *unseen,
+                names=list(labels),
+                classes=[len(of) for of in labels.values()],
+                values=config[section.encoder].model["values"],
+            )
             results |= {key.replace("probe", prefix, 1): value for key, value in found.items()}
             results[f"{prefix}/count"] = len(unseen[0])
         return results

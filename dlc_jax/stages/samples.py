@@ -66,7 +66,11 @@ def make(config, *, step: str, workdir) -> Job:
             images, codes, factors = read(split, section.count)
             decoded = networks.decode(codes, seed=config.seed + 2, **settings)
             rows = {"real": images[:SHOWN], "from its code": decoded[:SHOWN]}
-            picture(prefix, samples.labelled_rows(rows), f"Unseen images ({split.replace('_', ' ')}) and what comes back from their codes alone.")
+            picture(
+                prefix,
+                samples.labelled_rows(rows),
+                f"Unseen images ({split.replace('_', ' ')}) and what comes back from their codes alone.",
+            )
             if judge:
                 reading = judge.read(decoded)
                 found = samples.reconstruction(factors, reading.factors, names=names)

@@ -64,7 +64,9 @@ def test_accumulation_equals_the_whole_step(name, accumulate):
     for a, b in zip(first, second):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
         np.testing.assert_allclose(a["gradient_norm"], b["gradient_norm"], rtol=1e-4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), (whole.params, whole.extra), (parts.params, parts.extra))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), (whole.params, whole.extra), (parts.params, parts.extra)
+    )
 
 
 def test_draws_differ_between_examples_and_purposes():

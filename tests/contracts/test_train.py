@@ -47,7 +47,9 @@ class Stopping(Numbers):
 
 
 def dying(stage, after, **options):
-    return dataclasses.replace(stage, batches=lambda split: Stopping(8, after=after, **options) if split == "train" else stage.batches(split))
+    return dataclasses.replace(
+        stage, batches=lambda split: Stopping(8, after=after, **options) if split == "train" else stage.batches(split)
+    )
 
 
 @pytest.mark.parametrize("make", [coupled, joint], ids=["coupled", "joint"])
