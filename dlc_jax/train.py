@@ -77,18 +77,20 @@ def train(stage: Stage, directory: str | Path, *, mesh, seed: int, name: str, lo
                 # The order below is what makes a resumed run the same run; do not change it.
                 # 1. Evaluate: what is measured at a step belongs to the state that is saved at that step.
                 last = step == plan.steps
+                found = {}
                 if last or (step > first and step % plan.validate_every == 0):
-                    measured |= {f"validation/{key}": value for key, value in validate(state, frozen).items()}
-                    writer.scalars(step, measured)
+                    found |= {f"validation/{key}": value for key, value in validate(state, frozen).items()}
                 for evaluator in stage.evals:
                     if last or (evaluator.every and step > first and step % evaluator.every == 0):
-                        found = evaluator.run(state, frozen, mesh, directory)
-                        measured |= {f"{evaluator.name}/{key}": value for key, value in found.items()}
-                        writer.scalars(step, measured)
+                        values = evaluator.run(state, frozen, mesh, directory)
+                        found |= {f"{evaluator.name}/{key}": value for key, value in values.items()}
+                if found:
+                    writer.scalars(step, found)
+                    measured |= found
                 # 2. Save, before a batch is fetched: the iterator then stands where the saved state will go on.
                 due = last or stop.asked or step % plan.save_every == 0
                 if due and (step > first or restored is None):
-                    _check(writer, plan.patience, name, checkpoints)
+                    _check(writer.last, plan.patience, name, checkpoints)  # `last` puts every step up to here on file
                     checkpoints.save(step, state, iterator, {"identity": dict(stage.identity)})
                 if last:
                     break
@@ -100,13 +102,13 @@ def train(stage: Stage, directory: str | Path, *, mesh, seed: int, name: str, lo
                     batch = next(iterator)
                 state, metrics = jitted(state, parallel.to_global(batch, mesh), frozen, root)
                 # 5. Write the metrics of the step before; reading this one's would wait for it.
-                writer.step(step + 1, metrics)
-                if step % plan.log_every == 0:
-                    _check(writer, plan.patience, name, checkpoints)
+                _check(writer.step(step + 1, metrics), plan.patience, name, checkpoints)
             checkpoints.wait()
         finally:
-            writer.close()
-            checkpoints.close()
+            try:
+                writer.close()
+            finally:
+                checkpoints.close()
     return {**measured, "skipped_steps": int(state.skipped[0])}
 
 
@@ -137,16 +139,15 @@ def _validation(stage: Stage, mesh, root):
     return validate
 
 
-def _check(writer: Writer, patience: int, name: str, checkpoints: Checkpoints) -> None:
+def _check(metrics: Mapping[str, Any], patience: int, name: str, checkpoints: Checkpoints) -> None:
     """Stops a run whose loss stays non-finite: its state is still the last good one, so what is saved is good."""
-    metrics = writer.last
     in_a_row = int(metrics.get("skipped_in_a_row", 0))
     if in_a_row >= patience:
         checkpoints.wait()
         step = int(metrics["step"])
         raise UserError(
-            f"{name}: the loss was not finite for {in_a_row} steps in a row; the last good step is {step - in_a_row}, the newest checkpoint is of "
-            f"step {checkpoints.latest()}; lower optimizer.learning_rate or set train.clip, then run the same command"
+            f"{name}: the loss was not finite for {in_a_row} steps in a row; the last good step is {step - in_a_row}, the newest "
+            f"checkpoint is of step {checkpoints.latest()}; lower optimizer.learning_rate or set train.clip, then run the same command"
         )
 
 

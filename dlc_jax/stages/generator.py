@@ -32,7 +32,7 @@ class Objective:
       drop: share of examples that see the null condition, for guidance.
       drop_positions: largest share of positions taken from an example that keeps its codes; the share is drawn evenly up to it. 0 in
         the paper.
-      foreign: share of examples in which another image's values stand at those positions, instead of none. The model learns to
+      foreign: share of examples in which other images' values stand at those positions, instead of none. The model learns to
         believe the majority, factor by factor, so that codes put together from several images give one clean image. 0 in the paper.
     """
 
@@ -77,8 +77,12 @@ def make(config, *, step: str, workdir) -> Stage:
         return model.init(key, x, jnp.zeros((1,)), codes)["params"], {}
 
     def prepare(params, ema, extra, batch, frozen, step, key):
-        # The neighbor in the global batch, which a microbatch may not hold.
-        return batch | {"other": jnp.roll(batch["codes"], 1, 0)} if length else batch
+        if not length:
+            return batch
+        # Neighbors in the global batch, which a microbatch may not hold; another one for each position, so that the foreign values
+        # agree on nothing: those of one image would teach the model to take all factors from the image that has most positions.
+        rows, columns = jnp.arange(plan.batch)[:, None], jnp.arange(length)
+        return batch | {"other": batch["codes"][(rows + 1 + columns % (plan.batch - 1)) % plan.batch, columns]}
 
     def hide(codes, other, position, key):
         """Codes with the null id, or another image's values, where a whole example or single positions are dropped."""

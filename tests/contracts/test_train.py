@@ -98,9 +98,12 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capsys
 
 def test_non_finite_steps_in_a_row_stop_the_run_and_name_the_last_good_step(tmp_path):
     stage = coupled(steps=20, patience=3)
-    stopped = dataclasses.replace(
-        stage, loss=lambda params, extra, batch, frozen, step, key: (jnp.where(step >= 5, jnp.nan, stage.loss(params, extra, batch, frozen, step, key)[0]), ({}, {"center": jnp.zeros(5)}))
-    )  # fmt: skip
+
+    def loss(params, extra, batch, frozen, step, key):
+        value, rest = stage.loss(params, extra, batch, frozen, step, key)
+        return jnp.where(step >= 5, jnp.nan, value), rest
+
+    stopped = dataclasses.replace(stage, loss=loss)
     with pytest.raises(UserError, match="last good step is 5"):
         run(stopped, tmp_path)
     assert load_params(tmp_path / "checkpoints", jax.eval_shape(lambda: stage.init(jax.random.key(0))[0])) is not None
