@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
         ),
         objective=dict(
             teacher="sinkhorn", student_temperature=0.1, teacher_temperature=(0.05, 0.05, 1), simplex_temperature=0.3, center_momentum=0.9,
-            momentum=(0.97, 1.0), dino=0.25, koleo=0.1, koleo_group=64, consistency=2.0, consistency_temperature=(1.0, 0.5),
+            momentum=(0.97, 1.0), dino=0.1, koleo=0.02, koleo_group=64, consistency=3.0, consistency_temperature=(0.7, 0.35),
         ),
         # A third of the positions each: hue and lightness changed leave the form, hue changed and blurred the ground, blurred and lightness
         # changed the tint.
@@ -36,7 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
             tint=crops(image, hue=0.0, lightness=0.5, blur=1.0),
         ),
         optimizer=optimizer(2e-3, schedule="cosine", final=0.05, weight_decay=0.04),
-        train=train(steps=240, batch=192),
+        train=train(steps=320, batch=192),
     )  # fmt: skip
     prior = dict(
         stage="prior",
