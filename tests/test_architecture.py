@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Layers, and what each room may import of ours beside its own files. `typing` and `errors` are allowed to everybody.
 LAYERS = [
     ["typing", "errors"],
-    ["parallel", "diffusion", "data", "metrics", "optim", "workdir"],
+    ["parallel", "diffusion", "data", "metrics", "optim", "workdir", "command"],
     ["kernels", "checkpoint"],
     ["models", "losses", "interop"],
     ["stage", "step"],

@@ -647,3 +647,14 @@ def test_published_prior_size():
     shapes = ((1, 512), jnp.int32), ((1,), jnp.float32)
     sedd = MaskedTransformer(512, 256, sigma_conditioning=True, **PRIOR_SIZES["M"])
     assert round(count(abstract(sedd, *shapes)) / 1e6, 1) == 322.5
+
+
+def test_simplicial_reads_only_the_positions_it_is_told_to():
+    head = simplicial.Simplicial(positions=4, values=3, width=5)
+    tokens = jax.random.normal(jax.random.key(0), (2, 8))
+    params = head.init(jax.random.key(1), tokens)
+    whole, half = head.apply(params, tokens), head.apply(params, tokens, read=(2, 4))
+    np.testing.assert_array_equal(whole["simplices"], half["simplices"])
+    kernel = params["params"]["out"]["kernel"]
+    want = np.asarray(whole["simplices"])[:, 2:].reshape(2, -1) @ np.asarray(kernel)[6:]
+    np.testing.assert_allclose(half["vector"], want, rtol=1e-5, atol=1e-6)

@@ -192,3 +192,19 @@ def test_on_image():
 def test_nonsense_is_refused(make):
     with pytest.raises(UserError):
         make()
+
+
+def test_lightness_adds_the_same_to_every_channel():
+    image = Image.fromarray(np.full((2, 2, 3), (100, 120, 140), np.uint8))
+    found = np.asarray(transforms.Lightness(0.2)(image, np.random.default_rng(0))).astype(int)
+    moved = found - (100, 120, 140)
+    assert len(np.unique(moved)) == 1 and 0 < abs(moved[0, 0, 0]) <= 51
+    assert np.asarray(transforms.Lightness(1.0)(image, np.random.default_rng(1))).min() >= 0
+
+
+def test_views_name_the_crops_of_each_kind():
+    crop = {"global_size": 8, "local_crops": 1, "local_size": 4}
+    views = transforms.Views({"b": transforms.MultiCrop(**crop), "a": transforms.MultiCrop(**crop)})
+    record = views({"image": np.zeros((8, 8, 3), np.uint8), "index": 3}, np.random.default_rng(0))
+    assert sorted(record) == ["a/global", "a/local", "b/global", "b/local", "index"]
+    assert record["a/global"].shape == (2, 8, 8, 3)
