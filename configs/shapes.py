@@ -36,7 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
             tint=crops(image, hue=0.0, lightness=0.5, blur=1.0),
         ),
         optimizer=optimizer(2e-3, schedule="cosine", final=0.05, weight_decay=0.04),
-        train=train(steps=320, batch=192),
+        train=train(steps=600, batch=192),
     )  # fmt: skip
     prior = dict(
         stage="prior",
@@ -47,7 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
         ),
         ema_decay=0.99,
         optimizer=optimizer(2e-3, schedule="cosine", final=0.02),
-        train=train(steps=1600, batch=64),
+        train=train(steps=2400, batch=64),
     )  # fmt: skip
     generator = dict(
         stage="generator",
@@ -57,10 +57,10 @@ def get_config(variant: str = "") -> ConfigDict:
             image=image, channels=3, patch=8, width=192, depth=4, heads=4, positions=positions, values=values, out_channels=None,
             mlp_ratio=4.0, qk_norm=True, remat="none", unroll=True, implementation=None,
         ),
-        objective=dict(prediction="x", floor=0.1, time=(0.8, 1.0), drop=0.1, drop_positions=0.5, foreign=0.5),
+        objective=dict(prediction="x", floor=0.1, time=(0.8, 1.0), drop=0.1, drop_positions=0.4, foreign=0.4),
         ema_decay=0.998,
         optimizer=optimizer(2e-3, schedule="linear", final=0.02),
-        train=train(steps=6000, batch=32),
+        train=train(steps=8000, batch=32),
     )  # fmt: skip
     samples = dict(
         stage="samples", prefix="", encoder="encoder", prior="prior", generator="generator", codes="codes", held_out=True,

@@ -37,7 +37,7 @@ def test_one_device_four_devices_and_accumulation_agree(name, made):
     alone, first, step = run(made[name], steps=2)
     assert step._cache_size() == 1
     mesh = parallel.make_mesh(data=2, fsdp=2, devices=jax.devices()[:4])
-    for other, metrics, _ in (run(made[name], steps=2, mesh=mesh), run(made[name], steps=2, accumulate=2)):
+    for _, metrics, _ in (run(made[name], steps=2, mesh=mesh), run(made[name], steps=2, accumulate=2)):
         np.testing.assert_allclose([m["loss"] for m in first], [m["loss"] for m in metrics], rtol=2e-5)
         np.testing.assert_allclose([m["gradient_norm"] for m in first], [m["gradient_norm"] for m in metrics], rtol=1e-3)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(alone.params)))
