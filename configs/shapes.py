@@ -1,4 +1,4 @@
-"""The pipeline of configs/quickstart.py at 32 pixels: an hour of CPU time on two cores, or minutes on an accelerator.
+"""The pipeline of configs/quickstart.py at 32 pixels: half an hour of CPU time on two cores, or minutes on an accelerator.
 
     ./launch/local.sh python -m dlc_jax.main --config=configs/shapes.py
     ./launch/local.sh python -m dlc_jax.main --config=configs/shapes.py:ablation    # the same generator without codes, beside it
@@ -36,7 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
             tint=crops(image, hue=0.0, lightness=0.5, blur=1.0),
         ),
         optimizer=optimizer(2e-3, schedule="cosine", final=0.05, weight_decay=0.04),
-        train=train(steps=600, batch=192),
+        train=train(steps=400, batch=192),
     )  # fmt: skip
     prior = dict(
         stage="prior",
@@ -47,7 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
         ),
         ema_decay=0.99,
         optimizer=optimizer(2e-3, schedule="cosine", final=0.02),
-        train=train(steps=2400, batch=64),
+        train=train(steps=1600, batch=64),
     )  # fmt: skip
     generator = dict(
         stage="generator",
@@ -60,7 +60,7 @@ def get_config(variant: str = "") -> ConfigDict:
         objective=dict(prediction="x", floor=0.1, time=(0.8, 1.0), drop=0.1, drop_positions=0.4, foreign=0.4),
         ema_decay=0.998,
         optimizer=optimizer(2e-3, schedule="linear", final=0.02),
-        train=train(steps=8000, batch=32),
+        train=train(steps=5000, batch=32),
     )  # fmt: skip
     samples = dict(
         stage="samples", prefix="", encoder="encoder", prior="prior", generator="generator", codes="codes", held_out=True,
