@@ -1,5 +1,6 @@
 """One live run per workdir, of one config; results and marks are there completely or not at all."""
 
+import contextlib
 import json
 import os
 import resource
@@ -29,13 +30,15 @@ def hold(directory):
     return child
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk():
-    """No file may grow: what the system says on a full disk, but for the words."""
+    """No file may grow, pytest's own output included, so only within: what the system says on a full disk, but for the words."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # noqa: E731
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_lock_names_the_live_run_and_survives_kill_9(tmp_path):
@@ -67,14 +70,13 @@ def test_lock_is_released_by_an_exception(tmp_path):
         pass
 
 
-def test_lock_refuses_what_cannot_be_written(tmp_path, full_disk):
+def test_lock_refuses_what_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UserError, match="cannot write in"):
             with workdir.lock(path):
                 pass
-    full_disk()
-    with pytest.raises(UserError, match="too large"):
+    with full_disk(), pytest.raises(UserError, match="too large"):
         with workdir.lock(tmp_path / "run"):
             pass
 
@@ -159,10 +161,9 @@ def test_results_merge_sorted_and_strict(tmp_path):
     assert list(json.loads(text).items()) == [("judge/all", 1), ("loss", None), ("probe/shape", 0.75)]
 
 
-def test_full_disk_leaves_what_was_there(tmp_path, full_disk):
+def test_full_disk_leaves_what_was_there(tmp_path):
     workdir.merge_results(tmp_path, {"a": 1})
-    full_disk()
-    with pytest.raises(UserError, match="too large"):
+    with full_disk(), pytest.raises(UserError, match="too large"):
         workdir.merge_results(tmp_path, {"b": 2})
     assert json.loads((tmp_path / "results.json").read_text()) == {"a": 1}
 
