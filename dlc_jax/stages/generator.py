@@ -110,7 +110,8 @@ def make(config, *, step: str, workdir) -> Stage:
     def batches(split):
         source = sources.source(config.data.name, split, **config.data.options)
         if length:
-            source = WithCodes(source, CodeStore(workdir / section.codes / split))
+            identity = sources.identity(config.data.name, split, **config.data.options)
+            source = WithCodes(source, CodeStore(workdir / section.codes / split), identity=identity)
         return loader.batches(
             source, batch=plan.batch, seed=config.seed, fields=tuple(name for name in batch_spec if name != "position")
         )

@@ -9,7 +9,7 @@ from test_configs import ROOT, load
 from test_contract import run
 
 from dlc_jax import parallel
-from dlc_jax.data import codes
+from dlc_jax.data import codes, sources
 from dlc_jax.stages import STAGES
 from dlc_jax.step import make_init, make_validation_step
 
@@ -30,7 +30,10 @@ def made(tmp_path_factory):
         return {"codes": np.random.default_rng(start).integers(0, values // 4, (stop - start, positions))}
 
     for split in ("train", "validation"):
-        codes.write(workdir / "codes" / split, encode, total=1024, positions=positions, values=values, identity="random")
+        source = sources.identity(config.data.name, split, **config.data.options)
+        codes.write(
+            workdir / "codes" / split, encode, total=1024, positions=positions, values=values, identity="random", source=source
+        )
     return {name: STAGES[name](config, step=name, workdir=workdir) for name in ("encoder", "prior", "generator")}
 
 
@@ -57,5 +60,7 @@ def test_loss_falls(name, made):
     assert np.isfinite([entry["loss"] for entry in metrics]).all()
     step, batch = jax.jit(make_validation_step(stage)), next(stage.batches("validation"))
     # The same teacher for both: a student that has learned something would be asked harder questions.
-    first, second = (step(dataclasses.replace(before, params=state.params), batch, {}, jax.random.key(3)) for state in (before, after))
+    first, second = (
+        step(dataclasses.replace(before, params=state.params), batch, {}, jax.random.key(3)) for state in (before, after)
+    )
     assert second["loss"] < first["loss"]

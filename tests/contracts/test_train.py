@@ -87,13 +87,15 @@ def test_resume_on_other_devices(tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one.params, two.params)
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capsys):
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
     stage = coupled(steps=8)
     results = run(stage, tmp_path)
     newest = tmp_path / "checkpoints" / "8"
     data = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     data.write_bytes(bytes(byte ^ 1 for byte in data.read_bytes()))
     assert run(stage, tmp_path) == results
+    assert (tmp_path / "checkpoints" / "8.damaged").is_dir()  # it was seen, kept, and made again from step 6
+    assert int(final(stage, tmp_path).step) == 8
 
 
 def test_non_finite_steps_in_a_row_stop_the_run_and_name_the_last_good_step(tmp_path):
