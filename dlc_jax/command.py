@@ -1,12 +1,14 @@
 """The command line: --config=FILE.py[:VARIANT] --config.NAME=VALUE --workdir=DIR, and what is wrong with it in one line."""
 
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
-from dlc_jax.errors import UserError
+from dlc_jax.errors import Interrupted, UserError
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, with an optional variant: configs/quickstart.py:ablation.", lock_config=True
@@ -32,6 +34,23 @@ def parse(argv: list[str]):
         raise UserError(f"unexpected argument {rest[0]!r}: fields are set as --config.NAME=VALUE")
     path = config_flags.get_config_filename(flags.FLAGS["config"])
     return CONFIG.value, Path(WORKDIR.value or Path("runs") / Path(path).stem)
+
+
+def given(arguments) -> list[str]:
+    """An argv for `parse` of the `config` and `workdir` that an argparse parser has read."""
+    return ["dlc", *(f"--{name}={getattr(arguments, name)}" for name in ("config", "workdir") if getattr(arguments, name, None))]
+
+
+def outcome(run: Callable[[], int | None]) -> int:
+    """Runs a command to its exit code: 0 (or its own) complete, 2 a mistake of the user, 75 stopped, saved and resumable."""
+    try:
+        return run() or 0
+    except UserError as error:
+        print(f"dlc_jax: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stopped:
+        print(f"dlc_jax: {stopped}", file=sys.stderr)
+        return 75
 
 
 def _sentence(error: Exception) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import logging
 
 from dlc_jax import command
-from dlc_jax.errors import Interrupted, UserError
+from dlc_jax.errors import UserError
 
 
 def run(config, workdir: Path) -> None:
@@ -64,15 +64,7 @@ def run(config, workdir: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     logging.set_verbosity(logging.ERROR)
-    try:
-        run(*command.parse(sys.argv if argv is None else argv))
-    except UserError as error:
-        print(f"dlc_jax: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as stopped:
-        print(f"dlc_jax: {stopped}", file=sys.stderr)
-        return 75
-    return 0
+    return command.outcome(lambda: run(*command.parse(sys.argv if argv is None else argv)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""The `dlc` command: `dlc VERB …`, one file a verb.
+
+A verb's module has a docstring, whose first line is the verb's help, and
+
+    EXAMPLE           a command line that shows it
+    arguments         (argparse parser) -> None, adds what it takes
+    run               (parsed arguments, rest) -> None or an exit code; `rest` are the arguments that argparse did not know: --config's
+
+A verb is imported when it is called: `dlc --help` is quick, and `dlc plan` can set up its compilers before jax is loaded.
+"""
+
+import argparse
+import importlib
+import sys
+
+from dlc_jax import command
+from dlc_jax.errors import UserError
+
+# verb -> (what it does, whether it takes a recipe: --config=FILE --config.NAME=VALUE)
+VERBS = {
+    "train": ("run the steps of a recipe, each resumed or skipped", True),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit code: 0 done, 1 what a verb says it means, 2 a mistake of the user (one line), 75 stopped and saved."""
+    return command.outcome(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: list[str]) -> int | None:
+    parser = _Parser(prog="dlc", description="Discrete Latent Codes: train, look, sample, compose.")
+    parser.add_argument("verb", choices=VERBS, metavar="VERB", help="one of the verbs below")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="…", help="dlc VERB --help tells")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "verbs:\n" + "\n".join(f"  {verb:<10} {what}" for verb, (what, _) in VERBS.items())
+    verb = parser.parse_args(argv).verb
+    what, recipe = VERBS[verb]
+    module = importlib.import_module(f"dlc_jax.cli.{verb}")
+    inner = _Parser(
+        prog=f"dlc {verb}",
+        description=what[0].upper() + what[1:],
+        epilog=f"example:\n  {module.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.arguments(inner)
+    arguments, rest = inner.parse_known_args(argv[1:])
+    if rest and not recipe:
+        raise UserError(f"dlc {verb}: unexpected argument {rest[0]!r}; see dlc {verb} --help")
+    return module.run(arguments, rest)

@@ -1,0 +1,17 @@
+"""dlc train --config=FILE.py[:VARIANT] [--config.NAME=VALUE …] [--workdir=DIR]: the same as python -m dlc_jax.main."""
+
+from absl import logging
+
+from dlc_jax import command, main
+
+EXAMPLE = "dlc train --config=configs/quickstart.py --workdir=runs/quickstart"
+
+
+def arguments(parser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="recipe, with an optional variant; --config.NAME=VALUE sets a field")
+    parser.add_argument("--workdir", metavar="DIR", help="where everything is written; runs/<recipe> by default")
+
+
+def run(arguments, rest) -> None:
+    logging.set_verbosity(logging.ERROR)
+    main.run(*command.parse([*command.given(arguments), *rest]))
