@@ -2,8 +2,11 @@
 
     python -m dlc_jax.main --config=configs/imagenet256.py --workdir=DIR
     python -m dlc_jax.main --config=configs/imagenet256.py:generator --workdir=DIR         # one step
-    python -m dlc_jax.main --config=configs/imagenet256.py:generator,B --workdir=DIR       # another DiT: S, B, L, XL
+    python -m dlc_jax.main --config=configs/imagenet256.py:generator,B --workdir=DIR       # another DiT: S, B, L, XL, 8B
     python -m dlc_jax.main --config=configs/imagenet256.py:32x4096 --workdir=DIR           # another code: 32x4096, 128x1024, 512x256
+    python -m dlc_jax.main --config=configs/imagenet256.py:512px --workdir=DIR             # images of 512 pixels, latents of 64
+
+Words combine in any order: `:generator,8B,512px,128x1024`. 8B is no model of the paper: a generator of 8.8 billion parameters, to plan with.
 
 ImageNet is read through TFDS, prepared as ArrayRecord: `--config.data.options.data_dir=DIR`. Every step builds and compiles at these sizes
 (tests/test_configs.py lowers each, forward and backward). The generator works on latents of a VAE; the codes step of this version does not
@@ -16,12 +19,16 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 STEPS = ("encoder", "codes", "prior", "generator", "samples")
-SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}  # width, depth, heads
+# of the generator: width, depth, heads
+SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16), "8B": (3584, 36, 28)}
 CODES = ("32x4096", "128x1024", "512x256")
+PIXELS = {"256px": 256, "512px": 512}
+LATENT = 8  # pixels on a side of one latent of the VAE
+WORDS = (*STEPS, *SIZES, *CODES, *PIXELS)
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    steps, size, code = [], "XL", "512x256"
+    steps, size, code, pixels = [], "XL", "512x256", 256
     for word in filter(None, variant.split(",")):
         if word in STEPS:
             steps.append(word)
@@ -29,8 +36,10 @@ def get_config(variant: str = "") -> ConfigDict:
             size = word
         elif word in CODES:
             code = word
+        elif word in PIXELS:
+            pixels = PIXELS[word]
         else:
-            raise ValueError(f"unknown variant {word!r}; configs/imagenet256.py has {', '.join((*STEPS, *SIZES, *CODES))}")
+            raise ValueError(f"unknown variant {word!r}; configs/imagenet256.py has {', '.join(WORDS)}")
     positions, values = map(int, code.split("x"))
     width, depth, heads = SIZES[size]
     batch = 512  # of the encoder
@@ -40,7 +49,7 @@ def get_config(variant: str = "") -> ConfigDict:
         model=dict(
             image=224, patch=14, width=1024, depth=24, heads=16, positions=positions, values=values, prototypes=65_536,
             relaxation="softmax", hidden=2048, bottleneck=256, channels=3, registers=4, mlp_ratio=4.0, pos="learned", layer_scale=1e-5,
-            qk_norm=False, remat="dots", unroll=False, implementation=None,
+            qk_norm=False, remat="dots", unroll=1, implementation=None,
         ),
         objective=dict(
             teacher="centering", student_temperature=0.1, teacher_temperature=(0.04, 0.07, 37_500), simplex_temperature=1.0,
@@ -62,7 +71,7 @@ def get_config(variant: str = "") -> ConfigDict:
         codes="codes",
         model=dict(
             positions=positions, values=values, width=1024, depth=24, heads=16, mlp_ratio=4.0, per_position=False, sigma_conditioning=False,
-            remat="dots", unroll=False, implementation=None,
+            remat="dots", unroll=1, implementation=None,
         ),
         ema_decay=0.9999,
         optimizer=dict(learning_rate=3e-4, schedule="constant", warmup=2500, final=0.0, weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8),
@@ -73,8 +82,8 @@ def get_config(variant: str = "") -> ConfigDict:
         codes="codes",
         latents=True,
         model=dict(
-            image=32, channels=4, patch=2, width=width, depth=depth, heads=heads, positions=positions, values=values, out_channels=None,
-            mlp_ratio=4.0, qk_norm=False, remat="dots", unroll=False, implementation=None,
+            image=pixels // LATENT, channels=4, patch=2, width=width, depth=depth, heads=heads, positions=positions, values=values,
+            out_channels=None, mlp_ratio=4.0, qk_norm=False, remat="dots", unroll=1, implementation=None,
         ),
         objective=dict(prediction="v", floor=0.1, time=(0.0, 1.0), drop=0.1, drop_positions=0.0, foreign=0.0),
         ema_decay=0.9999,
@@ -89,7 +98,7 @@ def get_config(variant: str = "") -> ConfigDict:
             data=dict(
                 name="tfds",
                 options=dict(
-                    dataset="imagenet2012", train="train", validation="validation", image=256, field="image", data_dir=placeholder(str)
+                    dataset="imagenet2012", train="train", validation="validation", image=pixels, field="image", data_dir=placeholder(str)
                 ),
             ),
             encoder=encoder,

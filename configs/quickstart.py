@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
         model=dict(
             image=image, patch=8, width=128, depth=4, heads=4, positions=positions, values=values, prototypes=512, relaxation="softmax",
             hidden=256, bottleneck=64, channels=3, registers=2, mlp_ratio=4.0, pos="learned", layer_scale=None, qk_norm=False,
-            remat="none", unroll=True, implementation=None,
+            remat="none", unroll=0, implementation=None,
         ),
         objective=dict(
             teacher="sinkhorn", student_temperature=0.1, teacher_temperature=(0.05, 0.05, 1), simplex_temperature=0.3, center_momentum=0.9,
@@ -43,7 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
         codes="codes",
         model=dict(
             positions=positions, values=values, width=128, depth=4, heads=4, mlp_ratio=4.0, per_position=False, sigma_conditioning=False,
-            remat="none", unroll=True, implementation=None,
+            remat="none", unroll=0, implementation=None,
         ),
         ema_decay=0.99,
         optimizer=optimizer(2e-3, schedule="cosine", final=0.02),
@@ -55,7 +55,7 @@ def get_config(variant: str = "") -> ConfigDict:
         latents=False,
         model=dict(
             image=image, channels=3, patch=8, width=192, depth=4, heads=4, positions=positions, values=values, out_channels=None,
-            mlp_ratio=4.0, qk_norm=True, remat="none", unroll=True, implementation=None,
+            mlp_ratio=4.0, qk_norm=True, remat="none", unroll=0, implementation=None,
         ),
         objective=dict(prediction="x", floor=0.1, time=(0.8, 1.0), drop=0.1, drop_positions=0.4, foreign=0.4),
         ema_decay=0.998,

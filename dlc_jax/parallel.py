@@ -7,13 +7,17 @@ One mesh with three axes serves every machine, from a laptop to a pod:
     tensor  splits inside a layer, by explicit rules
 
 Placement is decided here, by path and shape, never inside a module. So it covers whatever is shaped like a parameter: moments,
-averages, teachers.
+averages, teachers. A layer multiplies by `matmul`, which puts the kernel together for that product alone, forward and backward, and
+sums its gradient straight into shares.
 """
 
+import math
 import re
+from collections.abc import Mapping
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -22,25 +26,81 @@ from dlc_jax.typing import Tree
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))  # the leading axis of every batch
+SMALLEST = 2**16  # entries of the smallest array that is worth splitting
+STACKED = re.compile(r"(^|/)blocks/")  # parameters of scanned layers: axis 0 counts layers, and is never split
+
+Rules = tuple[
+    tuple[str, int, str], ...
+]  # (regular expression over the path, axis of one layer's shape, mesh axis that splits it)
 
 
-def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
-    """The mesh of all devices; one size may be -1 and is inferred.
+def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, dcn_data: int = 1, dcn_fsdp: int = 1, devices=None) -> Mesh:
+    """The mesh of all devices, in an order that follows their network: neighbors on an axis are neighbors on the torus.
+
+    Args:
+      data, fsdp, tensor: sizes of the axes; one may be -1 and is inferred.
+      dcn_data, dcn_fsdp: into how many parts of `data` and of `fsdp` the slow network between slices (between hosts, for GPUs) cuts
+        them; they multiply to the number of slices. `tensor` never leaves a slice.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, or the parts to the number of slices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    sizes, parts = _sizes(len(devices), data=data, fsdp=fsdp, tensor=tensor), {"data": dcn_data, "fsdp": dcn_fsdp, "tensor": 1}
+    for axis, part in parts.items():
+        if part < 1 or sizes[axis] % part:
+            raise UserError(f"mesh.dcn_{axis}={part} does not divide mesh.{axis}={sizes[axis]}; make {axis} a multiple of it")
+    inner, outer = tuple(sizes[axis] // parts[axis] for axis in AXES), tuple(parts.values())
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if devices[0].platform == "tpu" and math.prod(outer) != slices:
+        raise UserError(
+            f"mesh: these devices are {slices} slices, but dcn_data={dcn_data} x dcn_fsdp={dcn_fsdp}; set mesh.dcn_data={slices}"
+        )
+    if slices == math.prod(outer) > 1:
+        ordered = mesh_utils.create_hybrid_device_mesh(inner, outer, devices=devices, allow_split_physical_axes=True)
+    else:
+        ordered = _nested(devices, inner, outer)
+    return Mesh(ordered, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _sizes(count: int, **sizes: int) -> dict[str, int]:
+    """The sizes with -1 inferred."""
     free = [axis for axis, size in sizes.items() if size == -1]
-    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
     if len(free) > 1 or any(size == 0 or size < -1 for size in sizes.values()):
         raise UserError(f"mesh: sizes {sizes} need at most one -1 and otherwise positive numbers")
-    if free and len(devices) % fixed == 0:
-        sizes[free[0]] = len(devices) // fixed
-    if int(np.prod(list(sizes.values()))) != len(devices):
-        raise UserError(f"mesh: sizes {sizes} do not multiply to the {len(devices)} devices here; set config.mesh.data=-1")
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free and count % fixed == 0:
+        return sizes | {free[0]: count // fixed}
+    if not free and fixed == count:
+        return sizes
+    wrong = next((axis for axis, size in sizes.items() if size > 0 and count % size), None)
+    if wrong:
+        can = [size for size in range(1, count + 1) if count % size == 0]
+        raise UserError(f"mesh.{wrong}={sizes[wrong]} does not divide the {count} devices; sizes that do: {_few(can)}")
+    shown = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+    raise UserError(f"mesh: {shown} does not multiply to the {count} devices; set one of them to -1 and it is inferred")
+
+
+def _few(numbers: list[int]) -> str:
+    shown = [str(number) for number in numbers]
+    return ", ".join(shown if len(shown) <= 12 else [*shown[:11], "…", shown[-1]])
+
+
+def _ordered(devices, sizes: tuple[int, ...]) -> np.ndarray:
+    """Devices on the axes; a torus that cannot be cut that way falls back to the order in which the devices are numbered."""
+    try:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    except (NotImplementedError, ValueError, AssertionError):
+        return np.asarray(devices).reshape(sizes)
+
+
+def _nested(devices, inner: tuple[int, ...], outer: tuple[int, ...]) -> np.ndarray:
+    """Blocks of neighbors of shape `inner`, laid out as `outer`."""
+    count = math.prod(inner)
+    blocks = [_ordered(devices[start : start + count], inner) for start in range(0, len(devices), count)]
+    grid = np.empty(len(blocks), object)
+    grid[:] = blocks
+    return np.block(grid.reshape(outer).tolist())
 
 
 def shares(mesh: Mesh) -> int:
@@ -66,37 +126,63 @@ def batch_shardings(spec: Tree, mesh: Mesh) -> Tree:
     return jax.tree.map(lambda _: NamedSharding(mesh, BATCH), spec)
 
 
-def shardings(shapes: Tree, mesh: Mesh, *, rules: tuple[tuple[str, P], ...] = (), smallest: int = 2**14) -> Tree:
-    """A sharding for every array of a tree, by path and shape.
+def placement(name: str, shape: tuple[int, ...], mesh: Mapping[str, int], rules: Rules = ()) -> P:
+    """Where an array of one layer lives: `tensor` splits what a rule says, `fsdp` too, or else the largest other axis that it divides.
 
-    The largest dimension that `fsdp` divides is split over it; arrays of fewer than `smallest` entries are replicated.
+    Args:
+      name: path of the array, as in "blocks/attention/qkv/kernel".
+      shape: of the array, without the axis of layers.
+      mesh: {axis: size}.
+
+    Raises:
+      UserError: `tensor` does not divide the axis that its rule names.
+    """
+    spec: list[str | None] = [None] * len(shape)
+    wanted = {over: axis for pattern, axis, over in reversed(rules) if re.search(pattern, name)}  # the first of each counts
+    if mesh["tensor"] > 1:
+        axis = wanted.get("tensor")
+        if axis is not None:
+            if shape[axis] % mesh["tensor"]:
+                can = [size for size in range(1, shape[axis] + 1) if shape[axis] % size == 0]
+                what = "heads" if "qkv" in name else "entries"
+                raise UserError(
+                    f"mesh.tensor={mesh['tensor']} does not divide the {shape[axis]} {what} of {name}; sizes that do: {_few(can)}"
+                )
+            spec[axis] = "tensor"
+    if mesh["fsdp"] > 1 and math.prod(shape) >= SMALLEST:
+        free = [axis for axis, length in enumerate(shape) if spec[axis] is None and length % mesh["fsdp"] == 0]
+        if wanted.get("fsdp", 0) % len(shape) in free and "fsdp" in wanted:
+            spec[wanted["fsdp"]] = "fsdp"
+        elif free:
+            spec[max(free, key=lambda axis: shape[axis])] = "fsdp"
+    while spec and spec[-1] is None:
+        spec.pop()
+    return P(*spec)
+
+
+def shardings(shapes: Tree, mesh: Mesh, *, rules: Rules = (), strict: bool = True) -> Tree:
+    """A sharding for every array of a tree, by path and shape; see `placement`.
 
     Args:
       shapes: tree of arrays or jax.ShapeDtypeStruct.
-      rules: (regular expression over the path, spec) overrides, the first match wins; each must match something.
+      rules: what goes before the choice by size, and all that `tensor` splits; each must match something if `strict`, for a misspelt
+        one would silently replicate.
 
     Raises:
-      ValueError: a rule matches no array: a misspelt one would silently replicate.
+      UserError: see `placement`; a rule matches no array although the mesh has its axis.
     """
-    unused = {pattern for pattern, _ in rules}
-    size = mesh.shape["fsdp"]
+    unused = {pattern for pattern, _, over in rules if strict and mesh.shape[over] > 1}
 
     def place(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        for pattern, spec in rules:
-            if re.search(pattern, name):
-                unused.discard(pattern)
-                return NamedSharding(mesh, spec)
-        shape = leaf.shape
-        divisible = [axis for axis, length in enumerate(shape) if length % size == 0]
-        if size == 1 or np.prod(shape, dtype=np.int64) < smallest or not divisible:
-            return NamedSharding(mesh, P())
-        largest = max(divisible, key=lambda axis: shape[axis])
-        return NamedSharding(mesh, P(*(None,) * largest, "fsdp"))
+        unused.difference_update({pattern for pattern in unused if re.search(pattern, name)})
+        if STACKED.search(name) and leaf.shape:
+            return NamedSharding(mesh, P(None, *placement(name, leaf.shape[1:], mesh.shape, rules)))
+        return NamedSharding(mesh, placement(name, leaf.shape, mesh.shape, rules))
 
     placed = jax.tree_util.tree_map_with_path(place, shapes)
     if unused:
-        raise ValueError(f"sharding rules that match no array: {sorted(unused)}")
+        raise UserError(f"mesh {dict(mesh.shape)}: these rules match no array: {', '.join(sorted(unused))}")
     return placed
 
 
@@ -112,7 +198,36 @@ def to_global(batch: Tree, mesh: Mesh) -> Tree:
 
 
 def constrain(x: jax.Array, spec: P = BATCH) -> jax.Array:
-    """Pins the placement of an activation at a block's entry; without a mesh in context it does nothing."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Pins the placement of an activation at a block's entry; without a mesh in context, or a size that does not divide, it does nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
+    for length, axes in zip(x.shape, spec):
+        if length % math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ())):
+            return x
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def matmul(x: jax.Array, kernel: jax.Array, name: str, rules: Rules = ()) -> jax.Array:
+    """x [n, d] times a layer's kernel [d, ...] whose shares over `fsdp` are put together for this product only.
+
+    The kernel's gradient is summed into the same shares by a reduce-scatter, before replicas add theirs. Written out, because left to
+    itself the compiler sums all of it on every device and cuts afterwards: twice the bytes. Without a mesh in context, or with rows that
+    it does not divide, it is the plain product.
+
+    Args:
+      name: path of the kernel, from which `shardings` decided where it lives.
+      rules: what `shardings` was given.
+    """
+    contract = (((1,), (0,)), ((), ()))
+    mesh = jax.sharding.get_abstract_mesh()
+    spec = P() if mesh.empty else placement(name, kernel.shape, mesh.shape, rules)
+    if "fsdp" not in spec or x.shape[0] % shares(mesh):
+        return jax.lax.dot_general(x, kernel, contract)
+
+    def product(x, share):
+        share = jax.lax.pcast(share, "data", to="varying")  # here, so that replicas add shares and not whole gradients
+        return jax.lax.dot_general(x, jax.lax.all_gather(share, "fsdp", axis=spec.index("fsdp"), tiled=True), contract)
+
+    kept = P(*(axis if axis == "fsdp" else None for axis in spec))  # `tensor` stays with the compiler
+    return jax.shard_map(product, in_specs=(BATCH, kept), out_specs=BATCH, axis_names={"data", "fsdp"})(x, kernel)

@@ -25,10 +25,12 @@ from dlc_jax import checkpoint, parallel
 from dlc_jax.diffusion import flow, guidance, masked, sample, schedules
 from dlc_jax.errors import UserError
 from dlc_jax.evals import composition
-from dlc_jax.models.dit import DiT
+from dlc_jax.models.dit import RULES, DiT
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.models.simplicial import Encoder
 from dlc_jax.models.vit import standardize
+from dlc_jax.stage import Program
+from dlc_jax.step import cast
 
 
 def load(workdir: str | Path, *, batch: int = 128) -> "Pipeline":
@@ -99,19 +101,31 @@ class Pipeline:
         """Mixes codes: every position is copied from one of the parents [b, l], drawn by `weights`. Source: arXiv 2507.12318, section 4."""
         return composition.mix(parents, seed=seed, weights=weights)
 
-    def lower(self, what: str):
-        """One of "encode", "sample_codes", "decode" lowered from shapes alone, for planning."""
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.batch))
-        network = {"encode": "encoder", "sample_codes": "prior", "decode": "generator"}[what]
-        model, shapes = self._model(network)
-        if what == "encode":
-            size = self.config[self._names["encoder"]].model.image
-            return jax.jit(self._encode).lower(shapes, jax.ShapeDtypeStruct((self.batch, size, size, 3), jnp.uint8))
-        if what == "sample_codes":
-            function = functools.partial(self._sample_codes, calls=model.positions, temperature=1.0)
-            return jax.jit(function).lower(shapes, keys)
-        codes = (jax.ShapeDtypeStruct((self.batch, model.positions), jnp.int32),) if model.positions else ()
-        return jax.jit(functools.partial(self._decode, steps=50, scale=1.5, method="heun")).lower(shapes, keys, *codes)
+    def abstract(self, program: str):
+        """Shapes and placements of the parameters that "encode", "sample_codes" or "decode" reads."""
+        network = {"encode": "encoder", "sample_codes": "prior", "decode": "generator"}[program]
+        shapes = jax.eval_shape(functools.partial(cast, dtype=self._dtype(network)), self._model(network)[1])
+        return parallel.abstract(shapes, parallel.shardings(shapes, self.mesh, rules=RULES, strict=False))
+
+    def lower(self, program: str):
+        """ "encode", "sample_codes" or "decode" lowered for the mesh from shapes alone, as the run's samples are drawn."""
+        params = self.abstract(program)
+
+        def batch(shape, dtype):
+            return jax.ShapeDtypeStruct((self.batch, *shape), dtype, sharding=jax.NamedSharding(self.mesh, parallel.BATCH))
+
+        keys = batch((), jax.random.key(0).dtype)
+        with jax.set_mesh(self.mesh):
+            if program == "encode":
+                size = self.config[self._names["encoder"]].model.image
+                return jax.jit(self._encode).lower(params, batch((size, size, 3), jnp.uint8))
+            if program == "sample_codes":
+                positions = self._model("prior")[0].positions
+                function = functools.partial(self._sample_codes, calls=positions, temperature=1.0)
+                return jax.jit(function).lower(params, keys)
+            positions = self._model("generator")[0].positions
+            codes = [batch((positions,), jnp.int32)] if positions else []
+            return jax.jit(functools.partial(self._decode, steps=50, scale=1.5, method="heun")).lower(params, keys, *codes)
 
     def _encode(self, params, images):
         return self._model("encoder")[0].apply({"params": params}, standardize(images), method="codes")
@@ -148,11 +162,15 @@ class Pipeline:
             arguments = (jnp.zeros((1, section.image, section.image, section.channels)), jnp.zeros((1,)), codes)
         return model, jax.eval_shape(lambda: model.init(key, *arguments)["params"])
 
+    def _dtype(self, network: str) -> str:
+        return self.config[self._names[network]].train.dtype
+
     @functools.cache  # noqa: B019
     def _params(self, network: str):
         _, shapes = self._model(network)
-        placed = parallel.abstract(shapes, parallel.shardings(shapes, self.mesh))
-        return checkpoint.load_params(self.workdir / self._names[network] / "checkpoints", placed)
+        placed = parallel.abstract(shapes, parallel.shardings(shapes, self.mesh, rules=RULES, strict=False))
+        params = checkpoint.load_params(self.workdir / self._names[network] / "checkpoints", placed)
+        return cast(params, self._dtype(network))  # once, not in every call
 
     @functools.cache  # noqa: B019
     def _jit(self, function, keywords):
@@ -175,3 +193,21 @@ class Pipeline:
 
 def _keys(seed: int, count: int):
     return jax.vmap(lambda number: jax.random.fold_in(jax.random.key(seed), number))(jnp.arange(count))
+
+
+def programs(pipeline, *, batch: int, flops) -> dict[str, Program]:
+    """What a job that uses a pipeline may be planned by.
+
+    Args:
+      pipeline: (mesh=) -> Pipeline.
+      flops: {program: model FLOPs of one example}.
+    """
+    return {
+        name: Program(
+            lower=lambda mesh, name=name: pipeline(mesh=mesh).lower(name),
+            state=lambda mesh, name=name: pipeline(mesh=mesh).abstract(name),
+            flops=batch * count,
+            batch=batch,
+        )
+        for name, count in flops.items()
+    }

@@ -85,7 +85,11 @@ class Stage:
       batches: (split) -> checkpointable iterator of HOST-LOCAL numpy batches with `position`; splits: "train", "validation".
       optimizer: optim.Optimizer.
       plan: how long and how it is trained.
+      rules: how parameters are split that `parallel` would not split so by their size alone: (regular expression over the path, axis,
+        mesh axis), each of which must match.
       evals: what to measure on the way.
+      flops: model FLOPs of one optimizer step over the global batch: forward and twice that for backward of what is trained, forward
+        alone of teachers; nothing that is computed again (remat). What each count leaves out is said beside its model.
       identity: what must not change under a checkpoint: the parts of the config that define model and data.
     """
 
@@ -100,8 +104,27 @@ class Stage:
     batches: Callable
     optimizer: Any
     plan: Plan
+    rules: tuple[tuple[str, int, str], ...] = ()
     evals: tuple[Evaluator, ...] = ()
+    flops: float = 0.0
     identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A computation that can be compiled without being run: what planning asks for.
+
+    Attributes:
+      lower: (mesh) -> jax.stages.Lowered, from abstract shapes.
+      state: (mesh) -> what stays on the devices between calls: tree of jax.ShapeDtypeStruct with shardings.
+      flops: model FLOPs of one call, all devices together.
+      batch: examples of one call.
+    """
+
+    lower: Callable
+    state: Callable
+    flops: float
+    batch: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +133,8 @@ class Job:
 
     Attributes:
       run: (mesh, directory) -> {result: value} for results.json; resumable by shard: what is complete is not done again.
-      lower: () -> jax.stages.Lowered of its largest computation from abstract shapes, for planning; None if it has none.
+      programs: its large computations by name.
     """
 
     run: Callable[..., Mapping[str, Any]]
-    lower: Callable | None = None
+    programs: Mapping[str, Program] = dataclasses.field(default_factory=dict)

@@ -82,7 +82,7 @@ def split(batch: Tree, accumulate: int, shares: int) -> Tree:
 
 
 def make_train_step(
-    stage: Stage, *, accumulate: int = 1, shares: int = 1, clip: float = 0.0, dtype: str = "float32"
+    stage: Stage, *, accumulate: int = 1, shares: int = 1, clip: float = 0.0, dtype: str = "float32", placed: Tree = None
 ) -> Callable[[TrainState, Tree, Tree, Key[Array, ""]], tuple[TrainState, dict]]:
     """(state, batch, frozen, root key) -> (state, metrics).
 
@@ -91,6 +91,7 @@ def make_train_step(
       shares: shares of the batch on the mesh, see `split`.
       clip: largest global norm of the gradient; 0 never clips.
       dtype: of the computation, "float32" or "bfloat16"; parameters, gradients' sum and averages stay float32.
+      placed: shardings of the parameters, which the gradients then have too, also while they are summed over microbatches.
 
     On a non-finite loss or gradient the old state is kept whole but for `step`, which moves on with the data, and `skipped`.
     """
@@ -109,6 +110,8 @@ def make_train_step(
 
         def gradient(micro):
             grads, (metrics, aux) = jax.grad(loss, has_aux=True)(state.params, micro)
+            if placed is not None:
+                grads = jax.lax.with_sharding_constraint(grads, placed)
             return grads, metrics, aux
 
         if accumulate == 1:

@@ -22,9 +22,16 @@ def compile_step(stage: Stage, mesh):
     """The jitted step with its placements, and the abstract state: what `train` runs and what planning lowers."""
     plan = stage.plan
     shapes = jax.eval_shape(make_init(stage), jax.random.key(0))
-    placed = parallel.shardings(shapes, mesh)
-    step = make_train_step(stage, accumulate=plan.accumulate, shares=parallel.shares(mesh), clip=plan.clip, dtype=plan.dtype)
-    frozen = parallel.shardings(stage.frozen_spec, mesh)
+    placed = parallel.shardings(shapes, mesh, rules=stage.rules)
+    step = make_train_step(
+        stage,
+        accumulate=plan.accumulate,
+        shares=parallel.shares(mesh),
+        clip=plan.clip,
+        dtype=plan.dtype,
+        placed=placed.params,
+    )
+    frozen = parallel.shardings(stage.frozen_spec, mesh, rules=stage.rules, strict=False)
     one = parallel.replicated(mesh)
     jitted = jax.jit(
         step,
@@ -33,6 +40,11 @@ def compile_step(stage: Stage, mesh):
         donate_argnums=0,
     )
     return jitted, parallel.abstract(shapes, placed)
+
+
+def abstract_state(stage: Stage, mesh) -> TrainState:
+    """The state's shapes and placements."""
+    return compile_step(stage, mesh)[1]
 
 
 def lower(stage: Stage, mesh):

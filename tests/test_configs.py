@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib.util
 import inspect
+import itertools
 from pathlib import Path
 
 import jax
@@ -13,13 +14,14 @@ import pytest
 from dlc_jax import optim, parallel, train
 from dlc_jax.data import sources
 from dlc_jax.data.transforms import MultiCrop
-from dlc_jax.models.dit import DiT
+from dlc_jax.models.dit import SIZES, DiT
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.models.simplicial import Encoder
 from dlc_jax.stage import Plan, Stage
 from dlc_jax.stages import STAGES, encoder, generator
 
 ROOT = Path(__file__).parents[1]
+IMAGENET = ROOT / "configs" / "imagenet256.py"
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 MODELS = {"encoder": Encoder, "prior": MaskedTransformer, "generator": DiT}
 OBJECTIVES = {"encoder": encoder.Objective, "generator": generator.Objective}
@@ -76,10 +78,9 @@ def every_step():
 def test_builds_and_lowers_without_data_or_checkpoints(path, name, tmp_path):
     config = load(path)
     made = STAGES[config[name].stage](config, step=name, workdir=tmp_path)
-    if isinstance(made, Stage):
-        assert "dot_general" in train.lower(made, parallel.make_mesh(devices=jax.devices()[:1])).as_text()
-    elif made.lower is not None:
-        assert made.lower().as_text()
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    lowered = [train.lower(made, mesh)] if isinstance(made, Stage) else [each.lower(mesh) for each in made.programs.values()]
+    assert all("dot_general" in each.as_text() for each in lowered)
     assert not list(tmp_path.iterdir())
 
 
@@ -94,3 +95,40 @@ def test_imagenet_variants(variant):
         assert config.steps == ("encoder", "codes")
     with pytest.raises(ValueError, match="unknown variant 'tiny-ish'"):
         load(ROOT / "configs" / "imagenet256.py", "tiny-ish")
+
+
+def test_every_imagenet_variant_builds_any_step_alone(tmp_path):
+    """All combinations of words, and all steps of each: the shapes of codes, latents and networks fit each other."""
+    shapes = SIZES | {"8B": {"width": 3584, "depth": 36, "heads": 28}}
+    for size, code, pixels in itertools.product(shapes, ("32x4096", "128x1024", "512x256"), (256, 512)):
+        positions, values = map(int, code.split("x"))
+        for step in load(IMAGENET).steps:
+            config = load(IMAGENET, f"{code},{step},{pixels}px,{size}")
+            assert config.steps == (step,) and config.data.options.image == pixels
+            made = STAGES[config[step].stage](config, step=step, workdir=tmp_path)
+            assert all(each.flops > 0 for each in ([made] if isinstance(made, Stage) else made.programs.values()))
+            if step in ("encoder", "prior", "generator"):
+                assert (config[step].model.positions, config[step].model["values"]) == (positions, values)
+                assert jax.tree.leaves(jax.eval_shape(made.init, jax.random.key(0)))
+            if step == "prior":
+                assert made.batch_spec["codes"].shape == (512, positions)
+            if step == "generator":
+                assert {name: config[step].model[name] for name in shapes[size]} == shapes[size]
+                assert made.batch_spec["latent"].shape == (256, pixels // 8, pixels // 8, 4)
+    assert not list(tmp_path.iterdir())
+
+
+CHANGED = [  # the words that change a step
+    *itertools.product(("encoder", "codes", "prior"), ("32x4096", "128x1024")),
+    *itertools.product(("generator", "samples"), ("32x4096", "128x1024", "512px", "S", "B", "L", "8B", "8B,512px,32x4096")),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step, variant", CHANGED)
+def test_imagenet_variants_lower(step, variant, tmp_path):
+    config = load(IMAGENET, variant)
+    made = STAGES[config[step].stage](config, step=step, workdir=tmp_path)
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    lowered = [train.lower(made, mesh)] if isinstance(made, Stage) else [each.lower(mesh) for each in made.programs.values()]
+    assert all("dot_general" in each.as_text() for each in lowered)

@@ -18,6 +18,7 @@ from dlc_jax.errors import UserError
 
 # verb -> (what it does, whether it takes a recipe: --config=FILE --config.NAME=VALUE)
 VERBS = {
+    "plan": ("compile a step of a recipe for a machine that is not here: does it fit, what does it cost?", True),
     "train": ("run the steps of a recipe, each resumed or skipped", True),
 }
 

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from dlc_jax.errors import UserError
+from dlc_jax.models import layers
 from dlc_jax.models.layers import (
     ZEROS,
     Attention,
@@ -12,10 +13,12 @@ from dlc_jax.models.layers import (
     LayerNorm,
     Mlp,
     TimeEmbedding,
+    block_flops,
     modulate,
     patchify,
     scan_blocks,
     sincos_2d,
+    time_embedding_flops,
     unpatchify,
 )
 from dlc_jax.typing import Array, Condition, Float, Int
@@ -26,6 +29,8 @@ SIZES = {
     "L": {"width": 1024, "depth": 24, "heads": 16},
     "XL": {"width": 1152, "depth": 28, "heads": 16},
 }
+# A device looks up its columns of all rows: codes cross the network, and one vector an example, never the table.
+RULES = (*layers.RULES, (r"code_table/table$", -1, "fsdp"))
 
 
 class CodeTable(nn.Module):
@@ -121,7 +126,7 @@ class DiT(nn.Module):
     mlp_ratio: float = 4.0
     qk_norm: bool = False
     remat: str = "dots"
-    unroll: bool = False
+    unroll: int = 1
     implementation: str | None = None
 
     def setup(self):
@@ -181,3 +186,14 @@ class DiT(nn.Module):
         shift, scale = jnp.split(self.final_modulation(c), 2, axis=-1)
         h = self.final(modulate(self.final_norm(h), shift, scale))
         return unpatchify(h.astype(jnp.float32), self.patch)
+
+
+def flops(model: DiT) -> float:
+    """FLOPs of a forward pass of one image, without or with hard codes; what is left out: `layers.block_flops`.
+
+    L (24 n d^2 + 4 n^2 d + 12 d^2) for the usual MLP, plus patches in and out, time and the last modulation.
+    """
+    width, tokens = model.width, (model.image // model.patch) ** 2
+    block = block_flops(tokens, width, mlp_ratio=model.mlp_ratio) + 12.0 * width**2
+    ends = 2.0 * tokens * width * model.patch**2 * (model.channels + (model.out_channels or model.channels))
+    return model.depth * block + ends + time_embedding_flops(width) + 4.0 * width**2

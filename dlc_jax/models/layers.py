@@ -14,6 +14,7 @@ import numpy as np
 
 from dlc_jax.errors import UserError
 from dlc_jax.kernels.attention import attention
+from dlc_jax.parallel import constrain, matmul
 from dlc_jax.typing import Array, Bool, Float
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -23,6 +24,15 @@ FAN_IN = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 NORMAL = nn.initializers.normal(0.02)
 ZEROS = nn.initializers.zeros
 ONES = nn.initializers.ones
+
+# What the mesh's `tensor` axis splits in a block: heads, and the hidden units of the MLP (Megatron-LM, arXiv 1909.08053).
+# See `parallel.placement`.
+RULES = (
+    (r"attention/qkv/(kernel|bias)$", -2, "tensor"),
+    (r"attention/out/kernel$", 0, "tensor"),
+    (r"mlp/fc1/(kernel|bias)$", -1, "tensor"),
+    (r"mlp/fc2/kernel$", 0, "tensor"),
+)
 
 
 class Dense(nn.Module):
@@ -41,9 +51,10 @@ class Dense(nn.Module):
         features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
         flat = (x.shape[-1], math.prod(features))
         kernel = self.param("kernel", lambda key, shape: self.kernel_init(key, flat).reshape(shape), (x.shape[-1], *features))
-        y = x.reshape(-1, flat[0]).astype(kernel.dtype) @ kernel.reshape(flat)
+        # x alone is flattened: the kernel's own dimensions may be split among devices, as heads are
+        y = matmul(x.reshape(-1, flat[0]).astype(kernel.dtype), kernel, "/".join((*self.path, "kernel")), RULES)
         if self.use_bias:
-            y = y + self.param("bias", ZEROS, features).reshape(-1).astype(y.dtype)
+            y = y + self.param("bias", ZEROS, features).astype(y.dtype)
         return y.reshape(*x.shape[:-1], *features)
 
 
@@ -120,6 +131,22 @@ class TimeEmbedding(nn.Module):
         return Dense(self.width, kernel_init=self.kernel_init, name="fc2")(jax.nn.silu(h))
 
 
+def block_flops(tokens: int, width: int, *, mlp_ratio: float) -> float:
+    """FLOPs of a forward pass of one example's tokens through the attention and the MLP of one block.
+
+    A FLOP count here and in the models is 2 for each multiply-add of every matrix product, the attention's own among them:
+    projections 8 n d^2, queries by keys and weights by values 4 n^2 d, MLP 4 n d hidden. Left out everywhere: norms, softmax,
+    activations, biases, positions, lookups in tables.
+    """
+    projections, core = 8.0 * tokens * width**2, 4.0 * tokens**2 * width
+    return projections + core + 4.0 * tokens * width * int(mlp_ratio * width)
+
+
+def time_embedding_flops(width: int) -> float:
+    """FLOPs of a `TimeEmbedding` of one number."""
+    return 2.0 * (256 * width + width**2)
+
+
 def modulate(x: Float[Array, "b n d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"]) -> Float[Array, "b n d"]:
     """x (1 + scale) + shift, the same for all tokens of an example (DiT, arXiv 2212.09748)."""
     return x * (1 + scale[:, None]) + shift[:, None]
@@ -184,7 +211,7 @@ def unpatchify(patches: Float[Array, "b n p"], patch: int) -> Float[Array, "b y 
 REMAT = ("none", "dots", "full")
 
 
-def scan_blocks(block: nn.Module, x: Array, *shared: object, depth: int, remat: str = "dots", unroll: bool = False) -> Array:
+def scan_blocks(block: nn.Module, x: Array, *shared: object, depth: int, remat: str = "dots", unroll: int = 1) -> Array:
     """Applies `depth` copies of a block, x = block(x, *shared), each with its own parameters, stacked along axis 0.
 
     One compiled layer serves them all, so that compile time does not grow with depth.
@@ -194,7 +221,7 @@ def scan_blocks(block: nn.Module, x: Array, *shared: object, depth: int, remat: 
       shared: what every layer reads besides x: arrays, tuples of arrays, None.
       remat: what the backward pass finds stored: everything ("none"), the products of dense layers ("dots"), or only each block's
         input ("full"); the rest is computed again.
-      unroll: compiles the layers one by one: slower to compile, without the copies that a loop makes of what it stores.
+      unroll: layers in a turn of the loop, 0 for all: slower to compile, with fewer of the copies that a loop makes of what it stores.
 
     Raises:
       UserError: there is no such remat.
@@ -203,18 +230,18 @@ def scan_blocks(block: nn.Module, x: Array, *shared: object, depth: int, remat: 
         raise UserError(f"remat={remat!r} is not one of {', '.join(REMAT)}")
 
     def body(block, x, *shared):
-        return block(x, *shared), None
+        return constrain(block(constrain(x), *shared)), None
 
     if remat != "none":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
         # within a loop nothing can be merged with the forward pass, so its costly guard is left out
-        body = nn.remat(body, prevent_cse=unroll, policy=policy)
+        body = nn.remat(body, prevent_cse=unroll == 0, policy=policy)
     scanned = nn.scan(
         body,
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=nn.broadcast,
         length=depth,
-        unroll=depth if unroll else 1,
+        unroll=unroll or depth,
     )
     return scanned(block, x, *shared)[0]

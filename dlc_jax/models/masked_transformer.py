@@ -9,7 +9,20 @@ import jax
 import jax.numpy as jnp
 
 from dlc_jax.errors import UserError
-from dlc_jax.models.layers import FAN_IN, ZEROS, Attention, Dense, LayerNorm, Mlp, TimeEmbedding, modulate, rotary, scan_blocks
+from dlc_jax.models.layers import (
+    FAN_IN,
+    ZEROS,
+    Attention,
+    Dense,
+    LayerNorm,
+    Mlp,
+    TimeEmbedding,
+    block_flops,
+    modulate,
+    rotary,
+    scan_blocks,
+    time_embedding_flops,
+)
 from dlc_jax.typing import Array, Float, Int
 
 SIZES = {
@@ -70,7 +83,7 @@ class MaskedTransformer(nn.Module):
     per_position: bool = False
     sigma_conditioning: bool = False
     remat: str = "dots"
-    unroll: bool = False
+    unroll: int = 1
     implementation: str | None = None
 
     @nn.compact
@@ -105,3 +118,16 @@ class MaskedTransformer(nn.Module):
             x = modulate(x, *jnp.split(Dense(2 * self.width, kernel_init=ZEROS, name="final_modulation")(condition), 2, axis=-1))
         outputs = self.values + 1 if self.sigma_conditioning else self.values
         return Dense(outputs, kernel_init=ZEROS, name="final")(x).astype(jnp.float32)
+
+
+def flops(model: MaskedTransformer) -> float:
+    """FLOPs of a forward pass of one code of L positions; what is left out: `layers.block_flops`.
+
+    Sigma conditioning adds V + 1 outputs for V, and products of one row an example, which weigh next to nothing.
+    """
+    outputs = model.values + 1 if model.sigma_conditioning else model.values
+    total = model.depth * block_flops(model.positions, model.width, mlp_ratio=model.mlp_ratio)
+    total += 2.0 * model.positions * model.width * outputs
+    if model.sigma_conditioning:
+        total += time_embedding_flops(CONDITION) + 2.0 * CONDITION * model.width * (6 * model.depth + 2)
+    return total

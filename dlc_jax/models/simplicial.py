@@ -1,5 +1,7 @@
 """Simplicial embedding head (arXiv 2204.00616) and the encoder of Discrete Latent Codes (arXiv 2507.12318)."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,8 @@ import jax.numpy as jnp
 from dlc_jax.errors import UserError
 from dlc_jax.models.layers import FAN_IN, NORMAL, ONES, Dense, LayerNorm
 from dlc_jax.models.vit import ViT
+from dlc_jax.models.vit import flops as vit_flops
+from dlc_jax.parallel import matmul
 from dlc_jax.typing import Array, Bool, Float, Int, Key
 
 RELAXATIONS = ("softmax", "gumbel", "straight_through")
@@ -92,7 +96,8 @@ class DinoHead(nn.Module):
         direction = self.param("direction", NORMAL, (self.bottleneck, self.prototypes))
         gain = self.param("gain", ONES, (self.prototypes,))
         kernel = _unit(direction, axis=0) * gain.astype(jnp.float32)
-        y = _unit(x, axis=-1).astype(x.dtype).reshape(-1, self.bottleneck) @ kernel.astype(x.dtype)
+        name = "/".join((*self.path, "direction"))
+        y = matmul(_unit(x, axis=-1).astype(x.dtype).reshape(-1, self.bottleneck), kernel.astype(x.dtype), name)
         return y.reshape(*x.shape[:-1], self.prototypes)
 
 
@@ -130,7 +135,7 @@ class Encoder(nn.Module):
     layer_scale: float | None = 1e-5
     qk_norm: bool = False
     remat: str = "dots"
-    unroll: bool = False
+    unroll: int = 1
     implementation: str | None = None
 
     def setup(self):
@@ -189,6 +194,22 @@ class Encoder(nn.Module):
     def normalize(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         """The ViT's final norm."""
         return self.vit.normalize(x)
+
+
+def flops(model: Encoder, *, image: int | None = None, codes: bool = False) -> float:
+    """FLOPs of a forward pass of one crop through ViT, simplicial head and DINO head; what is left out: `layers.block_flops`.
+
+    Args:
+      image: side of the crop in pixels; by default the model's.
+      codes: counts `Encoder.codes`, which ends at the logits of the simplicial head.
+    """
+    joint = model.positions * model.values
+    logits = vit_flops(model, image=image) + 2.0 * (1 + model.registers) * model.width * joint
+    if codes:
+        return logits
+    widths = (model.width, model.hidden, model.hidden, model.bottleneck, model.prototypes)
+    head = sum(2.0 * inputs * outputs for inputs, outputs in itertools.pairwise(widths))
+    return logits + 2.0 * joint * model.width + head
 
 
 def _flat(tokens):

@@ -5,7 +5,19 @@ import jax
 import jax.numpy as jnp
 
 from dlc_jax.errors import UserError
-from dlc_jax.models.layers import FAN_IN, NORMAL, ZEROS, Attention, Dense, LayerNorm, Mlp, patchify, scan_blocks, sincos_2d
+from dlc_jax.models.layers import (
+    FAN_IN,
+    NORMAL,
+    ZEROS,
+    Attention,
+    Dense,
+    LayerNorm,
+    Mlp,
+    block_flops,
+    patchify,
+    scan_blocks,
+    sincos_2d,
+)
 from dlc_jax.typing import Array, Bool, Float, UInt8
 
 SIZES = {
@@ -69,7 +81,7 @@ class ViT(nn.Module):
     layer_scale: float | None = 1e-5
     qk_norm: bool = False
     remat: str = "dots"
-    unroll: bool = False
+    unroll: int = 1
     implementation: str | None = None
 
     def setup(self):
@@ -129,6 +141,18 @@ class ViT(nn.Module):
             grid = patches.astype(jnp.float32).reshape(base, base, self.width)
             patches = jax.image.resize(grid, (side, side, self.width), "cubic", antialias=True).reshape(-1, self.width)
         return cls, patches
+
+
+def flops(model: nn.Module, *, image: int | None = None) -> float:
+    """FLOPs of a forward pass of one image, registers counted as the tokens they are; what is left out: `layers.block_flops`.
+
+    Args:
+      model: a ViT, or a module with its attributes.
+      image: side in pixels; by default the model's.
+    """
+    patches = ((image or model.image) // model.patch) ** 2
+    embed = 2.0 * patches * model.patch**2 * model.channels * model.width
+    return embed + model.depth * block_flops(1 + model.registers + patches, model.width, mlp_ratio=model.mlp_ratio)
 
 
 def standardize(images: UInt8[Array, "*n y x c"]) -> Float[Array, "*n y x c"]:

@@ -4,10 +4,11 @@ import functools
 
 import numpy as np
 
-from dlc_jax import checkpoint, parallel
+from dlc_jax import checkpoint
 from dlc_jax.data import codes, sources
 from dlc_jax.evals import codes as health
-from dlc_jax.pipeline import Pipeline
+from dlc_jax.models.simplicial import Encoder, flops
+from dlc_jax.pipeline import Pipeline, programs
 from dlc_jax.stage import Job
 
 
@@ -44,4 +45,5 @@ def make(config, *, step: str, workdir) -> Job:
         found = codes.CodeStore(directory / section.splits[0], identity=identity).codes()
         return results | {f"codes/{key}": value for key, value in health.health(found, values=model["values"]).items()}
 
-    return Job(run=run, lower=lambda: pipeline(mesh=parallel.make_mesh()).lower("encode"))
+    once = flops(Encoder(**model), codes=True)
+    return Job(run=run, programs=programs(pipeline, batch=section.batch, flops={"encode": once}))

@@ -14,7 +14,7 @@ from dlc_jax.data.codes import CodeStore, WithCodes
 from dlc_jax.diffusion import flow, schedules
 from dlc_jax.errors import UserError
 from dlc_jax.losses.diffusion import flow_loss
-from dlc_jax.models.dit import DiT
+from dlc_jax.models.dit import RULES, DiT, flops
 from dlc_jax.stage import Plan, Stage
 from dlc_jax.step import example_keys, shared_key
 
@@ -128,6 +128,8 @@ def make(config, *, step: str, workdir) -> Stage:
         batches=batches,
         optimizer=optim.make(steps=plan.steps, **section.optimizer),
         plan=plan,
+        rules=RULES if length else RULES[:-1],
+        flops=3 * plan.batch * flops(model),
         identity={
             "model": section.model.to_dict(),
             "codes": section.codes,

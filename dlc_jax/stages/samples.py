@@ -11,13 +11,15 @@ import functools
 
 import numpy as np
 
-from dlc_jax import parallel
 from dlc_jax.data import sources
 from dlc_jax.data.codes import CodeStore
 from dlc_jax.data.shapes import HELD_OUT
 from dlc_jax.evals import composition, samples
 from dlc_jax.evals.judge import Judge, proof
-from dlc_jax.pipeline import Pipeline
+from dlc_jax.models import dit, masked_transformer
+from dlc_jax.models.dit import DiT
+from dlc_jax.models.masked_transformer import MaskedTransformer
+from dlc_jax.pipeline import Pipeline, programs
 from dlc_jax.stage import Job
 
 SHOWN = 32  # images of a picture
@@ -119,7 +121,11 @@ def make(config, *, step: str, workdir) -> Job:
         samples.save_captions(directory / "pictures", captions)
         return results
 
-    def lower():
-        return pipeline(mesh=parallel.make_mesh()).lower("decode")
-
-    return Job(run=run, lower=lower)
+    # Heun's last step ends at t=0 and is one call; guidance runs the null condition too.
+    calls = {"euler": section.sampling_steps, "heun": 2 * section.sampling_steps - 1}[section.method]
+    passes = calls * (2 if section.codes and section.guidance != 1 else 1)
+    counted = {"decode": passes * dit.flops(DiT(**config[section.generator].model))}
+    if section.codes:
+        prior = MaskedTransformer(**config[section.prior].model)
+        counted["sample_codes"] = (section.calls or prior.positions) * masked_transformer.flops(prior)
+    return Job(run=run, programs=programs(pipeline, batch=section.batch, flops=counted))

@@ -154,4 +154,4 @@ def test_job_runs_and_lowers(tmp_path):
     made = job()
     assert isinstance(made, Job) and not isinstance(made, Stage)
     assert made.run(parallel.make_mesh(), tmp_path) == {"job/devices": len(jax.devices())}
-    made.lower()
+    assert "multiply" in made.programs["twice"].lower(parallel.make_mesh()).as_text()

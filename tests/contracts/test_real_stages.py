@@ -5,46 +5,20 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from test_configs import ROOT, load
 from test_contract import run
 
 from dlc_jax import parallel
-from dlc_jax.data import codes, sources
-from dlc_jax.stages import STAGES
 from dlc_jax.step import make_init, make_validation_step
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """The three stages, small, on random codes that use a quarter of the values, so that there is something to learn."""
-    workdir = tmp_path_factory.mktemp("stages")
-    config = load(ROOT / "configs" / "quickstart.py", "tiny")
-    config.encoder.objective.koleo_group = 8
-    for name in ("encoder", "prior", "generator"):
-        config[name].train.batch = 32
-        config[name].optimizer.warmup = 0
-        config[name].model.update(dict(width=32, depth=2, heads=2))
-    positions, values = config.prior.model.positions, config.prior.model["values"]
-
-    def encode(start, stop):
-        return {"codes": np.random.default_rng(start).integers(0, values // 4, (stop - start, positions))}
-
-    for split in ("train", "validation"):
-        source = sources.identity(config.data.name, split, **config.data.options)
-        codes.write(
-            workdir / "codes" / split, encode, total=1024, positions=positions, values=values, identity="random", source=source
-        )
-    return {name: STAGES[name](config, step=name, workdir=workdir) for name in ("encoder", "prior", "generator")}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["encoder", "prior", "generator"])
-def test_one_device_four_devices_and_accumulation_agree(name, made):
+def test_one_device_four_devices_and_accumulation_agree(name, real_stages):
     """Noise, masks and dropped codes follow the example; Sinkhorn sees the global batch; KoLeo's groups of 8 stay whole."""
-    alone, first, step = run(made[name], steps=2)
+    alone, first, step = run(real_stages[name], steps=2)
     assert step._cache_size() == 1
     mesh = parallel.make_mesh(data=2, fsdp=2, devices=jax.devices()[:4])
-    for _, metrics, _ in (run(made[name], steps=2, mesh=mesh), run(made[name], steps=2, accumulate=2)):
+    for _, metrics, _ in (run(real_stages[name], steps=2, mesh=mesh), run(real_stages[name], steps=2, accumulate=2)):
         np.testing.assert_allclose([m["loss"] for m in first], [m["loss"] for m in metrics], rtol=2e-5)
         np.testing.assert_allclose([m["gradient_norm"] for m in first], [m["gradient_norm"] for m in metrics], rtol=1e-3)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(alone.params)))
@@ -52,9 +26,9 @@ def test_one_device_four_devices_and_accumulation_agree(name, made):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["encoder", "prior", "generator"])
-def test_loss_falls(name, made):
+def test_loss_falls(name, real_stages):
     """On one batch with one draw of noise and times: from step to step the draws alone move the loss more than 20 steps of learning do."""
-    stage = made[name]
+    stage = real_stages[name]
     before = make_init(stage)(jax.random.key(0))
     after, metrics, _ = run(stage, steps=20)
     assert np.isfinite([entry["loss"] for entry in metrics]).all()

@@ -11,7 +11,7 @@ import numpy as np
 
 from dlc_jax import optim
 from dlc_jax.losses import ssl
-from dlc_jax.stage import Job, Plan, Stage
+from dlc_jax.stage import Job, Plan, Program, Stage
 from dlc_jax.step import example_keys
 
 WIDTH, VALUES, POSITIONS = 8, 5, 3
@@ -135,4 +135,6 @@ def job() -> Job:
         (directory / "done.txt").write_text("done")
         return {"job/devices": mesh.size}
 
-    return Job(run=run, lower=lambda: jax.jit(lambda x: x * 2).lower(jax.ShapeDtypeStruct((4,), jnp.float32)))
+    shape = jax.ShapeDtypeStruct((4,), jnp.float32)
+    twice = Program(lower=lambda mesh: jax.jit(lambda x: x * 2).lower(shape), state=lambda mesh: {}, flops=4.0, batch=4)
+    return Job(run=run, programs={"twice": twice})

@@ -1,0 +1,114 @@
+"""Which remat, which mesh, how many layers a turn of the loop, how large a batch? Compiles a few programs, each in a process of its own.
+
+    1. remat x fsdp, at the batch of the recipe
+    2. the best of these with more layers in a turn of the loop over layers
+    3. the best of these with twice the batch, and twice again, while it fits
+
+Best is the most examples a second by the static estimate, among those that fit.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dlc_jax.errors import UserError
+from dlc_jax.plan import words
+from dlc_jax.plan.machine import Machine
+
+LARGEST = 4  # doublings of the batch
+
+
+def search(
+    arguments: Sequence[str], *, config, step: str, name: str, machine: Machine, say: Callable[[str], None]
+) -> tuple[list[Mapping[str, Any]], Mapping[str, Any] | None]:
+    """Tries settings of one program; (every estimate with its `settings`, the best that fits or None).
+
+    Args:
+      arguments: of the command line, the recipe and its fields; what is tried is put behind them.
+      say: is told of every program that is compiled, for it takes a while.
+
+    Raises:
+      UserError: the first program cannot be built at all.
+    """
+    tried: dict[tuple, Mapping[str, Any]] = {}
+    section, devices = config[step], len(machine.devices)
+    training = name == "train"
+
+    def attempt(**settings):
+        key = tuple(sorted(settings.items()))
+        if key not in tried:
+            say(f"{len(tried) + 1}: " + ", ".join(f"{field} {value}" for field, value in settings.items()))
+            found = _compile(arguments, fields(settings), step=step, name=name, machine=machine)
+            if "error" in found and not tried:
+                raise UserError(found["error"])
+            tried[key] = found | {"settings": settings}
+        return tried[key]
+
+    def fields(settings):
+        names = {"remat": f"{step}.model.remat", "turn": f"{step}.model.unroll", "fsdp": "mesh.fsdp"}
+        names["batch"] = f"{step}.train.batch" if training else f"{step}.batch"
+        return {"mesh.data": -1} | {names[field]: value for field, value in settings.items()}
+
+    batch = section.train.batch if training else section.batch
+    tensor = config.mesh.tensor
+    sizes = sorted(
+        {size for size in (1, 8, 16, 64, devices // tensor) if size <= devices // tensor and (devices // tensor) % size == 0}
+    )
+    remats = ("none", "dots", "full") if training else (None,)
+    for remat in remats:
+        for size in sizes:
+            attempt(**({"remat": remat} if remat else {}), fsdp=size, batch=batch)
+    if training and (best := _best(tried.values())):
+        for turn in (2, 4):
+            if section.model.depth % turn == 0:
+                attempt(**best["settings"] | {"turn": turn})
+    for doubled in range(1, LARGEST + 1):
+        best = _best(tried.values())
+        if best is None or not attempt(**best["settings"] | {"batch": batch * 2**doubled}).get("fits"):
+            break
+    return list(tried.values()), _best(tried.values())
+
+
+def table(found: Sequence[Mapping[str, Any]], best: Mapping[str, Any] | None) -> str:
+    """What was tried, the best marked."""
+    rows = []
+    for each in found:
+        settings = each["settings"]
+        head = ["*" if each is best else "", *(str(settings.get(field, "")) for field in ("remat", "fsdp", "turn", "batch"))]
+        if "error" in each:
+            rows.append([*head, each["error"][:60], "", "", ""])
+            continue
+        rate = f"{each['batch'] / each['seconds']:,.0f}" if each["seconds"] else ""
+        memory = f"{words.size(each['wanted'])} of {words.size(each['available'])}"
+        rows.append([*head, memory, "yes" if each["fits"] else "no", rate, f"{each['compile_seconds']:.0f} s"])
+    return words.table(("", "remat", "fsdp", "layers/turn", "batch", "memory a device", "fits", "examples/s", "compile"), rows)
+
+
+def _best(found) -> Mapping[str, Any] | None:
+    fitting = [each for each in found if each.get("fits") and each["seconds"]]
+    return max(fitting, key=lambda each: each["batch"] / each["seconds"], default=None)
+
+
+def _compile(arguments, fields, *, step: str, name: str, machine: Machine) -> Mapping[str, Any]:
+    """An estimate as JSON, made in another process: memory is given back, and a compiler that dies takes nothing with it."""
+    command = [
+        sys.executable,
+        "-m",
+        "dlc_jax.cli",
+        "plan",
+        "--json",
+        "--topology",
+        machine.name,
+        "--step",
+        step,
+        "--program",
+        name,
+    ]
+    command += [*arguments, *(f"--config.{field}={value}" for field, value in fields.items())]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode in (0, 1) and done.stdout.strip():
+        return json.loads(done.stdout)[0]
+    lines = done.stderr.strip().splitlines() or [f"the compiler died with {done.returncode}"]
+    return {"error": lines[-1].removeprefix("dlc_jax: ")}
