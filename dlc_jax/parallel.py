@@ -219,15 +219,20 @@ def matmul(x: jax.Array, kernel: jax.Array, name: str, rules: Rules = ()) -> jax
       name: path of the kernel, from which `shardings` decided where it lives.
       rules: what `shardings` was given.
     """
-    contract = (((1,), (0,)), ((), ()))
     mesh = jax.sharding.get_abstract_mesh()
     spec = P() if mesh.empty else placement(name, kernel.shape, mesh.shape, rules)
+
+    def dot(x, kernel):
+        if "tensor" in spec:  # whose axis would be lost in a flat kernel
+            return jax.lax.dot_general(x, kernel, (((1,), (0,)), ((), ())))
+        return (x @ kernel.reshape(len(kernel), -1)).reshape(len(x), *kernel.shape[1:])  # half as slow again on CPUs if not flat
+
     if "fsdp" not in spec or x.shape[0] % shares(mesh):
-        return jax.lax.dot_general(x, kernel, contract)
+        return dot(x, kernel)
 
     def product(x, share):
         share = jax.lax.pcast(share, "data", to="varying")  # here, so that replicas add shares and not whole gradients
-        return jax.lax.dot_general(x, jax.lax.all_gather(share, "fsdp", axis=spec.index("fsdp"), tiled=True), contract)
+        return dot(x, jax.lax.all_gather(share, "fsdp", axis=spec.index("fsdp"), tiled=True))
 
     kept = P(*(axis if axis == "fsdp" else None for axis in spec))  # `tensor` stays with the compiler
     return jax.shard_map(product, in_specs=(BATCH, kept), out_specs=BATCH, axis_names={"data", "fsdp"})(x, kernel)

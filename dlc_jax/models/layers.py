@@ -51,7 +51,6 @@ class Dense(nn.Module):
         features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
         flat = (x.shape[-1], math.prod(features))
         kernel = self.param("kernel", lambda key, shape: self.kernel_init(key, flat).reshape(shape), (x.shape[-1], *features))
-        # x alone is flattened: the kernel's own dimensions may be split among devices, as heads are
         y = matmul(x.reshape(-1, flat[0]).astype(kernel.dtype), kernel, "/".join((*self.path, "kernel")), RULES)
         if self.use_bias:
             y = y + self.param("bias", ZEROS, features).astype(y.dtype)
