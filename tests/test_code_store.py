@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from dlc_jax.data import codes
+from dlc_jax.data import shard
 from dlc_jax.data.codes import CodeStore, WithCodes, write
 from dlc_jax.data.loader import batches
 from dlc_jax.errors import UserError
@@ -222,7 +222,10 @@ def test_a_disk_that_refuses(tmp_path, monkeypatch):
         def write(self, _):
             raise RuntimeError("write() failed: No space left on device; writing")
 
-    monkeypatch.setattr(codes, "ArrayRecordWriter", Full)
+        def close(self):
+            pass
+
+    monkeypatch.setattr(shard, "ArrayRecordWriter", Full)
     with pytest.raises(UserError, match="No space left on device"):
         write(tmp_path / "full", Encoder(), **ABOUT)
 

@@ -220,7 +220,7 @@ def test_too_many_bad_records_stop_the_run():
 def test_sources_by_name():
     shapes = sources.source("shapes", "train", image=16, count=5)
     assert len(shapes) == 5 and shapes[0]["image"].shape == (16, 16, 3)
-    with pytest.raises(UserError, match="unknown data source 'cifar'; use one of shapes, tfds"):
+    with pytest.raises(UserError, match="unknown data source 'cifar'; use one of images, shapes, tfds"):
         sources.source("cifar", "train")
     with pytest.raises(UserError, match="no option colour"):
         sources.source("shapes", "train", colour=1)

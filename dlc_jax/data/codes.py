@@ -7,20 +7,20 @@ Record i belongs to record i of the source it was made from. While a store is be
 of its own beside it; a writer that was killed skips those shards, and ends with the same bytes as one that was not.
 """
 
-import contextlib
-import hashlib
+import functools
 import json
-import os
 import pathlib
 import threading
 
 import ml_dtypes  # noqa: F401  makes "bfloat16" a NumPy type
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader
 
+from dlc_jax.data import shard
 from dlc_jax.errors import UserError
 
 FORMAT = 1
+PREFIX = "codes"
 MEMORY_BYTES = 2**30
 
 
@@ -78,26 +78,25 @@ def write(
     if total < 1 or shard_size < 1 or "codes" in fields or "index" in fields:
         raise UserError(f"a code store needs total and shard_size >= 1 and no field codes or index; got {total}, {shard_size}")
     about = dict(positions=positions, values=values, dtype=code_dtype(values), count=total, shard_size=shard_size, fields=fields)
-    description = _plain(dict(format=FORMAT, identity=identity, source=source, view=view, drawn=drawn, **about))
+    description = shard.plain(dict(format=FORMAT, identity=identity, source=source, view=view, drawn=drawn, **about))
     directory = pathlib.Path(directory)
-    shards = -(-total // shard_size)
-    names = [f"codes-{k:05d}-of-{shards:05d}.arrayrecord" for k in range(shards)]
-    with _disk(directory):
+    names = shard.file_names(PREFIX, count=total, shard_size=shard_size)
+    disk = functools.partial(shard.disk, f"code store {directory}")
+    with disk():
         directory.mkdir(parents=True, exist_ok=True)
-        known = _complete(directory, description)
-    for k in range(process_index, shards, process_count):
+        known = shard.complete(directory, PREFIX, description, what=PREFIX)
+    for k in range(process_index, len(names), process_count):
         start, stop = k * shard_size, min(total, (k + 1) * shard_size)
-        if _intact(directory / names[k], known.get(names[k])):
+        if shard.intact(directory / names[k], known.get(names[k])):
             continue
         rows = _rows(encode(start, stop), start=start, stop=stop, description=description)
-        with _disk(directory):
-            entry = _write_shard(directory / names[k], rows)
-            _write_json(_sidecar(directory / names[k]), {"description": description, "shard": entry})
+        with disk():
+            shard.write_shard(directory / names[k], _packed(rows), description=description)
     if barrier is not None:
         barrier()
     if process_index == 0:
-        with _disk(directory):
-            _finish(directory, names, description)
+        with disk():
+            shard.finish(directory, names, PREFIX, description, what=PREFIX)
     if barrier is not None:
         barrier()
     return json.loads((directory / "manifest.json").read_text())
@@ -133,14 +132,14 @@ class CodeStore:
             raise UserError(f"cannot read code store {directory}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"damaged code store: {self.directory / 'manifest.json'} is not a manifest; export again") from error
-        if identity is not None and _plain(identity) != self.manifest["identity"]:
-            which = _difference(self.manifest["identity"], _plain(identity))
+        if identity is not None and shard.plain(identity) != self.manifest["identity"]:
+            which = shard.difference(self.manifest["identity"], shard.plain(identity))
             raise UserError(f"code store {directory} was made by another encoder ({which}); export again with this one")
-        for shard in self._shards:
-            path = self.directory / shard["file"]
+        for entry in self._shards:
+            path = self.directory / entry["file"]
             size = path.stat().st_size if path.exists() else None
-            if size != shard["bytes"]:
-                what = "is missing" if size is None else f"has {size} bytes instead of {shard['bytes']}"
+            if size != entry["bytes"]:
+                what = "is missing" if size is None else f"has {size} bytes instead of {entry['bytes']}"
                 raise UserError(f"damaged code store: {path} {what}; run the codes step again")
         self._readers, self._lock, self._memory = {}, threading.Lock(), None
 
@@ -152,33 +151,54 @@ class CodeStore:
             raise IndexError(f"record {index} of {len(self)}")
         if not self.manifest["fields"] and self._record.itemsize * len(self) <= MEMORY_BYTES:
             return {"codes": self.codes()[index].astype(np.int32)}
-        shard, row = divmod(index, self._shard_size)
-        record = np.frombuffer(self._read(shard, [row]), self._record)[0]
+        k, row = divmod(index, self._shard_size)
+        record = np.frombuffer(self._read(k, [row]), self._record)[0]
         out = {name: record[name] for name in self._record.names}
         out["codes"] = out["codes"].astype(np.int32)
         return out
+
+    @property
+    def origin(self):
+        """What made these codes of what, {"encoder": …, "source": …}: they are the same codes wherever they lie."""
+        return {"encoder": self.manifest["identity"], "source": self.manifest["source"]}
+
+    def checked(self, *, positions, values, where):
+        """This store; UserError if its codes are not `positions` of `values` each, as the step `where` reads them."""
+        found = self.manifest["positions"], self.manifest["values"]
+        if found != (positions, values):
+            raise UserError(
+                f"{where} reads codes of {positions} positions with {values} values; those of {self.directory} have {found[0]} "
+                f"with {found[1]}: set {where}.model.positions and .values, or give other codes"
+            )
+        return self
+
+    def check_source(self, identity):
+        """UserError if the codes are not of the data that `sources.identity` calls so; the keys are named."""
+        if shard.plain(identity) != self.manifest["source"]:
+            which = shard.difference(self.manifest["source"], shard.plain(identity))
+            raise UserError(f"code store {self.directory} was made from other data ({which}); run the codes step on this data")
 
     def codes(self):
         """All codes, read-only, [n, l] in the stored type (uint8 or uint16), kept in memory."""
         with self._lock:
             if self._memory is None:
                 codes = np.empty((len(self), self.manifest["positions"]), self.manifest["dtype"])
-                for k, shard in enumerate(self._shards):
+                for k, entry in enumerate(self._shards):
                     rows = np.frombuffer(self._read(k, None), self._record)["codes"]
-                    codes[k * self._shard_size :][: shard["count"]] = rows
+                    codes[k * self._shard_size :][: entry["count"]] = rows
                 codes.setflags(write=False)
                 self._memory = codes
         return self._memory
 
     def verify(self):
         """Reads every byte; UserError names the first shard whose SHA-256 is not the manifest's."""
-        for shard in self._shards:
-            if _sha256(self.directory / shard["file"]) != shard["sha256"]:
-                raise UserError(f"damaged code store: {self.directory / shard['file']} has changed; run the codes step again")
+        for entry in self._shards:
+            if shard.sha256(self.directory / entry["file"]) != entry["sha256"]:
+                raise UserError(f"damaged code store: {self.directory / entry['file']} has changed; run the codes step again")
 
-    def _read(self, shard, rows):
+    def _read(self, k, rows):
         """Bytes of some rows of a shard, or of all."""
-        path = self.directory / self._shards[shard]["file"]
+        path = self.directory / self._shards[k]["file"]
         try:
             if rows is None:
                 reader = ArrayRecordReader(str(path))
@@ -186,13 +206,13 @@ class CodeStore:
                 reader.close()
             else:
                 # setdefault is atomic; a second thread's reader of the same shard is dropped.
-                reader = self._readers.get(shard) or self._readers.setdefault(
-                    shard, ArrayRecordReader(str(path), "readahead_buffer_size:0")
+                reader = self._readers.get(k) or self._readers.setdefault(
+                    k, ArrayRecordReader(str(path), "readahead_buffer_size:0")
                 )
                 data = reader.read(rows)
         except (RuntimeError, OSError, ValueError, IndexError) as error:
             raise UserError(f"damaged code store: {path} cannot be read; run the codes step again") from error
-        expected = self._shards[shard]["count"] if rows is None else len(rows)
+        expected = self._shards[k]["count"] if rows is None else len(rows)
         if len(data) != expected or any(len(record) != self._record.itemsize for record in data):
             raise UserError(f"damaged code store: {path} does not match the manifest; run the codes step again")
         return b"".join(data)
@@ -220,9 +240,8 @@ class WithCodes:
     """
 
     def __init__(self, source, store, *, identity=None):
-        if identity is not None and _plain(identity) != store.manifest["source"]:
-            which = _difference(store.manifest["source"], _plain(identity))
-            raise UserError(f"code store {store.directory} was made from other data ({which}); run the codes step on this data")
+        if identity is not None:
+            store.check_source(identity)
         if len(source) != len(store):
             raise UserError(f"code store {store.directory} has {len(store)} records, the data {len(source)}; export again")
         self.source, self.store = source, store
@@ -262,95 +281,6 @@ def _rows(encoded, *, start, stop, description):
     return rows
 
 
-def _write_shard(path, rows):
-    temporary = path.with_name(path.name + ".tmp")
-    # Codes hardly compress one record at a time. Groups of one: reading one record reads no other.
-    writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+def _packed(rows):
     for row in rows.view(np.uint8).reshape(len(rows), rows.dtype.itemsize):
-        writer.write(row.tobytes())
-    writer.close()
-    reader = ArrayRecordReader(str(temporary))
-    if reader.num_records() != len(rows):
-        raise UserError(f"cannot write {path}: {reader.num_records()} of {len(rows)} records arrived; is the disk full?")
-    reader.close()
-    entry = {"file": path.name, "count": len(rows), "bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
-    _sync(temporary)
-    temporary.rename(path)
-    return entry
-
-
-def _finish(directory, names, description):
-    """Writes the manifest from the shards' own files, then removes those."""
-    known = _complete(directory, description)
-    absent = [name for name in names if name not in known]
-    if absent:
-        raise UserError(f"code store {directory} lacks shard {absent[0]}; run the export again in every process")
-    _write_json(directory / "manifest.json", {**description, "shards": [known[name] for name in names]})
-    for name in names:
-        _sidecar(directory / name).unlink(missing_ok=True)
-
-
-def _complete(directory, description):
-    """{file name: entry} of the shards that the manifest and the shards' own files vouch for."""
-    known = {}
-    for path in [directory / "manifest.json", *sorted(directory.glob("codes-*.arrayrecord.json"))]:
-        try:
-            found = json.loads(path.read_text())
-        except (FileNotFoundError, ValueError):
-            continue  # absent or cut off: its shards are made again
-        if path.name == "manifest.json":
-            entries = found.pop("shards", [])
-        else:
-            entries, found = [found.get("shard", {})], found.get("description", {})
-        if found != description:
-            raise UserError(f"{directory} holds other codes ({_difference(found, description)}); use another directory")
-        known.update({entry["file"]: entry for entry in entries})
-    return known
-
-
-def _intact(path, entry):
-    return entry is not None and path.exists() and path.stat().st_size == entry["bytes"] and _sha256(path) == entry["sha256"]
-
-
-def _sidecar(path):
-    return path.with_name(path.name + ".json")
-
-
-def _write_json(path, value):
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    _sync(temporary)
-    temporary.rename(path)
-
-
-def _sync(path):
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _plain(value):
-    """As it comes back from JSON: tuples are lists."""
-    return json.loads(json.dumps(value, sort_keys=True))
-
-
-def _difference(stored, wanted):
-    """Names the keys that differ, with both values, in one line."""
-    if isinstance(stored, dict) and isinstance(wanted, dict):
-        keys = [key for key in sorted({*stored, *wanted}) if stored.get(key) != wanted.get(key)]
-        return ", ".join(f"{key}: {_difference(stored.get(key), wanted.get(key))}" for key in keys)
-    return f"{json.dumps(stored)} there, {json.dumps(wanted)} here"
-
-
-@contextlib.contextmanager
-def _disk(directory):
-    """A disk that refuses is the user's matter: one line."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError when a write fails
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"cannot write code store {directory}: {reason}; what is complete is kept") from error
+        yield row.tobytes()

@@ -185,7 +185,7 @@ class Resilient:
     The loader passes its transform through `read`, so that a record at which the transform fails is replaced too.
 
     Args:
-      source: a random-access source.
+      source: a random-access source; its `names`, if it has any, say which record failed.
       limit: how many different records may fail before UserError names the first ten.
 
     Attributes:
@@ -218,8 +218,16 @@ class Resilient:
 
     def _note(self, index, error):
         with self._lock:
+            new = index not in self.bad
             self.bad[index] = f"{type(error).__name__}: {error}".splitlines()[0]
-            if len(self.bad) > self.limit or len(self.bad) == len(self.source):
-                some = "; ".join(f"{i} ({self.bad[i]})" for i in sorted(self.bad)[:10])
-                count = f"{len(self.bad)} of {len(self.source)}"
-                raise UserError(f"{count} records cannot be read (limit {self.limit}), such as {some}") from error
+            count = len(self.bad)
+            if count > self.limit or count == len(self.source):
+                some = "; ".join(self._say(i) for i in sorted(self.bad)[:10])
+                of = f"{count} of {len(self.source)}"
+                raise UserError(f"{of} records cannot be read (limit {self.limit}), such as {some}") from error
+            if new and count & (count - 1) == 0:  # 1, 2, 4, 8, ...
+                print(f"unreadable records so far, replaced by others: {count}, last {self._say(index)}", file=sys.stderr)
+
+    def _say(self, index):
+        names = getattr(self.source, "names", None)
+        return f"{names[index] if names else index} ({self.bad[index]})"

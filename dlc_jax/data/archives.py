@@ -1,0 +1,247 @@
+"""Tar and zip archives, read in place. Nothing is ever extracted: names in an archive only name images.
+
+An archive is indexed once, the index kept in the cache with the archive's size and time of change. Left out, and counted by reason:
+absolute names, names with "..", links, devices and other special members, hidden files, what is encrypted or of an unknown zip
+method, and files without the ending of an image. Of members with the same name the last counts, as when unpacking. A tar inside a
+tar, as ImageNet's, is a folder. The folders that all images share are dropped from the names.
+"""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import struct
+import tarfile
+import threading
+import zipfile
+import zlib
+
+import numpy as np
+
+from dlc_jax.data import listing, shard
+from dlc_jax.data.listing import Listing
+from dlc_jax.errors import UserError
+
+FORMAT = 1  # of the index
+COMPRESSED = {
+    ".tar.xz": lzma.open, ".txz": lzma.open, ".tar.gz": gzip.open, ".tgz": gzip.open, ".tar.bz2": bz2.open, ".tbz2": bz2.open,
+}  # fmt: skip
+STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+
+
+def kind_of(path):
+    """ "tar", "zip", or None, by the file's name."""
+    name = str(path).lower()
+    if name.endswith((".tar", *COMPRESSED)):
+        return "tar"
+    return "zip" if name.endswith(".zip") else None
+
+
+def open_archive(path, *, cache, limit, max_bytes):
+    """The `Listing` of an archive; `sequential` if it is a compressed tar.
+
+    Args:
+      path: a `.tar`, `.zip`, `.tar.xz`, `.tar.gz`, `.tar.bz2` or a short form of these.
+      cache: folder for the index, not kept if it cannot be written.
+      limit: the most bytes that a compressed tar may decompress to.
+      max_bytes: of one image; longer ones are left out.
+
+    Raises:
+      UserError: if it cannot be read, is cut off or damaged, or decompresses to too much.
+    """
+    with listing.reading(path):
+        stat = os.stat(path)
+        about = {"format": FORMAT, "bytes": stat.st_size, "changed": stat.st_mtime_ns}
+        kept = cache / f"{path.name}-{listing.digest([str(path.absolute())])[:12]}.json"
+        index = _kept(kept, about)
+        if index is None:
+            index = about | (_index_zip(path, max_bytes) if kind_of(path) == "zip" else _index_tar(path, limit, max_bytes))
+            _keep(kept, index)
+    names, sizes = index["names"], index["sizes"]
+    content = listing.content_of(names, sizes)
+    about = dict(content=content, skipped=index["skipped"], size=sum(sizes))
+    if kind_of(path) == "zip":
+        return Listing("zip", names, ZipReader(path, index), **about)
+    opener = _opener(path)
+    return Listing("tar", names, TarReader(path, index, opener), sequential=opener is not None, **about)
+
+
+def _kept(path, about):
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {key: found.get(key) for key in about} == about else None
+
+
+def _keep(path, index):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shard.write_json(path, index, indent=None)
+    except OSError:
+        pass  # it only saves time
+
+
+def _opener(path):
+    name = str(path).lower()
+    return next((opener for ending, opener in COMPRESSED.items() if name.endswith(ending)), None)
+
+
+def _open(path, opener):
+    # A large buffer: going back within it costs nothing, going back before it means decompressing from the start.
+    return io.BufferedReader(opener(path), 2**20) if opener else open(path, "rb")
+
+
+class _Index:
+    """Collects members: name -> where it is, in the order of the archive."""
+
+    def __init__(self, max_bytes):
+        self.members, self.skipped, self.max_bytes = {}, {}, max_bytes
+
+    def skip(self, reason):
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+
+    def add(self, name, *where, size, reason=None):
+        name, wrong = listing.check_name(name)
+        wrong = wrong or reason or (f"more than {self.max_bytes} bytes" if size > self.max_bytes else None)
+        if wrong:
+            return self.skip(wrong)
+        if self.members.pop(name, None):
+            self.skip("same name as a later one")
+        self.members[name] = (size, *where)
+
+    def finish(self, *columns):
+        """{"names", "sizes", column: [...], "skipped"}."""
+        shared = len(listing.common_folder(list(self.members)))
+        values = [list(column) for column in zip(*self.members.values())] or [[] for _ in ("sizes", *columns)]
+        names = [name[shared:] for name in self.members]
+        return {"names": names, "skipped": self.skipped, **dict(zip(("sizes", *columns), values))}
+
+
+def _index_tar(path, limit, max_bytes):
+    index, opener = _Index(max_bytes), _opener(path)
+    with _open(path, opener) as file:
+
+        def walk(file, prefix, start, outer):
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    tar.members = []  # tarfile keeps them all
+                    offset = start + member.offset_data
+                    if opener and offset + member.size > limit:
+                        raise UserError(
+                            f"{path} decompresses to more than {limit / 1e9:g} GB; raise cache_gb, or unpack it yourself"
+                        )
+                    if member.isdir():
+                        continue
+                    name, _ = listing.check_name(member.name)
+                    if outer and member.isreg() and not member.issparse() and name.lower().endswith(".tar"):
+                        if listing.check_name(name[:-4] + ".png")[1]:
+                            index.skip(listing.check_name(member.name)[1])
+                            continue
+                        walk(tar.extractfile(member), f"{prefix}{name[:-4]}/", offset, False)
+                        continue
+                    wrong = listing.check_name(member.name)[1]
+                    if not member.isreg() or member.issparse():
+                        wrong = wrong or ("link" if member.issym() or member.islnk() else "special member")
+                    index.add(prefix + name, offset, size=member.size, reason=wrong)
+                _check_end(file, tar.offset)
+
+        walk(file, "", 0, True)
+    return index.finish("offsets")
+
+
+def _check_end(file, offset):
+    """tarfile takes a damaged header for the end."""
+    file.seek(offset)
+    block = file.read(512)
+    if block.strip(b"\0") or (block and len(block) < 512):
+        raise EOFError(f"damaged at byte {offset}")
+
+
+def _index_zip(path, max_bytes):
+    index = _Index(max_bytes)
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.is_dir():
+                continue
+            reason = None
+            if member.flag_bits & 1:
+                reason = "encrypted"
+            elif member.compress_type not in (STORED, DEFLATED):
+                reason = "unknown zip method"
+            elif (member.external_attr >> 16) & 0o170000 not in (0, 0o100000):
+                reason = "link" if (member.external_attr >> 16) & 0o170000 == 0o120000 else "special member"
+            where = (member.header_offset, member.compress_size, member.compress_type, member.CRC)
+            index.add(member.filename.replace("\\", "/"), *where, size=member.file_size, reason=reason)
+    return index.finish("offsets", "lengths", "methods", "checksums")
+
+
+class _Reader:
+    """Reads at a place of a file, from any thread; the file is opened when first needed, also in a worker process."""
+
+    def __init__(self, path):
+        self.path, self._file, self._lock = str(path), None, threading.Lock()
+
+    def at(self, offset, size):
+        if self._file is None:
+            with self._lock:
+                self._file = self._file or open(self.path, "rb", buffering=0)
+        data = os.pread(self._file.fileno(), size, offset)
+        while 0 < len(data) < size:  # one call reads 2 GB at most, and less on some network disks
+            more = os.pread(self._file.fileno(), size - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        if len(data) != size:
+            raise ValueError(f"{self.path} ends at byte {offset + len(data)}")
+        return data
+
+    def __getstate__(self):
+        return {**self.__dict__, "_file": None, "_lock": None}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, _lock=threading.Lock())
+
+
+class TarReader(_Reader):
+    """Index -> bytes of a member. With an opener, of a compressed tar: one reader at a time, fast only forward."""
+
+    def __init__(self, path, index, opener=None):
+        super().__init__(path)
+        self.offsets, self.sizes = np.array(index["offsets"], np.int64), np.array(index["sizes"], np.int64)
+        self.opener = opener
+
+    def __call__(self, index):
+        offset, size = int(self.offsets[index]), int(self.sizes[index])
+        if not self.opener:
+            return self.at(offset, size)
+        with self._lock:
+            self._file = self._file or _open(self.path, self.opener)
+            self._file.seek(offset)
+            data = self._file.read(size)
+        if len(data) != size:
+            raise ValueError(f"{self.path} ends inside of an image")
+        return data
+
+
+class ZipReader(_Reader):
+    """Index -> bytes of a member, its checksum compared."""
+
+    def __init__(self, path, index):
+        super().__init__(path)
+        self.columns = {key: np.array(index[key], np.int64) for key in ("offsets", "lengths", "sizes", "methods", "checksums")}
+
+    def __call__(self, index):
+        offset, length, size, method, checksum = (int(column[index]) for column in self.columns.values())
+        header = self.at(offset, 30)
+        if header[:4] != b"PK\3\4":
+            raise ValueError("no zip member where the directory says")
+        name, extra = struct.unpack_from("<HH", header, 26)
+        data = self.at(offset + 30 + name + extra, length)
+        if method == DEFLATED:
+            data = zlib.decompressobj(-15).decompress(data, size + 1)  # no more than the directory says, however much there is
+        if len(data) != size or zlib.crc32(data) != checksum:
+            raise ValueError("damaged zip member")
+        return data

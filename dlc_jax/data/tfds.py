@@ -1,0 +1,123 @@
+"""TFDS data sets that were prepared as ArrayRecord, read without tensorflow."""
+
+import functools
+import io
+import os
+
+import numpy as np
+from PIL import Image
+
+from dlc_jax.data.decoder import decode_image, to_pixels
+from dlc_jax.data.listing import SPLITS, Listing, digest
+from dlc_jax.errors import UserError
+
+
+class Tfds:
+    """A TFDS data set that was prepared as ArrayRecord, read without tensorflow. Images are decoded here, by Pillow.
+
+    Args:
+      split: "train" or "validation", read from the options of that name; anything else is a TFDS split itself.
+      dataset: TFDS name, such as "imagenet2012" or "my_set/config:1.0.0"; or the folder of a prepared version.
+      train, validation: TFDS splits, such as "train[:99%]".
+      image: side of the center crop, or None for images as they are.
+      field: name of the image feature; a record has it as `image`.
+      data_dir: where it was prepared; TFDS's default if None.
+
+    Raises:
+      UserError: if the data set is unknown, not prepared, not in ArrayRecord, or has no such split or field.
+    """
+
+    def __init__(self, *, split, dataset, train="train", validation="validation", image=None, field="image", data_dir=None):
+        import tensorflow_datasets as tfds
+
+        self.image, self.field = image, field
+        split = {"train": train, "validation": validation}.get(split, split)
+        try:
+            builder = _builder(dataset, data_dir)
+            features = builder.info.features
+            self._encoded = field in features and isinstance(features[field], tfds.features.Image)
+            decoders = {field: tfds.decode.SkipDecoding()} if self._encoded else None
+            records = builder.as_data_source(split=split, decoders=decoders)
+        except Exception as error:  # TFDS raises a dozen types here; each is a matter of name, path, split or format
+            raise _refusal(error, f"split {split} of TFDS data set {dataset} in {data_dir or 'the default place'}") from error
+        if field not in features:
+            raise UserError(f"TFDS data set {dataset} has no field {field}; it has {', '.join(sorted(features))}")
+        self._records = records
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getitem__(self, index):
+        record = dict(self._records[index])
+        pixels = record.pop(self.field)
+        if self._encoded:
+            pixels = decode_image(bytes(pixels), image=self.image)
+        elif self.image is not None:
+            pixels = to_pixels(Image.fromarray(np.asarray(pixels, np.uint8)), image=self.image)
+        return {**record, "image": pixels, "index": index}
+
+    def encoded(self, index):
+        """(bytes of the image file, the other fields); an image that TFDS holds as pixels becomes a PNG file."""
+        record = dict(self._records[index])
+        pixels = record.pop(self.field)
+        if self._encoded:
+            return bytes(pixels), record
+        file, pixels = io.BytesIO(), np.asarray(pixels, np.uint8)
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG", compress_level=1)
+        return file.getvalue(), record
+
+
+def open_tfds(dataset, *, field):
+    """The `Listing` of all splits of a TFDS data set; images are named by split and number. Arguments and errors as of `Tfds`.
+
+    Classes are those of a feature `label`, if it is a ClassLabel.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        info = _builder(dataset, None).info
+    except Exception as error:
+        raise _refusal(error, f"TFDS data set {dataset}") from error
+    sizes = {name: found.num_examples for name, found in info.splits.items()}
+    used = [name for name in sorted(sizes) if name in SPLITS and sizes[name]]
+    skipped = {f"split {name} of TFDS": sizes[name] for name in sorted(set(sizes) - set(used))}
+    parts = [Tfds(split=name, dataset=dataset, train="train", validation="validation", field=field) for name in used]
+    names = [f"{name}/{k:08d}" for name in used for k in range(sizes[name])]
+    label = info.features["label"] if "label" in info.features else None
+    labels, classes = None, []
+    if isinstance(label, tfds.features.ClassLabel):
+        labels, classes = functools.partial(_label, parts), label.names or [str(k) for k in range(label.num_classes or 0)]
+    seals = [f"{name} {info.splits[name].shard_lengths} {info.splits[name].num_bytes}" for name in used]
+    content = digest([info.full_name, field, *seals])
+    return Listing(
+        "tfds", names, functools.partial(_read, parts), content=content, labels=labels, classes=classes, skipped=skipped
+    )
+
+
+def _builder(dataset, data_dir):
+    import tensorflow_datasets as tfds
+
+    if os.path.exists(os.path.join(dataset, "dataset_info.json")):
+        return tfds.builder_from_directory(dataset)
+    return tfds.builder(dataset, data_dir=data_dir)
+
+
+def _refusal(error, where):
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"cannot read {where}: {reason}")
+
+
+def _find(parts, index):
+    for part in parts:
+        if index < len(part):
+            return part.encoded(index)
+        index -= len(part)
+    raise IndexError(index)
+
+
+def _read(parts, index):
+    return _find(parts, index)[0]
+
+
+def _label(parts, index):
+    return int(_find(parts, index)[1]["label"])
