@@ -8,7 +8,7 @@
 
 Words combine in any order: `:generator,8B,512px,128x1024`. 8B is no model of the paper: a generator of 8.8 billion parameters, to plan with.
 
-ImageNet is read through TFDS, prepared as ArrayRecord: `--config.data.options.data_dir=DIR`. Every step builds and compiles at these sizes
+ImageNet is read through TFDS, prepared as ArrayRecord: `--config.data.data_dir=DIR`. Every step builds and compiles at these sizes
 (tests/test_configs.py lowers each, forward and backward). The generator works on latents of a VAE; the codes step of this version does not
 write them yet, so the generator cannot be trained from this recipe alone.
 
@@ -87,6 +87,7 @@ def get_config(variant: str = "") -> ConfigDict:
         ),
         objective=dict(prediction="v", floor=0.1, time=(0.0, 1.0), drop=0.1, drop_positions=0.0, foreign=0.0),
         ema_decay=0.9999,
+        grid=dict(every=50_000, count=16, sampling_steps=50, guidance=1.5, method="heun"),
         optimizer=dict(learning_rate=1e-4, schedule="constant", warmup=0, final=0.0, weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8),
         train=train(steps=6_000_000, batch=256, clip=0.0),
     )  # fmt: skip
@@ -95,19 +96,20 @@ def get_config(variant: str = "") -> ConfigDict:
             seed=0,
             steps=tuple(steps) or STEPS,
             mesh=dict(data=1, fsdp=-1, tensor=1),
+            log=dict(tensorboard=True, wandb=""),
             data=dict(
-                name="tfds",
-                options=dict(
-                    dataset="imagenet2012", train="train", validation="validation", image=pixels, field="image", data_dir=placeholder(str)
-                ),
+                name="tfds", dataset="imagenet2012", train="train", validation="validation", image=pixels, field="image",
+                data_dir=placeholder(str),
             ),
             encoder=encoder,
-            codes=dict(stage="codes", encoder="encoder", view=dict(image=224), splits=("train", "validation"), batch=512, shard_size=16_384),
+            codes=dict(
+                stage="codes", path="", encoder="encoder", view=dict(image=224), splits=("train", "validation"), batch=512, shard_size=16_384
+            ),
             prior=prior,
             generator=generator,
             samples=dict(
                 stage="samples", prefix="", encoder="encoder", prior="prior", generator="generator", codes="codes", held_out=False,
-                count=512, pairs=64, batch=64, calls=0, sampling_steps=50, guidance=1.5, method="heun",
+                count=512, pairs=64, batch=512, calls=0, sampling_steps=50, guidance=1.5, method="heun",
             ),
         )
     )  # fmt: skip

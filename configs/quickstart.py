@@ -59,6 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
         ),
         objective=dict(prediction="x", floor=0.1, time=(0.8, 1.0), drop=0.1, drop_positions=0.4, foreign=0.4),
         ema_decay=0.998,
+        grid=dict(every=1000, count=16, sampling_steps=12, guidance=1.5, method="heun"),
         optimizer=optimizer(2e-3, schedule="linear", final=0.02),
         train=train(steps=7000, batch=32),
     )  # fmt: skip
@@ -71,10 +72,11 @@ def get_config(variant: str = "") -> ConfigDict:
             seed=0,
             steps=("encoder", "codes", "probe", "prior", "generator", "samples"),
             mesh=dict(data=-1, fsdp=1, tensor=1),
-            data=dict(name="shapes", options=dict(image=image, count=20_000, seed=0, positions=False)),
+            log=dict(tensorboard=True, wandb=""),
+            data=dict(name="shapes", image=image, count=20_000, seed=0, positions=False),
             encoder=encoder,
             codes=dict(
-                stage="codes", encoder="encoder", view=dict(), splits=("train", "validation", "held_out"), batch=256, shard_size=4096
+                stage="codes", path="", encoder="encoder", view=dict(), splits=("train", "validation", "held_out"), batch=256, shard_size=4096
             ),
             probe=dict(stage="probe", encoder="encoder", codes="codes", splits=("validation", "held_out"), count=5000),
             prior=prior,
@@ -87,9 +89,11 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant.endswith("ablation"):
         config.steps = ("without_codes", "samples_without_codes")
     if variant.startswith("tiny"):
-        config.data.options.count = 1024
+        config.data.count = 1024
         for name in ("encoder", "prior", "generator", "without_codes"):
             config[name].train.update(dict(steps=24, log_every=8, save_every=8, validate_every=12, validate_batches=2))
+        for name in ("generator", "without_codes"):
+            config[name].grid.update(dict(every=12, count=8, sampling_steps=4))
         for name in ("samples", "samples_without_codes"):
             config[name].update(dict(count=64, pairs=32, batch=64, sampling_steps=4))
         config.probe.count = 512

@@ -1,5 +1,10 @@
-"""The command line: --config=FILE.py[:VARIANT] --config.NAME=VALUE --workdir=DIR, and what is wrong with it in one line."""
+"""The command line: --config=FILE.py[:VARIANT] --config.NAME=VALUE --workdir=DIR, and what is wrong with it in one line.
 
+--config=W/config.json     is a recipe too: what the run in W was made with; without --workdir it goes on in W
+--config.codes=W/codes     is short for --config.codes.path=W/codes: the codes of another run instead of own ones
+"""
+
+import errno
 import re
 import sys
 from collections.abc import Callable
@@ -10,30 +15,32 @@ from ml_collections import config_flags
 
 from dlc_jax.errors import Interrupted, UserError
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Recipe, with an optional variant: configs/quickstart.py:ablation.", lock_config=True
-)
-WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; runs/<recipe> by default.")
+# What the system says of a disk that does not take more; with other numbers an OSError is a mistake in the code.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 def parse(argv: list[str]):
     """(config, workdir) of a command line.
 
     Raises:
-      UserError: no recipe, an unknown one, an unknown or mistyped field.
+      UserError: no recipe, an unknown one, an unknown field, a value of another type.
     """
+    argv, written = _written_down(argv)
+    values, recipe, workdir = _flags(argv)
     try:
-        rest = flags.FLAGS(argv)[1:]
-        if CONFIG.value is not None:
-            CONFIG.value.steps  # noqa: B018, a recipe that did not load says so only when it is touched
+        rest = values(argv)[1:]
+        if recipe.value is not None:
+            recipe.value.steps  # noqa: B018, a recipe that did not load says so only when it is touched
+            _check_tuples(argv, config_flags.get_override_values(values["config"]))
     except Exception as error:  # the flag libraries raise every type there is; each is about the command line
         raise UserError(f"command line: {_sentence(error)}") from error
-    if CONFIG.value is None:
+    if recipe.value is None:
         raise UserError("no recipe: give --config=configs/quickstart.py, or another file of configs/")
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: fields are set as --config.NAME=VALUE")
-    path = config_flags.get_config_filename(flags.FLAGS["config"])
-    return CONFIG.value, Path(WORKDIR.value or Path("runs") / Path(path).stem)
+    path = written or Path(config_flags.get_config_filename(values["config"]))
+    usual = path.parent if path.name == "config.json" else Path("runs") / path.stem
+    return recipe.value, Path(workdir.value or usual)
 
 
 def given(arguments) -> list[str]:
@@ -51,6 +58,55 @@ def outcome(run: Callable[[], int | None]) -> int:
     except Interrupted as stopped:
         print(f"dlc_jax: {stopped}", file=sys.stderr)
         return 75
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        print(f"dlc_jax: {error.filename or 'a file'}: {error.strerror}; make room, then run the same command", file=sys.stderr)
+        return 2
+
+
+def _written_down(argv: list[str]) -> tuple[list[str], Path | None]:
+    """(argv, path) with --config=PATH.json put as a recipe of recipe.py, which reads it; the path is None if there is none."""
+    joined, found = argv[:1], None
+    for argument in argv[1:]:
+        if joined[-1] in ("--config", "-config"):  # --config PATH is --config=PATH
+            argument = f"--config={argument}"
+            joined.pop()
+        argument = re.sub(r"^-{1,2}config(\.codes)?=", r"--config\1=", argument)
+        if argument.startswith("--config=") and argument.endswith(".json"):
+            found = Path(argument.partition("=")[2])
+            argument = f"--config={Path(__file__).with_name('recipe.py')}:{found}"
+        elif argument.startswith("--config=") and not argument.partition("=")[2].partition(":")[0].endswith(".py"):
+            raise UserError(f"{argument[9:]!r} is no recipe: one is a .py file of configs/, or the config.json of a run")
+        elif argument.startswith("--config.codes=") and not argument.startswith("--config.codes={"):
+            argument = argument.replace("codes=", "codes.path=", 1)
+        joined.append(argument)
+    return joined, found
+
+
+def _flags(argv: list[str]):
+    """(flags, that of the recipe, that of the workdir) of one command line: a second one in the same process starts afresh."""
+    values = flags.FlagValues()
+    recipe = config_flags.DEFINE_config_file("config", None, "Recipe.", flag_values=values, lock_config=True, sys_argv=argv)
+    return values, recipe, flags.DEFINE_string("workdir", None, "Where everything is written.", flag_values=values)
+
+
+def _check_tuples(argv: list[str], given: dict) -> None:
+    """Refuses tuples of other types than the recipe's, or as many numbers as it does not have: the flag takes any."""
+    tuples = {name: value for name, value in given.items() if isinstance(value, tuple)}
+    if not tuples:
+        return
+    alone = [argv[0], *(argument for argument in argv if argument.startswith("--config="))]
+    values, recipe, _ = _flags(alone)
+    values(alone)
+    for name, value in tuples.items():
+        usual = recipe.value
+        for field in name.split("."):
+            usual = usual[field]
+        numbers = bool(usual) and all(isinstance(entry, int | float) for entry in usual)
+        kinds = (int, float) if numbers else str
+        if usual and (not all(isinstance(entry, kinds) for entry in value) or (numbers and len(value) != len(usual))):
+            raise ValueError(f"{name}={value} is not of the kind of {usual}, which the recipe has")
 
 
 def _sentence(error: Exception) -> str:
@@ -60,6 +116,8 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, KeyError | AttributeError):
         field, meant = re.search(r"[^\W_][\w.]*", text), re.search(r'Did you mean "(\w+)"', text)
         return f"unknown field {field[0]!r}" + (f"; did you mean {meant[1]!r}?" if meant else "")
+    if given := re.match(r"flag --config\.(\S+?)=(.*): Failed to parse .* as a ConfigDict", text, re.DOTALL):
+        return f"{given[1]} is a section, not {given[2]!r}: set its fields, --config.{given[1]}.NAME=VALUE"
     if isinstance(error, OSError):
         return f"{lines[-1].rpartition('] ')[2]}; recipes are in configs/"
     if any(line.startswith("Traceback") for line in lines):

@@ -59,12 +59,13 @@ class Evaluator:
     Attributes:
       name: prefix of its metrics.
       every: steps between two runs; 0 runs it at the last step only.
-      run: (state, frozen, mesh, directory) -> {metric: float}; it may write pictures under `directory`.
+      run: (state, frozen, mesh, directory) -> {metric: float, or a picture: uint8 array [y, x, 3]}. Pictures go to TensorBoard and
+        W&B; what the report shall show is written to `directory`/pictures.
     """
 
     name: str
     every: int
-    run: Callable[..., Mapping[str, float]]
+    run: Callable[..., Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,8 @@ class Stage:
       flops: model FLOPs of one optimizer step over the global batch: forward and twice that for backward of what is trained, forward
         alone of teachers; nothing that is computed again (remat). What each count leaves out is said beside its model.
       identity: what must not change under a checkpoint: the parts of the config that define model and data.
+      reads: () -> what must not change either, of what is read from disk: the content of data and code stores. Asked when the stage is
+        about to be trained, so that planning needs no files.
     """
 
     init: Callable
@@ -108,6 +111,7 @@ class Stage:
     evals: tuple[Evaluator, ...] = ()
     flops: float = 0.0
     identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reads: Callable[[], Mapping[str, Any]] = dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +138,9 @@ class Job:
     Attributes:
       run: (mesh, directory) -> {result: value} for results.json; resumable by shard: what is complete is not done again.
       programs: its large computations by name.
+      settings: fields of its section that may change in a workdir; the job is run again then.
     """
 
     run: Callable[..., Mapping[str, Any]]
     programs: Mapping[str, Program] = dataclasses.field(default_factory=dict)
+    settings: tuple[str, ...] = ()

@@ -91,11 +91,17 @@ def train(stage: Stage, directory: str | Path, *, mesh, seed: int, name: str, lo
                 last = step == plan.steps
                 found = {}
                 if last or (step > first and step % plan.validate_every == 0):
-                    found |= {f"validation/{key}": value for key, value in validate(state, frozen).items()}
+                    with writer.paused():
+                        found |= {f"validation/{key}": value for key, value in validate(state, frozen).items()}
                 for evaluator in stage.evals:
                     if last or (evaluator.every and step > first and step % evaluator.every == 0):
-                        values = evaluator.run(state, frozen, mesh, directory)
-                        found |= {f"{evaluator.name}/{key}": value for key, value in values.items()}
+                        with writer.paused():
+                            values = evaluator.run(state, frozen, mesh, directory)
+                        for key, value in values.items():
+                            if isinstance(value, np.ndarray):
+                                writer.images(f"{evaluator.name}/{key}", value, step)
+                            else:
+                                found[f"{evaluator.name}/{key}"] = value
                 if found:
                     writer.scalars(step, found)
                     measured |= found

@@ -16,6 +16,7 @@ import math
 import os
 import re
 import socket
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,8 +30,11 @@ from dlc_jax.errors import UserError
 OPERATIONAL = (
     r"steps",
     r"mesh\..*",
+    r"log\..*",
+    r"[^.]+\.batch",  # of a job; a stage's is in its `train`, and is learned from
+    r"[^.]+\.grid\..*",
     r".*\.train\.(steps|accumulate|log_every|save_every|validate_every|validate_batches|keep|patience)",
-    r"(.*\.)?(path|directory|cache|threads|workers|prefetch|log|tensorboard|wandb)(\..*)?",
+    r"(.*\.)?(path|data_dir|directory|cache|cache_gb|limit|threads|workers|prefetch)",
 )
 _ABSENT = "absent"
 
@@ -76,11 +80,11 @@ def remember(directory: str | Path, config: Mapping[str, Any], operational: tupl
     Raises:
       UserError: anything else changed.
     """
-    directory, new = Path(directory), _plain(config)
+    directory, new = Path(directory), plain(config)
     path = directory / "config.json"
     old = _read(path)
     if old is None:
-        _write(path, new)
+        write(path, new)
         return
     sections = {key for key in old.keys() ^ new.keys() if isinstance((old | new)[key], dict)}  # in one of the two only
     before, after = (_flat({key: value for key, value in tree.items() if key not in sections}) for tree in (old, new))
@@ -100,13 +104,33 @@ def remember(directory: str | Path, config: Mapping[str, Any], operational: tupl
             with _writing(directory), open(directory / "config_history.jsonl", "a") as file:
                 added = sorted(new.keys() - old.keys())
                 file.write(json.dumps({"time": _now(), "changed": changed, "added": added}) + "\n")
-        _write(path, old | new)
+        write(path, old | new)
+
+
+def lasting(config: Mapping[str, Any], operational: tuple[str, ...] = OPERATIONAL) -> dict[str, Any]:
+    """A config, or some sections of one, by dotted names and without what may change: what a checkpoint or a store depends on."""
+    kept = _flat(plain(config))
+    return {name: value for name, value in kept.items() if not any(re.fullmatch(pattern, name) for pattern in operational)}
+
+
+def read_config(directory: str | Path) -> dict:
+    """The config that the run of `directory` has, for those who only read it.
+
+    Raises:
+      UserError: it holds no run, or its config.json is damaged.
+    """
+    directory = Path(directory)
+    found = _read(directory / "config.json")
+    if found is None:
+        what = "holds no run (no config.json)" if directory.is_dir() else "does not exist"
+        raise UserError(f"{directory} {what}; make a run with dlc train --config=configs/quickstart.py --workdir={directory}")
+    return found
 
 
 def merge_results(directory: str | Path, results: Mapping[str, Any]) -> None:
     """Adds to results.json, at once or not at all; what is not a finite number becomes null."""
     path = Path(directory) / "results.json"
-    _write(path, (_read(path) or {}) | _plain(results))
+    write(path, (_read(path) or {}) | plain(results))
 
 
 def done(directory: str | Path) -> dict | None:
@@ -118,7 +142,7 @@ def mark_done(directory: str | Path, facts: Mapping[str, Any]) -> None:
     """Marks a step as complete; call it last, when all of its results are written."""
     with _writing(Path(directory)):
         Path(directory).mkdir(parents=True, exist_ok=True)
-    _write(Path(directory) / "done.json", _plain({"finished": _now(), **facts}))
+    write(Path(directory) / "done.json", plain({"finished": _now(), **facts}))
 
 
 def seconds(directory: str | Path, elapsed: float) -> float:
@@ -133,6 +157,33 @@ def total_seconds(directory: str | Path) -> float:
     total = sum(value for key, value in found.items() if key.startswith("seconds/") and key != "seconds/total")
     merge_results(directory, {"seconds/total": total})
     return total
+
+
+def commit() -> str | None:
+    """The commit of this code, and whether the tree was changed since; None where it is not run from a checkout."""
+
+    def git(*arguments: str) -> str:
+        call = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(call, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # else the checkout around us may be another project's
+        return git("rev-parse", "HEAD") + (" with local changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def holder(directory: str | Path) -> str | None:
+    """Who holds the lock of `directory`, in words; None if nobody does. It takes the lock for no longer than asking."""
+    directory = Path(directory)
+    try:
+        with open(directory / ".lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(directory)
+    except OSError:  # there is none, or it cannot be opened
+        return None
+    return None
 
 
 def _holder(directory: Path) -> str:
@@ -151,8 +202,8 @@ def _writing(directory: Path):
         raise UserError(f"cannot write in {directory}: {error.strerror}; make room or give another --workdir") from error
 
 
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    """The whole file or none of it: a temporary one is renamed into place."""
+def write(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes JSON, the whole file or none of it: a temporary one is renamed into place."""
     if jax.process_index() != 0:
         return
     temporary = path.with_name(path.name + ".tmp")
@@ -188,12 +239,12 @@ def _flat(tree: Any, name: str = "") -> dict[str, Any]:
     return {field: leaf for key, value in tree.items() for field, leaf in _flat(value, f"{name}.{key}".strip(".")).items()}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """As it comes back from strict JSON: tuples are lists, numpy numbers are numbers, nan and infinities are null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

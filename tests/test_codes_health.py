@@ -1,5 +1,7 @@
 """Code health on codes whose numbers are known."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -54,3 +56,10 @@ def test_agreement_by_hand():
 def test_bad_codes_are_refused(codes):
     with pytest.raises(ValueError):
         health.health(codes, values=4)
+
+
+def test_usage_by_hand():
+    codes = np.array([[0, 3], [1, 3], [0, 3], [1, 3]])
+    found = health.usage(codes, values=4)
+    assert found == {"values": 4, "count": 4, "perplexity": [2.0, 1.0], "by_rank": [0.75, 0.25, 0.0, 0.0]}
+    json.dumps(found)

@@ -56,6 +56,46 @@ def test_mix_where_parents_agree_changes_nothing():
     np.testing.assert_array_equal(composition.mix([codes, codes], seed=5), codes)
 
 
+def test_simplices_are_drawn_from_their_weighted_mean():
+    random = np.random.default_rng(0)
+    a, b = random.dirichlet(np.ones(5), (2, 7)).astype(np.float32)  # [7 positions, 5 values] each
+    mixed = composition.mix([np.broadcast_to(part, (6000, 7, 5)) for part in (a, b)], seed=3, weights=(1, 3))
+    found = (mixed[..., None] == np.arange(5)).mean(0)
+    np.testing.assert_allclose(found, (a + 3 * b) / 4, atol=0.03)  # standard error at most 0.0065
+    together = ((mixed[:, 0, None] == np.arange(5))[:, :, None] & (mixed[:, 1, None] == np.arange(5))[:, None]).mean(0)
+    np.testing.assert_allclose(together, np.outer(found[0], found[1]), atol=0.03)  # positions are independent
+
+
+def test_simplices_near_their_corners_mix_as_their_codes():
+    codes = np.random.default_rng(0).integers(0, 9, (3, 40, 12))
+    corners = np.eye(9, dtype=np.float32)[codes]
+    hard = composition.mix(codes, seed=4, weights=(1, 2, 3), keep=(2,))
+    np.testing.assert_array_equal(composition.mix(corners, seed=4, weights=(1, 2, 3), keep=(2,)), hard)
+    np.testing.assert_array_equal(composition.mix([codes[0], *corners[1:]], seed=4, weights=(1, 2, 3), keep=(2,)), hard)
+
+
+def test_values_without_probability_are_never_drawn():
+    simplices = np.zeros((5000, 1, 4), np.float32)
+    simplices[..., 1:3] = 0.5
+    assert set(composition.mix([simplices], seed=0).ravel()) == {1, 2}
+    ends = composition._draw(simplices[:1], np.zeros((1, 1))), composition._draw(simplices[:1], np.full((1, 1), 1 - 2.0**-53))
+    assert [int(end.item()) for end in ends] == [1, 2]
+
+
+def test_kept_positions_are_the_first_parents():
+    random = np.random.default_rng(0)
+    a, b = random.integers(0, 4, (2, 300, 10))
+    kept, free = composition.mix([a, b], seed=1, keep=(0, 7)), composition.mix([a, b], seed=1)
+    np.testing.assert_array_equal(kept[:, [0, 7]], a[:, [0, 7]])
+    others = [position for position in range(10) if position not in (0, 7)]
+    np.testing.assert_array_equal(kept[:, others], free[:, others])  # what is kept does not change the other draws
+    soft = random.dirichlet(np.ones(4), (300, 10))
+    np.testing.assert_array_equal(composition.mix([soft, b], seed=1, keep=range(10)), soft.argmax(-1))
+    for outside in ((10,), (-1,)):
+        with pytest.raises(ValueError, match=rf"0\.\.9; got {outside[0]}"):
+            composition.mix([a, b], seed=1, keep=outside)
+
+
 def test_a_part_mixes_as_in_the_whole():
     random = np.random.default_rng(0)
     a, b = random.integers(0, 9, (2, 20, 8))

@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from test_configs import load
+
+from dlc_jax import workdir as home
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = "--config=configs/quickstart.py:tiny"
@@ -42,13 +45,19 @@ def refused(*arguments):
         (["--config=configs"], ["configs"]),
         (["--config=configs/quickstart.py:nope"], ["nope", "ablation"]),
         ([TINY, "--config.seeed=1"], ["seeed", "seed"]),
-        ([TINY, "--config.encoder.trian.steps=1"], ["trian"]),
+        ([TINY, "--config.encoder.trian.steps=1"], ["trian", "'train'"]),
+        ([TINY, "--config.encoder.train.stesp=1"], ["stesp", "'steps'"]),
         ([TINY, "--config.seed=many"], ["seed", "many"]),
+        ([TINY, "--config.prior.train.steps=1.5"], ["prior.train.steps", "1.5"]),
+        ([TINY, "--config.generator.objective.time=late"], ["generator.objective.time", "late", "(0.8, 1.0)"]),
+        ([TINY, "--config.encoder=big"], ["encoder", "big"]),
         ([TINY, "--config.steps=('nope',)"], ["nope"]),
+        (["--config=README.md"], ["README.md", "config.json"]),
+        (["--config=pyproject.json"], ["pyproject.json"]),
         ([TINY, "--wrkdir=x"], ["wrkdir", "workdir"]),
         ([TINY, "steps=3"], ["steps=3"]),
     ],
-    ids="nothing no_file folder variant field nested_field type step flag rest".split(),
+    ids="nothing no_file folder variant field nested_field last_field type part_type tuple section step text json flag rest".split(),
 )
 def test_command_line(arguments, words, tmp_path):
     if any(argument.startswith("--config=") for argument in arguments):
@@ -77,11 +86,38 @@ def test_workdir_of_another_run_is_refused_until_that_run_ends(tmp_path):
     assert again.communicate(timeout=60) == ("held\n", "")
 
 
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("encoder.train.batch=7", ["encoder.train.batch=7", "koleo_group=64"]),
+        ("prior.train.batch=60", ["prior.train.batch=60 does not divide by 8", "the nearest that does is 64"]),
+        ("prior.train.accumulate=3", ["prior.train.batch=64 does not divide by 24"]),
+        ("mesh.fsdp=3", ["mesh", "8 devices"]),
+    ],
+    ids="groups mesh accumulation devices".split(),
+)
+def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_written(field, words, tmp_path):
+    line = refused(TINY, f"--workdir={tmp_path / 'workdir'}", f"--config.{field}")
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "workdir").exists()
+
+
+@pytest.mark.parametrize("kilobytes", [2, pytest.param(200, marks=pytest.mark.slow)], ids=["at_once", "at_the_first_checkpoint"])
+def test_a_full_disk(kilobytes, tmp_path):
+    """No file may grow beyond a size: what the system says on a full disk, but for the words. It neither hangs nor shows a traceback."""
+    command = [sys.executable, "-m", "dlc_jax.main", TINY, f"--workdir={tmp_path / 'workdir'}", "--config.steps=encoder"]
+    limited = ["bash", "-c", f'ulimit -f {kilobytes}; exec "$@"', "bash", *command]
+    pipe = subprocess.PIPE
+    done = subprocess.run(limited, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, stdout=pipe, stderr=pipe, text=True, timeout=200)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert str(tmp_path / "workdir") in done.stderr and "too large" in done.stderr and "make room" in done.stderr
+
+
 def test_workdir_of_another_model_is_refused_by_the_names_of_its_fields(tmp_path):
-    """The first run stops at a batch that nothing divides, after it has remembered its recipe; what it wrote stays."""
+    """What the run before wrote stays as it is."""
     workdir = tmp_path / "workdir"
-    line = refused(TINY, f"--workdir={workdir}", "--config.encoder.train.batch=7")
-    assert "batch" in line and "7" in line
+    workdir.mkdir()
+    home.remember(workdir, load(ROOT / "configs" / "quickstart.py", "tiny").to_dict())
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     line = refused(TINY, f"--workdir={workdir}", "--config.encoder.model.width=96")
     assert "encoder.model.width" in line

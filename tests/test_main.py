@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -16,10 +17,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS = ("encoder", "codes", "probe", "prior", "generator", "samples")
 
 
-def command(workdir, variant="tiny"):
+def command(workdir, variant="tiny", *more, recipe="configs/quickstart.py"):
     # One device: eight simulated ones on two cores only make the run slower.
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
-    arguments = [sys.executable, "-m", "dlc_jax.main", f"--config=configs/quickstart.py:{variant}", f"--workdir={workdir}"]
+    recipe = f"{recipe}:{variant}" if variant else recipe
+    arguments = [sys.executable, "-m", "dlc_jax.main", f"--config={recipe}", f"--workdir={workdir}", *more]
     return dict(args=arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -57,8 +59,16 @@ def test_results_pictures_and_report(complete):
         assert isinstance(results[key], int | float), key
     for picture in (workdir / "samples" / "pictures").glob("*.png"):
         assert np.asarray(Image.open(picture)).std() > 5, picture
+    for step in (12, 24):
+        assert np.asarray(Image.open(workdir / "generator" / "pictures" / f"step_{step}.png")).std() > 5
     report = (workdir / "report.html").read_text()
     HTMLParser().feed(report)
+    for section in ("Pictures: samples", "Learning to draw: generator", "Code usage: codes", "Curves: prior", "Results", "Time"):
+        assert f"<h2>{section}</h2>" in report
+    for step in ("encoder", "prior", "generator"):
+        lines = [json.loads(line) for line in (workdir / step / "metrics.jsonl").read_text().splitlines()]
+        assert {line["step"] for line in lines} == {8, 12, 16, 24}  # log_every 8, validate_every 12
+        assert {line["step"] for line in lines if "validation/loss" in line} == {12, 24}
     assert report.count("data:image/png;base64,") >= 5 and len(report) < 8_000_000
     assert out.splitlines()[-1] == f"wrote {workdir}/results.json and {workdir}/report.html"
 
@@ -69,6 +79,34 @@ def test_the_same_command_again_does_nothing(complete):
     again = subprocess.run(**command(workdir), timeout=120)
     assert again.returncode == 0 and all(f"{step}: complete" in again.stdout for step in STEPS)
     assert numbers(workdir) == before
+
+
+@pytest.mark.slow
+def test_what_was_run_can_be_run_again_and_with_other_samples(complete, tmp_path):
+    """In a copy: its own config.json is the recipe, and a setting of the samples runs that job again and nothing else."""
+    workdir = shutil.copytree(complete[0], tmp_path / "copy")
+    changed = ("--config.samples.guidance=2.0", "--config.encoder.train.log_every=4")
+    again = subprocess.run(**command(workdir, "", *changed, recipe=f"{workdir}/config.json"), timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert [line for line in again.stdout.splitlines() if not line.endswith(": complete")][0] == "samples ..."
+    (line,) = (workdir / "config_history.jsonl").read_text().splitlines()
+    assert json.loads(line)["changed"] == {"encoder.train.log_every": [8, 4], "samples.guidance": [1.5, 2.0]}
+    refused = subprocess.run(
+        **command(workdir, "", "--config.encoder.model.width=64", recipe=f"{workdir}/config.json"), timeout=60
+    )
+    assert refused.returncode == 2 and "encoder.model.width: 128 -> 64" in refused.stderr
+
+
+@pytest.mark.slow
+def test_codes_of_one_run_feed_another(complete, tmp_path):
+    store, workdir = complete[0] / "codes", tmp_path / "W2"
+    steps = "--config.steps=('encoder', 'codes', 'prior')"
+    done = subprocess.run(**command(workdir, "tiny", f"--config.codes={store}", steps), timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"encoder: not needed, codes are those of {store}" in done.stdout and not (workdir / "encoder").exists()
+    found, before = numbers(workdir), complete[2]
+    assert found["prior/validation/loss"] == before["prior/validation/loss"]  # the same codes, the same seed
+    assert found["codes/entropy"] == before["codes/entropy"]
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ class Lazy:
 
 
 def test_a_step_is_read_only_after_the_next_was_dispatched(tmp_path):
-    read, made = [], writer(tmp_path)
+    read, made = [], writer(tmp_path, log_every=1)
     for step in (1, 2, 3):
         made.step(step, {"loss": Lazy(float(step), read)})
         assert max(read, default=0) == step - 1
@@ -58,23 +58,23 @@ def test_a_step_is_read_only_after_the_next_was_dispatched(tmp_path):
 
 
 def test_step_returns_and_last_waits(tmp_path):
-    made = writer(tmp_path)
+    made = writer(tmp_path, log_every=1)
     assert made.step(1, {"loss": jnp.float32(3)}) == {"step": 0}
     assert made.step(2, {"loss": jnp.float32(2), "parts": jnp.arange(2)}) == {"loss": 3.0, "step": 1}
-    assert made.last == {"loss": 2.0, "parts": [0, 1], "step": 2}
+    assert made.last == made.last | {"loss": 2.0, "parts": [0, 1], "step": 2}
     assert steps(tmp_path) == [1, 2]  # on file before a checkpoint of step 2 is saved
     made.close()
 
 
 @pytest.mark.parametrize("first", [0, 5, 7])
 def test_resume_has_each_step_once(tmp_path, first):
-    made = writer(tmp_path)
+    made = writer(tmp_path, log_every=1)
     for step in range(1, 8):
         made.step(step, {"loss": jnp.float32(step)})
     made.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "lo')  # killed while writing
-    made = writer(tmp_path, first=first)
+    made = writer(tmp_path, first=first, log_every=1)
     for step in range(first + 1, 11):
         made.step(step, {"loss": jnp.float32(-step)})
     made.close()
@@ -82,8 +82,27 @@ def test_resume_has_each_step_once(tmp_path, first):
     assert [line["loss"] for line in lines(tmp_path)] == [*range(1, first + 1), *(-step for step in range(first + 1, 11))]
 
 
+def test_only_due_steps_are_on_file_and_the_last_one(tmp_path):
+    """Half a million steps must not make a hundred megabytes; a resumed run has the lines of an uninterrupted one."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for directory, runs in ((whole, [(0, 10)]), (parts, [(0, 7), (6, 10)])):  # saved at step 6, killed at 7
+        for first, stop in runs:
+            made = writer(directory, first=first)
+            for step in range(first + 1, stop + 1):
+                made.step(step, {"loss": jnp.float32(step)})
+                if step == 5:
+                    made.scalars(5, {"validation/loss": 0.5})  # an evaluation is, whatever its step
+            assert made.last == {**made.last, "step": stop, "loss": stop}  # every step can be asked for
+    made.close()
+    assert steps(whole) == steps(parts) == [4, 5, 8, 10]
+    keys = ("step", "loss", "validation/loss")  # the others are of the clock
+    assert [[line.get(key) for key in keys] for line in lines(whole)] == [
+        [line.get(key) for key in keys] for line in lines(parts)
+    ]
+
+
 def test_evaluations_are_written_once(tmp_path):
-    made = writer(tmp_path)
+    made = writer(tmp_path, log_every=1)
     made.step(1, {"loss": 1.0})
     made.scalars(1, {"validation/loss": np.float64(0.5)})
     made.close()
@@ -95,7 +114,7 @@ def test_evaluations_are_written_once(tmp_path):
 
 
 def test_not_finite_is_null(tmp_path):
-    made = writer(tmp_path)
+    made = writer(tmp_path, log_every=1)
     made.step(1, {"loss": jnp.float32("nan"), "parts": jnp.array([1.0, jnp.inf])})
     made.close()
     assert lines(tmp_path) == [{"step": 1, "loss": None, "parts": [1.0, None]}]
@@ -138,6 +157,17 @@ def test_progress_in_a_log(tmp_path):
     assert [line["step"] for line in rated] == [4, 8, 10]
     assert all(np.isclose(line["images_per_second"] * line["seconds_per_step"], 8) for line in rated)
     assert rated[1]["seconds_per_step"] >= 0.02 and 0.1 < rated[1]["data_wait"] < 0.9
+
+
+def test_evaluations_do_not_slow_the_rates(tmp_path):
+    made = writer(tmp_path)
+    for step in range(1, 9):
+        made.step(step, {"loss": 1.0})
+        if step == 5:
+            with made.paused():
+                time.sleep(0.3)
+    made.close()
+    assert all(line["seconds_per_step"] < 0.05 for line in lines(tmp_path))
 
 
 def test_progress_in_place_on_a_terminal(tmp_path):
@@ -185,7 +215,7 @@ def test_full_disk_and_no_directory(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file"):
         writer(tmp_path / "file")
-    made = writer(tmp_path)
+    made = writer(tmp_path, log_every=1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:

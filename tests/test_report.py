@@ -13,8 +13,9 @@ from PIL import Image
 
 from dlc_jax import report
 from dlc_jax.errors import UserError
-from dlc_jax.report.chart import chart, thinned, ticks
-from dlc_jax.report.page import LIMIT, read_metrics
+from dlc_jax.report.chart import bars, chart, log_ticks, thinned, ticks
+from dlc_jax.report.curves import read_metrics
+from dlc_jax.report.page import LIMIT
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -24,7 +25,7 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.text, self.rows, self.headings = [], [], [], [], []
+        self.open, self.tags, self.text, self.rows, self.headings, self.sections = [], [], [], [], [], []
         self.feed(text)
         self.close()
         assert not self.open
@@ -46,6 +47,8 @@ class Page(html.parser.HTMLParser):
             self.rows[-1].append(data)
         if self.open and self.open[-1] == "h3":
             self.headings.append(data)
+        if self.open and self.open[-1] == "h2":
+            self.sections.append(data)
 
     def of(self, tag):
         return [attributes for name, attributes in self.tags if name == tag]
@@ -129,9 +132,10 @@ def test_it_is_one_file_without_scripts_or_outside_resources(workdir):
     assert "url(" not in text and "@import" not in text and "http:" not in text and "https:" not in text
     for _, attributes in page.tags:
         assert not any(name.startswith("on") for name in attributes)
-        assert attributes.get("src", "data:image/png;base64,").startswith("data:image/png;base64,") and "href" not in attributes
+        assert re.match(r"data:image/(png|jpeg);base64,", attributes.get("src", "data:image/png;base64,"))
+        assert "href" not in attributes
     assert any(meta.get("name") == "viewport" and "width=device-width" in meta["content"] for meta in page.of("meta"))
-    assert "prefers-color-scheme: dark" in text and "image-rendering: pixelated" in text and "max-width: 100%" in text
+    assert "prefers-color-scheme: dark" in text and "max-width: 100%" in text
 
 
 def test_names_and_captions_are_escaped(workdir):
@@ -155,24 +159,24 @@ def test_results_are_percentages_with_chance_and_counts(workdir):
         ["shape from parents", "61 %", "33.3 %", "200"],
         ["both parents", "72 %", "200"],
         ["valid", "25 %"],
-        ["encoder", "58.2 s"],
+        ["encoder", "58.2 s", "1.6 %"],
         ["total", "1 h 02 min"],
         ["peak memory gb", "1.23 GB"],
     ):
         assert row in page.rows
     assert ["measure", "value", "by chance", "images"] in page.rows
-    assert page.headings[:10] == [
-        "Judge",
-        "Probe",
+    tables = [
         "Reconstruction",
         "Reconstruction held out",
         "Unconditional",
         "Composition",
         "Without codes",
-        "Seconds",
+        "Probe",
         "Odd",
-        "Other",
+        "Judge",
     ]
+    assert page.headings[-9:] == [*tables, "Other"]
+    assert page.sections[-5:] == ["Curves: prior", "Results", "Time", "Versions", "Config"]
 
 
 def test_the_summary_says_the_headline_numbers(workdir):
@@ -187,7 +191,7 @@ def test_the_summary_says_the_headline_numbers(workdir):
 def test_pictures_are_there_pixel_for_pixel_with_a_sentence(workdir):
     page, _ = _page(workdir)
     images = page.of("img")
-    assert len(images) == 2 and len(page.of("figcaption")) == 2
+    assert len(images) == 2 and all(image["alt"] in page.words for image in images)
     for image in images:
         shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))))
         assert shown.shape == (40, 60, 3) and shown.std() > 10
@@ -218,11 +222,35 @@ def test_a_long_series_is_thinned_to_both_ends_and_some_between(workdir):
 
 
 def test_the_file_stays_below_its_limit(workdir):
-    for letter in "abcd":
-        _picture(workdir / "encoder" / "pictures" / f"{letter}.png", size=(700, 700))  # 1.5 MB each, 2 MB in base64
+    # What a long run leaves: noise is the worst that a picture can be, and every step has many curves with many points.
+    for name in [f"wide_{chr(97 + i)}" for i in range(20)]:
+        _picture(workdir / "encoder" / "pictures" / f"{name}.png", size=(900, 900))
+    for step in range(10):
+        (workdir / f"stage{step}").mkdir()
+        rows = [{"step": i, "loss": 1 / (i + 1), **{f"metric_{k}": (i * k) % 7 for k in range(30)}} for i in range(3000)]
+        (workdir / f"stage{step}" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     page, text = _page(workdir)
-    assert 5_000_000 < len(text.encode()) < LIMIT
-    assert "Too large for this file" in page.words and len(page.of("img")) == 2 + 3
+    assert 6_000_000 < len(text.encode()) < LIMIT
+    assert "Too large for this file, see the workdir: wide" in page.words and 5 < len(page.of("img")) < 20
+
+
+def test_large_pictures_are_shown_smaller(workdir):
+    _picture(workdir / "prior" / "pictures" / "photos.png", size=(600, 3000))
+    page, _ = _page(workdir)
+    photos = next(image for image in page.of("img") if image["alt"] == "Photos.")
+    assert (photos["width"], photos["height"]) == ("1400", "280") and photos["src"].startswith("data:image/jpeg;")
+    shown = Image.open(io.BytesIO(base64.b64decode(photos["src"].partition(",")[2])))
+    assert shown.size == (1400, 280) and np.asarray(shown).std() > 5
+
+
+def test_pictures_come_in_the_order_of_their_captions_and_series_after_what_was_made_at_the_end(workdir):
+    for name in ("step_2", "step_10", "step_1"):
+        _picture(workdir / "encoder" / "pictures" / f"{name}.png")
+    captions = {"un<conditional>.png": "First.", "composition_two.png": "Second."}
+    (workdir / "prior" / "pictures" / "captions.json").write_text(json.dumps(captions))
+    page, _ = _page(workdir)
+    assert [image["alt"] for image in page.of("img")] == ["First.", "Second.", "Step 1.", "Step 2.", "Step 10."]
+    assert page.sections[:2] == ["Pictures: prior", "Learning to draw: encoder"]
 
 
 def test_curves_have_axes_numbers_and_both_losses(workdir):
@@ -245,6 +273,58 @@ def test_curves_have_axes_numbers_and_both_losses(workdir):
     svg = Page(text[text.index("<svg") : text.index("</svg>") + 6]).words
     assert "step" in svg and "loss: 0.1379 at the end" in svg and "validation loss: 0.5 at the end" in svg
     assert all(number in svg.split() for number in ("1", "2", "3", "4", "10", "20"))
+
+
+def test_every_chart_of_a_stage_has_a_sentence_and_rates_start_at_zero(workdir):
+    rows = [{"step": i, "loss": 1.0, "images_per_second": 900 + i, "data_wait": 0.0001} for i in range(5)]
+    (workdir / "encoder" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shutil.rmtree(workdir / "prior")
+    page, text = _page(workdir)
+    assert len(page.of("svg")) == len(page.of("figcaption")) == 3
+    rate, wait = (Page("<svg" + part.partition("</svg>")[0] + "</svg>").words.split() for part in text.split("<svg")[2:4])
+    assert "0" in rate and "400" in rate
+    assert "5" in wait and "%" in wait  # a wait of nothing is not blown up to a mountain
+
+
+def test_losses_far_apart_are_drawn_logarithmically():
+    text = chart("Loss", {"loss": [(0, 100.0), (1, 1.0), (2, 0.01)]})
+    assert "Loss (logarithmic)" in text
+    (line,) = Page(text).of("polyline")
+    assert [float(point.split(",")[1]) for point in line["points"].split()] == [
+        34.0,
+        135.0,
+        236.0,
+    ]  # equal steps for equal factors
+    assert log_ticks(0.01, 100) == [0.01, 0.1, 1, 10, 100] and log_ticks(0.3, 6) == [0.5, 1, 2, 5]
+    assert log_ticks(1e-30, 1e30) == [float(f"1e{k}") for k in range(-30, 31, 11)]
+    assert "(logarithmic)" not in chart("Loss", {"loss": [(0, 0.0), (1, 100.0)]})
+
+
+USAGE = {"values": 8, "count": 1000, "perplexity": [8, 4, 1], "by_rank": [0.5, 0.25, 0.25, 0, 0, 0, 0, 0]}
+
+
+def test_code_usage_has_a_bar_for_each_position_and_value(workdir):
+    (workdir / "codes").mkdir()
+    (workdir / "codes" / "usage.json").write_text(json.dumps(USAGE))
+    page, text = _page(workdir)
+    assert "Code usage: codes" in page.sections
+    assert "3 positions of a code can take 8 values; over 1 000 images it uses as many as if 4.333 (mean)" in page.words
+    first, second = (path["d"] for path in page.of("path"))
+    tops = [float(y) for y in re.findall(r"M[\d.]+,236V([\d.]+)H", first)]
+    assert tops == [14.0, 125.0, pytest.approx(236 - 222 / 8, abs=0.06)]  # 8 of 8 is full height
+    assert len(re.findall("V", second)) == 2 * 8
+
+
+@pytest.mark.parametrize("change", [{"perplexity": []}, {"by_rank": None}, {"values": "x"}, {"perplexity": [float("nan")]}, []])
+def test_odd_code_usage_is_left_out(workdir, change):
+    (workdir / "codes").mkdir()
+    (workdir / "codes" / "usage.json").write_text(json.dumps(USAGE | change if change else change))
+    page, _ = _page(workdir)
+    assert not any(section.startswith("Code usage") for section in page.sections)
+
+
+def test_half_a_thousand_positions_are_drawn_too():
+    assert len(bars("x", [1.0] * 512, under="position")) < 30_000
 
 
 def test_of_a_step_written_twice_the_later_line_counts(tmp_path):
@@ -277,9 +357,12 @@ def test_versions_and_commit(workdir):
     page, _ = _page(workdir)
     names = [row[0] for row in page.rows if row]
     assert {"python", "jax", "flax", "dlc_jax"} <= set(names)
-    (workdir / "results.json").write_text('{"commit": "abc123"}')
+    (workdir / "results.json").write_text(
+        '{"commit": "abc123", "device": "8 x Abacus", "seconds/prior": 60, "seconds/total": 240}'
+    )
     page, _ = _page(workdir)
-    assert ["commit", "abc123"] in page.rows
+    assert ["commit", "abc123"] in page.rows and "On 8 x Abacus." in page.words
+    assert ["prior", "1 min 00 s", "25 %"] in page.rows and ["total", "4 min 00 s"] in page.rows
 
 
 def test_config_is_folded_away(workdir):
@@ -319,3 +402,9 @@ def test_steps_come_in_the_order_of_the_config(workdir):
     (workdir / "config.json").write_text(json.dumps({"steps": ["prior", "encoder"]}))
     page, _ = _page(workdir)
     assert page.words.index("Curves: prior") < page.words.index("Curves: encoder")
+    shutil.copytree(workdir / "prior", workdir / "ablation")
+    (workdir / "config.json").write_text(
+        json.dumps({"steps": ["ablation"]})
+    )  # as the recipe ran last: its steps joined the others
+    page, _ = _page(workdir)
+    assert page.sections[2:5] == ["Curves: encoder", "Curves: prior", "Curves: ablation"]

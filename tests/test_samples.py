@@ -72,6 +72,34 @@ def test_captions_are_written(tmp_path):
     assert len(list((tmp_path / "pictures").iterdir())) == 1
 
 
+def test_codes_are_shown_as_cells_a_color_a_value():
+    codes = np.array([[0, 1, 2, 0, 1], [7, 7, 7, 7, 7]])
+    cells = samples.code_cells(codes, values=8, size=36)
+    assert cells.shape == (2, 36, 36, 3) and cells.dtype == np.uint8
+    inner = cells[:, 3:-3, 3:-3]  # within the frame, three cells of ten pixels a side for five positions
+    assert np.all(cells[:, :3] == 225) and np.all(cells[:, :, -3:] == 225)
+    colors = inner[0, 5::10, 5::10].reshape(9, 3)
+    assert np.array_equal(colors[0], colors[3]) and np.array_equal(colors[1], colors[4])
+    assert len(np.unique(colors[:3], axis=0)) == 3 and np.all(colors[5:] == 225)  # the last four cells are empty
+    assert np.ptp(inner[1, :10].reshape(-1, 3), axis=0).max() == 0
+    assert (
+        len(
+            {
+                tuple(color)
+                for color in samples.code_cells(np.arange(256)[None], values=256, size=32)[0, 2:-2, 2:-2].reshape(-1, 3)
+            }
+        )
+        > 200
+    )
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError) as caught:
+        samples.save_png(tmp_path / "file" / "a.png", samples.grid(_images(1)))
+    assert caught.value.filename == str(tmp_path / "file" / "a.png")
+
+
 def test_reconstruction_by_hand():
     true, read = np.array([[0, 1], [2, 3], [4, 5], [0, 0]]), np.array([[0, 1], [2, 0], [4, 0], [1, 1]])
     rates = samples.reconstruction(true, read, names=("shape", "color"))

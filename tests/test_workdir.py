@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -85,7 +86,7 @@ CONFIG = {
     "seed": 0,
     "steps": ("encoder",),
     "mesh": {"data": -1},
-    "data": {"options": {"image": 16, "path": "here"}},
+    "data": {"image": 16, "path": "here"},
     "encoder": {"model": {"width": 64, "heads": (4, 4)}, "train": {"steps": 10, "batch": 8, "save_every": 5}},
 }
 
@@ -114,8 +115,8 @@ def test_same_config_writes_nothing(tmp_path):
 
 def test_model_and_data_may_not_change(tmp_path):
     workdir.remember(tmp_path, CONFIG)
-    with pytest.raises(UserError, match=r"data\.options\.image: 16 -> 32; encoder\.model\.width: 64 -> 128\)") as caught:
-        workdir.remember(tmp_path, changed(encoder__model__width=128, data__options__image=32, encoder__train__steps=20))
+    with pytest.raises(UserError, match=r"data\.image: 16 -> 32; encoder\.model\.width: 64 -> 128\)") as caught:
+        workdir.remember(tmp_path, changed(encoder__model__width=128, data__image=32, encoder__train__steps=20))
     assert "\n" not in str(caught.value) and "train.steps" not in str(caught.value)
     for wrong in ({"seed": 1}, {"encoder__model__depth": 2}, {"encoder__train__batch": 4}, {"encoder": {}}, {"new": 1}):
         with pytest.raises(UserError):
@@ -131,7 +132,7 @@ def test_at_most_ten_keys_are_named(tmp_path):
 
 def test_operational_changes_are_recorded(tmp_path):
     workdir.remember(tmp_path, CONFIG)
-    new = changed(encoder__train__steps=20, mesh__data=2, data__options__path="there", steps=["encoder", "prior"])
+    new = changed(encoder__train__steps=20, mesh__data=2, data__path="there", steps=["encoder", "prior"])
     workdir.remember(tmp_path, new)
     assert remembered(tmp_path) == new
     (line,) = (tmp_path / "config_history.jsonl").read_text().splitlines()
@@ -139,6 +140,25 @@ def test_operational_changes_are_recorded(tmp_path):
     workdir.remember(tmp_path, changed(**{"seed": 5}) | {"steps": new["steps"]}, operational=("seed", ".*"))
     with pytest.raises(UserError, match="encoder.train.steps"):  # patterns match whole names
         workdir.remember(tmp_path, new, operational=("train.steps", "steps", "seed", "mesh.*", "data.*"))
+
+
+def test_what_is_learned_lasts_and_how_it_is_run_does_not():
+    config = changed(
+        data={"name": "images", "image": 16, "path": "here", "cache": "there", "cache_gb": 1.0, "limit": 9, "data_dir": None},
+        log={"tensorboard": True, "wandb": "x"},
+        samples={"batch": 8, "count": 4, "grid": {"every": 3}},
+    )
+    assert workdir.lasting(config) == {
+        "seed": 0,
+        "data.name": "images",
+        "data.image": 16,
+        "encoder.model.width": 64,
+        "encoder.model.heads": [4, 4],
+        "encoder.train.batch": 8,
+        "samples.count": 4,
+    }
+    moved = changed(data__path="elsewhere", encoder__train__save_every=1)
+    assert workdir.lasting({"data": moved["data"]}) == workdir.lasting({"data": CONFIG["data"]})
 
 
 def test_new_sections_join_and_absent_ones_stay(tmp_path):
@@ -194,6 +214,12 @@ def test_seconds(tmp_path):
     workdir.merge_results(tmp_path, {"seconds/encoder": 5.0, "seconds/prior": 1.0, "probe/shape": 1.0})
     assert workdir.total_seconds(tmp_path) == workdir.total_seconds(tmp_path) == 6.0
     assert json.loads((tmp_path / "results.json").read_text())["seconds/total"] == 6.0
+
+
+def test_commit_is_of_this_checkout_or_none(monkeypatch, tmp_path):
+    assert re.fullmatch("[0-9a-f]{40}( with local changes)?", workdir.commit() or "0" * 40)
+    monkeypatch.setattr(workdir, "__file__", str(tmp_path / "workdir.py"))  # installed, or within another project
+    assert workdir.commit() is None
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):

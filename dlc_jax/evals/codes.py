@@ -44,6 +44,24 @@ def health(codes: np.ndarray, *, values: int, pairs: int = 64, seed: int = 0) ->
     return {name: float(number) for name, number in result.items()} | {"count": count}
 
 
+def usage(codes: np.ndarray, *, values: int) -> Mapping[str, object]:
+    """What the report draws of a set of codes, JSON.
+
+    Returns:
+      `values`: V; `count`: n; `perplexity`: of each of the l positions, exp(entropy), V if all values are used equally;
+      `by_rank`: share of the codes that have a position's commonest value, its second commonest, ..., mean over positions, [V].
+    """
+    codes = _checked(codes, values)
+    counts = np.stack([np.bincount(column, minlength=values) for column in codes.T])
+    shares = np.sort(counts / len(codes), axis=1)[:, ::-1].mean(0)
+    return {
+        "values": values,
+        "count": len(codes),
+        "perplexity": [round(float(number), 4) for number in np.exp(_entropy(counts))],
+        "by_rank": [float(f"{share:.4g}") for share in shares],
+    }
+
+
 def position_entropy(codes: np.ndarray, *, values: int) -> np.ndarray:
     """Returns [l], the entropy of each position of codes [n, l], in nats."""
     codes = _checked(codes, values)

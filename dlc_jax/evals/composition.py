@@ -42,37 +42,59 @@ def choose_parents(factors: np.ndarray, count: int, *, parents: int, seed: int) 
 
 
 def mix(
-    codes: Sequence[np.ndarray],
+    parents: Sequence[np.ndarray],
     *,
     seed: int,
     weights: Sequence[float] | None = None,
+    keep: Sequence[int] = (),
     position: np.ndarray | None = None,
 ) -> np.ndarray:
     """Composes codes: every position is copied from one of the parents, chosen at random (DLC, section on composition).
 
+    Of a parent given as simplices, the value is drawn there: so the result is drawn, position by position, from the weighted mean of
+    the parents' simplices. Simplices of a temperature near 0 give what their codes give, draw for draw.
+
     Each example draws from its own generator, so the result for one does not depend on which others are mixed with it.
 
     Args:
-      codes: the parents, each int [n, l].
+      parents: each codes, int [n, l], or simplices, float [n, l, v].
       seed: of the choice.
       weights: how often each parent is chosen, any positive scale; None is equally often.
+      keep: positions that are the first parent's in any case, with its likeliest value.
       position: int [n], the examples' numbers, by which they draw; None is 0..n-1.
 
     Returns:
-      int [n, l], in the parents' dtype.
+      int [n, l], in the dtype of codes.
+
+    Raises:
+      ValueError: weights or positions to keep that do not go with the parents.
     """
-    stacked = np.stack(list(codes))
-    parents, count, length = stacked.shape
-    share = np.ones(parents) if weights is None else np.asarray(weights, np.float64)
-    if share.shape != (parents,) or not np.isfinite(share).all() or (share < 0).any() or not share.sum() > 0:
-        raise ValueError(f"{parents} parents need as many weights, none negative and not all zero; got {weights}")
+    count, length = parents[0].shape[:2]
+    share = np.ones(len(parents)) if weights is None else np.asarray(weights, np.float64)
+    if share.shape != (len(parents),) or not np.isfinite(share).all() or (share < 0).any() or not share.sum() > 0:
+        raise ValueError(f"{len(parents)} parents need as many weights, none negative and not all zero; got {weights}")
+    kept = np.asarray(list(keep), np.int64)
+    if len(outside := kept[(kept < 0) | (kept >= length)]):
+        raise ValueError(f"positions to keep must lie in 0..{length - 1}; got {outside[0]}")
     edges = np.cumsum(share / share.sum())[:-1]
     numbers = np.arange(count) if position is None else np.asarray(position)
-    draws = np.empty((count, length))
-    for row, number in zip(draws, numbers, strict=True):
-        row[:] = np.random.default_rng([seed, int(number)]).random(length)
-    choice = np.searchsorted(edges, draws, side="right")
-    return np.take_along_axis(stacked, choice[None], axis=0)[0]
+    choices, values = np.empty((2, count, length))
+    for number, choice, value in zip(numbers, choices, values, strict=True):
+        choice[:], value[:] = np.random.default_rng([seed, int(number)]).random((2, length))
+    # One draw serves all parents: only the value of the chosen one is taken, and the choice does not depend on it.
+    stacked = np.stack([parent if parent.ndim == 2 else _draw(parent, values) for parent in parents])
+    chosen = np.searchsorted(edges, choices, side="right")
+    mixed = np.take_along_axis(stacked, chosen[None], axis=0)[0]
+    first = parents[0] if parents[0].ndim == 2 else parents[0].argmax(-1)
+    mixed[:, kept] = first[:, kept]
+    return mixed
+
+
+def _draw(simplices: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """Values int32 [n, l] of simplices [n, l, v], by the inverse of their cumulative sums at uniform [n, l] in [0, 1)."""
+    total = np.cumsum(simplices, axis=-1, dtype=np.float64)
+    below = (total <= uniform[..., None] * total[..., -1:]).sum(-1, dtype=np.int32)
+    return np.minimum(below, simplices.shape[-1] - 1)  # rounding may reach the end of the sum
 
 
 def score(

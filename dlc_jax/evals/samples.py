@@ -1,8 +1,11 @@
 """Pictures of samples, enlarged so that they can be looked at, and rates of what was read from samples."""
 
+import colorsys
+import contextlib
 import json
+import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import einops
 import numpy as np
@@ -10,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _READABLE = 64  # pixels: small images are enlarged by a whole factor up to about this
 _GAP = 2
-_PAPER = 225  # light, but not white: images on white keep their edges
+PAPER = 225  # light, but not white: images on white keep their edges
 
 
 def grid(images: np.ndarray, *, columns: int = 8, scale: int | None = None) -> np.ndarray:
@@ -24,13 +27,13 @@ def grid(images: np.ndarray, *, columns: int = 8, scale: int | None = None) -> n
     Returns:
       uint8 [Y, X, 3].
     """
-    images = _enlarged(images, scale)
+    images = enlarge(images, scale)
     columns = max(1, min(columns, len(images)))
     missing = -len(images) % columns
-    images = np.concatenate([images, np.full((missing, *images.shape[1:]), _PAPER, np.uint8)])
-    framed = np.pad(images, ((0, 0), (0, _GAP), (0, _GAP), (0, 0)), constant_values=_PAPER)
+    images = np.concatenate([images, np.full((missing, *images.shape[1:]), PAPER, np.uint8)])
+    framed = np.pad(images, ((0, 0), (0, _GAP), (0, _GAP), (0, 0)), constant_values=PAPER)
     laid = einops.rearrange(framed, "(r k) y x c -> (r y) (k x) c", k=columns)
-    return np.pad(laid, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=_PAPER)
+    return np.pad(laid, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=PAPER)
 
 
 def labelled_rows(rows: Mapping[str, np.ndarray], *, columns: int = 8, scale: int | None = None) -> np.ndarray:
@@ -55,37 +58,68 @@ def labelled_rows(rows: Mapping[str, np.ndarray], *, columns: int = 8, scale: in
         raise ValueError(f"rows must hold the same number of images of one size; they are {sorted(shapes)}")
     count = shapes.pop()[0]
     columns = max(1, min(columns, count))
-    font = ImageFont.load_default(size=16)
+    font = ImageFont.load_default(size=20)
     width = max(int(font.getlength(label)) for label in rows) + 8
     bands = []
     for start in range(0, count, columns):
         for label, images in rows.items():
             part = images[start : start + columns]
-            blank = np.full((columns - len(part), *part.shape[1:]), _PAPER, np.uint8)
+            blank = np.full((columns - len(part), *part.shape[1:]), PAPER, np.uint8)
             strip = grid(np.concatenate([part, blank]), columns=columns, scale=scale)
-            margin = Image.new("RGB", (width, len(strip)), (_PAPER,) * 3)
+            margin = Image.new("RGB", (width, len(strip)), (PAPER,) * 3)
             ImageDraw.Draw(margin).text((4, len(strip) // 2), label, fill=(0, 0, 0), font=font, anchor="lm")
             bands.append(np.concatenate([np.asarray(margin), strip], axis=1))
         if start + columns < count:
-            bands.append(np.full((4 * _GAP, bands[-1].shape[1], 3), _PAPER, np.uint8))
+            bands.append(np.full((4 * _GAP, bands[-1].shape[1], 3), PAPER, np.uint8))
     return np.concatenate(bands)
+
+
+def code_cells(codes: np.ndarray, *, values: int, size: int) -> np.ndarray:
+    """Shows codes as squares of cells, a cell a position, a color a value.
+
+    Args:
+      codes: int [n, l], each in 0..values-1.
+      size: side of a square in pixels.
+
+    Returns:
+      uint8 [n, size, size, 3].
+    """
+    count, length = codes.shape
+    side = math.isqrt(length - 1) + 1
+    # Neighboring values get hues far apart, by the golden ratio; lightness tells more of them apart than hue alone.
+    colors = [colorsys.hls_to_rgb(value * 0.618034 % 1, (0.35, 0.5, 0.65)[value % 3], 0.75) for value in range(values)]
+    palette = np.array([*colors, (PAPER / 255,) * 3]) * 255
+    cells = np.full((count, side * side), values)  # what is left of the last row is empty
+    cells[:, :length] = codes
+    inner = max(1, size - 2 * (size // 12))  # a frame, so that one code ends where the next begins
+    at = np.arange(inner) * side // inner
+    squares = palette.round().astype(np.uint8)[cells.reshape(count, side, side)[:, at][:, :, at]]
+    frame = ((size - inner) // 2, (size - inner + 1) // 2)
+    return np.pad(squares, ((0, 0), frame, frame, (0, 0)), constant_values=PAPER)
 
 
 def save_png(path: str | os.PathLike, array: np.ndarray) -> None:
     """Writes uint8 [y, x, c] as PNG, under another name first, so that a reader never finds half a file; makes the directory."""
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    partial = f"{os.fspath(path)}.partial"
-    Image.fromarray(_rgb(array)).save(partial, format="PNG", optimize=True)
-    os.replace(partial, path)
+    with _replacing(path) as partial:
+        Image.fromarray(_rgb(array)).save(partial, format="PNG", optimize=True)
 
 
 def save_captions(directory: str | os.PathLike, captions: Mapping[str, str]) -> None:
     """Writes `captions.json`, {picture's file: one sentence}, which the report shows below the pictures; makes the directory."""
-    os.makedirs(directory, exist_ok=True)
-    path = os.path.join(directory, "captions.json")
-    with open(f"{path}.partial", "w", encoding="utf-8") as file:
+    with _replacing(os.path.join(directory, "captions.json")) as partial, open(partial, "w", encoding="utf-8") as file:
         json.dump(dict(captions), file, indent=2, ensure_ascii=False)
-    os.replace(f"{path}.partial", path)
+
+
+@contextlib.contextmanager
+def _replacing(path: str | os.PathLike) -> Iterator[str]:
+    """Another name to write under; it becomes `path` at the end. What the system says of a full disk gets the name of the file."""
+    partial = f"{os.fspath(path)}.partial"
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
 
 
 def reconstruction(true_factors: np.ndarray, read_factors: np.ndarray, *, names: Sequence[str]) -> Mapping[str, float]:
@@ -134,7 +168,8 @@ def unconditional(
     return result | {"count": len(read_factors)}
 
 
-def _enlarged(images: np.ndarray, scale: int | None) -> np.ndarray:
+def enlarge(images: np.ndarray, scale: int | None = None) -> np.ndarray:
+    """Images uint8 [n, y, x, c] to three channels, every pixel `scale` x `scale` of them; None enlarges to about 64 pixels."""
     images = _rgb(images)
     if images.ndim != 4 or not len(images):
         raise ValueError(f"pictures are made of one or more images, [n, y, x, c]; got {images.shape}")

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dlc_jax import optim
+from dlc_jax import workdir as home
 from dlc_jax.data import loader, sources, transforms
 from dlc_jax.errors import UserError
 from dlc_jax.losses import ssl
@@ -171,7 +172,7 @@ def make(config, *, step: str, workdir) -> Stage:
         return end - (end - start) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / plan.steps, 1.0)))
 
     def batches(split):
-        source = sources.source(config.data.name, split, **config.data.options)
+        source = sources.source(split=split, **config.data)
         views = transforms.Views({kind: transforms.MultiCrop(**section.crops[kind]) for kind in kinds})
         return loader.batches(
             source, batch=plan.batch, seed=config.seed, transform=views, fields=tuple(batch_spec.keys() - {"position"})
@@ -191,7 +192,12 @@ def make(config, *, step: str, workdir) -> Stage:
         plan=plan,
         rules=RULES,
         flops=plan.batch * sum(flops(model, section.crops[kind]) for kind in kinds),
-        identity={"model": section.model.to_dict(), "crops": section.crops.to_dict(), "data": config.data.to_dict()},
+        identity={
+            "model": section.model.to_dict(),
+            "crops": section.crops.to_dict(),
+            **home.lasting({"data": config.data.to_dict()}),
+        },
+        reads=lambda: {"source": sources.identity(split="train", **config.data)},
     )
 
 

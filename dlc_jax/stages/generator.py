@@ -4,18 +4,23 @@ Source: DiT, flow matching, arXiv 2507.12318 section 3. With `codes=""` the same
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from dlc_jax import optim
+from dlc_jax import optim, parallel, recipe
+from dlc_jax import workdir as home
 from dlc_jax.data import loader, sources
 from dlc_jax.data.codes import CodeStore, WithCodes
 from dlc_jax.diffusion import flow, schedules
 from dlc_jax.errors import UserError
+from dlc_jax.evals import samples
 from dlc_jax.losses.diffusion import flow_loss
 from dlc_jax.models.dit import RULES, DiT, flops
-from dlc_jax.stage import Plan, Stage
+from dlc_jax.pipeline import Pipeline
+from dlc_jax.stage import Evaluator, Plan, Stage
 from dlc_jax.step import example_keys, shared_key
 
 TIME, NOISE, DROP, POSITIONS = 1, 2, 3, 4  # purposes of keys
@@ -48,6 +53,27 @@ class Objective:
             raise UserError(f"generator.objective.prediction={self.prediction!r} is unknown; known: v, x")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The `grid` section: pictures drawn on the way, always of the same codes with the same noise.
+
+    Attributes:
+      every: steps between two; 0 is only at the end.
+      count: images.
+      sampling_steps, guidance, method: as in the samples job.
+    """
+
+    every: int = 0
+    count: int = 16
+    sampling_steps: int = 12
+    guidance: float = 1.5
+    method: str = "heun"
+
+    def __post_init__(self):
+        if self.every < 0 or self.count < 1 or self.sampling_steps < 1:
+            raise UserError(f"generator.grid: every must be at least 0, count and sampling_steps at least 1; got {self}")
+
+
 def to_pixels(images) -> jax.Array:
     """uint8 images to [-1, 1]."""
     return images.astype(jnp.float32) / 127.5 - 1.0
@@ -57,7 +83,7 @@ def make(config, *, step: str, workdir) -> Stage:
     """The stage of a recipe's section `step`; codes come from the store of the job named in `codes`, latents too if `latents`."""
     section = config[step]
     plan = Plan(**section.train)
-    objective = Objective(**section.objective)
+    objective, shown = Objective(**section.objective), Grid(**section.grid)
     model = DiT(**section.model)
     image, channels, length, values = section.model.image, section.model.channels, model.positions, model.values
     field = "latent" if section.latents else "image"
@@ -107,14 +133,47 @@ def make(config, *, step: str, workdir) -> Stage:
         value = flow_loss(prediction, x, noise, t, kind=objective.prediction, floor=objective.floor).mean()
         return value, ({}, {})
 
+    def store(split):
+        found = CodeStore(recipe.place(config, workdir, section.codes) / split)
+        return found.checked(positions=length, values=values, where=step)
+
     def batches(split):
-        source = sources.source(config.data.name, split, **config.data.options)
+        source = sources.source(split=split, **config.data)
         if length:
-            identity = sources.identity(config.data.name, split, **config.data.options)
-            source = WithCodes(source, CodeStore(workdir / section.codes / split), identity=identity)
+            identity = sources.identity(split=split, **config.data)
+            source = WithCodes(source, store(split), identity=identity)
         return loader.batches(
             source, batch=plan.batch, seed=config.seed, fields=tuple(name for name in batch_spec if name != "position")
         )
+
+    def reads():
+        found = {"source": sources.identity(split="train", **config.data)}
+        return found | ({"store": store("train").origin} if length else {})
+
+    @functools.cache
+    def networks(mesh):
+        batch = -(-shown.count // parallel.shares(mesh)) * parallel.shares(mesh)
+        how = {"steps": shown.sampling_steps, "guidance": shown.guidance, "method": shown.method}
+        return Pipeline(config, workdir, mesh=mesh, batch=batch, generator=step, **how)
+
+    def draw(state, frozen, mesh, directory):
+        params, seed = state.params if state.ema is None else state.ema, config.seed
+        if length:
+            source = sources.source(split="validation", **config.data)
+            rows = sources.choose(source, shown.count)
+            drawn = networks(mesh).decode(store("validation").codes()[rows], params=params, seed=seed)
+            real = np.stack([source[int(row)]["image"] for row in rows])
+            picture = samples.labelled_rows({"real": real, "from its code": drawn})
+            what = "unseen images above what the generator draws from their codes"
+        else:
+            picture = samples.grid(networks(mesh).decode(None, count=shown.count, params=params, seed=seed))
+            what = "what the generator draws"
+        if jax.process_index() == 0:
+            samples.save_png(directory / "pictures" / f"step_{int(state.step)}.png", picture)
+            steps = sorted(int(path.stem.removeprefix("step_")) for path in (directory / "pictures").glob("step_*.png"))
+            sentences = {f"step_{at}.png": f"After {at} steps: {what}; always the same codes and noise." for at in steps}
+            samples.save_captions(directory / "pictures", sentences)
+        return {"samples": picture}
 
     return Stage(
         init=init,
@@ -130,10 +189,12 @@ def make(config, *, step: str, workdir) -> Stage:
         plan=plan,
         rules=RULES if length else RULES[:-1],
         flops=3 * plan.batch * flops(model),
+        evals=() if section.latents else (Evaluator("grid", shown.every, draw),),  # latents are no pictures yet
         identity={
             "model": section.model.to_dict(),
             "codes": section.codes,
             "latents": section.latents,
-            "data": config.data.to_dict(),
+            **home.lasting({"data": config.data.to_dict()}),
         },
+        reads=reads,
     )

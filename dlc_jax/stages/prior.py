@@ -6,7 +6,7 @@ Source: MDLM and RADD (the optimal masked denoiser does not depend on time); arX
 import jax
 import jax.numpy as jnp
 
-from dlc_jax import optim
+from dlc_jax import optim, recipe
 from dlc_jax.data import loader
 from dlc_jax.data.codes import CodeStore
 from dlc_jax.diffusion import masked, schedules
@@ -35,8 +35,12 @@ def make(config, *, step: str, workdir) -> Stage:
         bound = masked.bound(logits, batch["codes"], hidden, t).mean() / length
         return bound, ({"nats_per_token": bound}, {})
 
+    def store(split):
+        found = CodeStore(recipe.place(config, workdir, section.codes) / split)
+        return found.checked(positions=length, values=values, where=step)
+
     def batches(split):
-        return loader.batches(CodeStore(workdir / section.codes / split), batch=plan.batch, seed=config.seed, fields=("codes",))
+        return loader.batches(store(split), batch=plan.batch, seed=config.seed, fields=("codes",))
 
     return Stage(
         init=init,
@@ -56,4 +60,5 @@ def make(config, *, step: str, workdir) -> Stage:
         rules=RULES,
         flops=3 * plan.batch * flops(model),
         identity={"model": section.model.to_dict(), "codes": section.codes},
+        reads=lambda: {"store": store("train").origin},
     )

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from dlc_jax import recipe
 from dlc_jax.data import sources
 from dlc_jax.data.codes import CodeStore
 from dlc_jax.evals import probe
@@ -13,13 +14,13 @@ def make(config, *, step: str, workdir) -> Job:
     section = config[step]
 
     def read(split, count):
-        source = sources.source(config.data.name, split, **config.data.options)
-        count = min(count, len(source))
-        codes = CodeStore(workdir / section.codes / split).codes()[:count]
-        return codes, np.stack([source[index]["factors"] for index in range(count)])
+        source = sources.source(split=split, **config.data)
+        rows = sources.choose(source, count)
+        codes = CodeStore(recipe.place(config, workdir, section.codes) / split).codes()[rows]
+        return codes, np.stack([source[int(index)]["factors"] for index in rows])
 
     def run(mesh, directory):
-        labels = sources.factors(config.data.name, **config.data.options)
+        labels = sources.factors(**config.data)
         if not labels:
             return {}
         codes, factors = read("train", section.count)
@@ -39,4 +40,4 @@ def make(config, *, step: str, workdir) -> Job:
             results[f"{prefix}/count"] = len(unseen[0])
         return results
 
-    return Job(run=run)
+    return Job(run=run, settings=("splits", "count"))

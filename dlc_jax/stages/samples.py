@@ -11,6 +11,7 @@ import functools
 
 import numpy as np
 
+from dlc_jax import recipe
 from dlc_jax.data import sources
 from dlc_jax.data.codes import CodeStore
 from dlc_jax.data.shapes import HELD_OUT
@@ -28,25 +29,26 @@ SHOWN = 32  # images of a picture
 def make(config, *, step: str, workdir) -> Job:
     """The job of a recipe's section `step`."""
     section = config[step]
-    pipeline = functools.partial(
-        Pipeline, config, workdir, batch=section.batch, encoder=section.encoder, prior=section.prior, generator=section.generator
-    )
-    settings = {"steps": section.sampling_steps, "guidance": section.guidance, "method": section.method}
+    settings = {"calls": section.calls, "steps": section.sampling_steps, "guidance": section.guidance, "method": section.method}
+    networks = {network: section[network] for network in ("encoder", "prior", "generator")}
+    pipeline = functools.partial(Pipeline, config, workdir, batch=section.batch, **networks, **settings)
 
     def read(split, count):
         """Real images, their codes, and their factors if the data set knows them."""
-        source = sources.source(config.data.name, split, **config.data.options)
-        records = [source[index] for index in range(min(count, len(source)))]
+        source = sources.source(split=split, **config.data)
+        rows = sources.choose(source, count)
+        records = [source[int(index)] for index in rows]
         images = np.stack([record["image"] for record in records])
         factors = np.stack([record["factors"] for record in records]) if "factors" in records[0] else None
-        codes = CodeStore(workdir / section.codes / split).codes()[: len(records)] if section.codes else None
+        codes = CodeStore(recipe.place(config, workdir, section.codes) / split).codes()[rows] if section.codes else None
         return images, codes, factors
 
     def run(mesh, directory):
         networks = pipeline(mesh=mesh)
         results, captions = {}, {}
-        labels = sources.factors(config.data.name, **config.data.options)  # {factor: its values' names}
-        judge = Judge(image=config.data.options.image, positions=config.data.options.positions) if labels else None
+        labels = sources.factors(**config.data)  # {factor: its values' names}
+        ours = config.data.name == "shapes"  # the judge knows no other images
+        judge = Judge(image=config.data.image, positions=config.data.positions) if ours else None
         names, classes = list(labels), [len(values) for values in labels.values()]
 
         def picture(name, array, sentence):
@@ -54,8 +56,8 @@ def make(config, *, step: str, workdir) -> Job:
             captions[f"{name}.png"] = sentence
 
         def draw():
-            codes = networks.sample_codes(section.count, seed=config.seed, calls=section.calls or None) if section.codes else None
-            images = networks.decode(codes, seed=config.seed + 1, count=section.count, **settings)
+            codes = networks.sample_codes(section.count, seed=config.seed) if section.codes else None
+            images = networks.decode(codes, seed=config.seed + 1, count=section.count)
             how = "sampled codes, decoded" if section.codes else "drawn without codes"
             picture("unconditional", samples.grid(images[: 2 * SHOWN]), f"Images that never existed: {how}.")
             if judge:
@@ -66,12 +68,16 @@ def make(config, *, step: str, workdir) -> Job:
 
         def rebuild(split, prefix):
             images, codes, factors = read(split, section.count)
-            decoded = networks.decode(codes, seed=config.seed + 2, **settings)
-            rows = {"real": images[:SHOWN], "from its code": decoded[:SHOWN]}
+            decoded = networks.decode(codes, seed=config.seed + 2)
+            shown = samples.enlarge(images[:SHOWN])
+            values = config[section.generator].model["values"]
+            cells = samples.code_cells(codes[:SHOWN], values=values, size=shown.shape[1])
+            rows = {"real": shown, "its code": cells, "from its code": samples.enlarge(decoded[:SHOWN])}
             picture(
                 prefix,
                 samples.labelled_rows(rows),
-                f"Unseen images ({split.replace('_', ' ')}) and what comes back from their codes alone.",
+                f"Unseen images ({split.replace('_', ' ')}), their codes ({codes.shape[1]} positions, a color for each of {values} "
+                "values), and what comes back from the codes alone.",
             )
             if judge:
                 reading = judge.read(decoded)
@@ -94,7 +100,7 @@ def make(config, *, step: str, workdir) -> Job:
                 columns = [column for column, count in enumerate(classes) if count >= parents]
                 groups = composition.choose_parents(factors[:, columns], section.pairs, parents=parents, seed=config.seed)
             mixed = networks.compose([codes[groups[:, parent]] for parent in range(parents)], seed=config.seed)
-            children = networks.decode(mixed, seed=config.seed + 3, **settings)
+            children = networks.decode(mixed, seed=config.seed + 3)
             rows = {f"parent {'ABC'[parent]}": images[groups[:SHOWN, parent]] for parent in range(parents)}
             picture(
                 prefix,
@@ -128,4 +134,5 @@ def make(config, *, step: str, workdir) -> Job:
     if section.codes:
         prior = MaskedTransformer(**config[section.prior].model)
         counted["sample_codes"] = (section.calls or prior.positions) * masked_transformer.flops(prior)
-    return Job(run=run, programs=programs(pipeline, batch=section.batch, flops=counted))
+    changeable = ("held_out", "count", "pairs", "calls", "sampling_steps", "guidance", "method")
+    return Job(run=run, programs=programs(pipeline, batch=section.batch, flops=counted), settings=changeable)

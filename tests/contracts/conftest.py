@@ -28,7 +28,7 @@ def real_stages(tmp_path_factory):
         return {"codes": np.random.default_rng(start).integers(0, values // 4, (stop - start, positions))}
 
     for split in ("train", "validation"):
-        source = sources.identity(config.data.name, split, **config.data.options)
+        source = sources.identity(split=split, **config.data)
         codes.write(
             workdir / "codes" / split, encode, total=1024, positions=positions, values=values, identity="random", source=source
         )

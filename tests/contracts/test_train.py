@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from throwaway import Numbers, coupled, joint
 
-from dlc_jax import parallel
+from dlc_jax import optim, parallel
 from dlc_jax.checkpoint import Checkpoints, load_params
 from dlc_jax.errors import Interrupted, UserError
 from dlc_jax.stage import Evaluator
@@ -62,8 +62,7 @@ def test_resume_is_bit_exact(make, after, tmp_path):
     assert run(stage, tmp_path / "parts") == results
     jax.tree.map(np.testing.assert_array_equal, final(stage, tmp_path / "whole"), final(stage, tmp_path / "parts"))
     lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
-    steps = sorted({line["step"] for line in lines})
-    assert steps == list(range(1, 9))
+    assert sorted({line["step"] for line in lines}) == [2, 4, 6, 8]  # log_every is 2
 
 
 def test_a_finished_run_does_nothing_and_a_longer_one_goes_on(tmp_path):
@@ -151,6 +150,30 @@ def test_evaluators_run_at_their_cadence_and_before_the_save(tmp_path):
     assert [step for step, _ in seen] == [2, 4, 6, 6]
     assert not any(saved for _, saved in seen)
     assert results["count/steps"] == results["last/steps"] == 6
+
+
+def test_an_evaluators_pictures_are_shown_and_are_no_results(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    def draw(state, frozen, mesh, directory):
+        return {"samples": np.full((4, 6, 3), int(state.step), np.uint8), "mean": float(state.step)}
+
+    results = run(dataclasses.replace(coupled(steps=4), evals=(Evaluator("grid", 2, draw),)), tmp_path)
+    assert results["grid/mean"] == 4 and "grid/samples" not in results
+    found = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    assert [(event.step, event.width, event.height) for event in found.Images("grid/samples")] == [(2, 6, 4), (4, 6, 4)]
+    assert [(event.step, event.value) for event in found.Scalars("grid/mean")] == [(2, 2), (4, 4)]
+
+
+def test_validation_is_on_the_same_records_with_the_same_draws(tmp_path):
+    """Two numbers of it differ by what was learned and by nothing else: a state that does not learn has the same ones."""
+    stage = dataclasses.replace(joint(steps=8), optimizer=optim.make(steps=8, learning_rate=0.0))
+    run(stage, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    validation = [line["validation/loss"] for line in lines if "validation/loss" in line]
+    assert len(validation) == 2 and validation[0] == validation[1]
+    assert len({line["loss"] for line in lines if "loss" in line}) > 1  # training draws anew in every step
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused(tmp_path):

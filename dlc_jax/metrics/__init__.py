@@ -1,9 +1,9 @@
-"""What a run tells about itself: metrics.jsonl, TensorBoard, a progress line. Process 0 writes; every process may read `last`.
+"""What a run tells about itself: metrics.jsonl, TensorBoard, W&B, a progress line. Process 0 writes; every process may read `last`.
 
 Metrics are fetched one step late: asking for the numbers of a step just dispatched would make the host wait for the device.
 
-    <directory>/metrics.jsonl    strict JSON; a line per training step, each once, also after kills; a line per evaluation
-    <directory>/tensorboard/     the same every `log_every` steps, and pictures
+    <directory>/metrics.jsonl    strict JSON; a line every `log_every` steps, each once, also after kills; a line per evaluation
+    <directory>/tensorboard/     the same, and pictures; so in W&B, see boards.py
     <directory>/seconds.json     seconds spent up to "step": {"before": in runs before this one, "seconds": in all, "step"}
 """
 
@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from dlc_jax.errors import UserError
+from dlc_jax.metrics.boards import TensorBoard, Wandb
 
 _REDRAW = 0.2  # seconds between two drawings of the line on a terminal
 
@@ -42,6 +43,8 @@ class Writer:
         batch: int = 0,
         first: int = 0,
         tensorboard: bool = True,
+        wandb: str = "",
+        about: Mapping[str, Any] | None = None,
         stream: Any = None,
     ):
         """Opens the files, and drops from metrics.jsonl what a killed run wrote after the step that this one goes on from.
@@ -51,13 +54,16 @@ class Writer:
           name: of the step of the recipe, printed in front.
           batch: examples per step, for images per second; 0 leaves that out.
           first: steps already taken, as restored.
+          tensorboard: writes its event files.
+          wandb: project of Weights & Biases; "" is none.
+          about: the recipe, which W&B shows beside the run.
           stream: where the progress line goes; sys.stdout, looked up now, by default.
         """
         self._directory, self._total, self._log_every, self._name, self._batch = Path(directory), total, log_every, name, batch
         self._stream = sys.stdout if stream is None else stream
         self._in_place = bool(getattr(self._stream, "isatty", lambda: False)())
         self._main = jax.process_index() == 0
-        self._first, self._tensorboard, self._board, self._file = first, tensorboard and self._main, None, None
+        self._first, self._boards, self._file = first, [], None
         self._pending: tuple[int, Any] | None = None  # the newest step, its metrics still on the device
         self._last: dict[str, Any] = {"step": first}
         self._old: dict[str, Any] = {}  # what is already written for step `first`
@@ -69,6 +75,10 @@ class Writer:
                 self._directory.mkdir(parents=True, exist_ok=True)
                 self._before = _seconds(self._directory)
                 self._old = _trim(self._directory / "metrics.jsonl", first)
+                if tensorboard:
+                    self._boards.append(TensorBoard(self._directory, first=first))
+                if wandb:
+                    self._boards.append(Wandb(self._directory, project=wandb, about=about or {}))
                 self._file = open(self._directory / "metrics.jsonl", "a")
                 self._note(first)
 
@@ -100,10 +110,10 @@ class Writer:
             self._show(step, new)
 
     def images(self, name: str, array: Any, step: int) -> None:
-        """Shows pictures in TensorBoard: [y, x, c] or [b, y, x, c], tiled; uint8, or floats from 0 to 1."""
-        if board := self._open_board():
-            with self._writing():
-                board.add_image(name, _tiled(np.asarray(array)), step, dataformats="HWC")
+        """Shows pictures in TensorBoard and W&B: [y, x, c] or [b, y, x, c], tiled; uint8, or floats from 0 to 1."""
+        with self._writing():
+            for board in self._boards:
+                board.image(name, _tiled(np.asarray(array)), step)
 
     @contextlib.contextmanager
     def waiting(self):
@@ -113,6 +123,17 @@ class Writer:
             yield
         finally:
             self._waited += time.monotonic() - start
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Keeps what is done meanwhile, such as evaluations, out of the rates."""
+        self._flush()
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            if self._mark is not None:
+                self._mark = (self._mark[0] + time.monotonic() - start, self._mark[1])
 
     def close(self) -> None:
         """Writes the newest step and closes the files."""
@@ -124,10 +145,11 @@ class Writer:
                 self._stream.write("\n")
                 self._stream.flush()
                 self._width = 0
-            for file in (self._file, self._board):
-                if file is not None:
-                    file.close()
-            self._file = self._board = None
+            files, self._file, self._boards = [*self._boards, self._file], None, []
+            with self._writing(), contextlib.ExitStack() as closing:
+                for file in files:
+                    if file is not None:
+                        closing.callback(file.close)
 
     def _flush(self) -> None:
         if self._pending is None:
@@ -138,8 +160,8 @@ class Writer:
         rates = self._rates(step, now)
         line = values | (rates if due else {})
         self._last = {**line, "step": step}
-        self._write(step, line)
         if due:
+            self._write(step, line)
             self._show(step, line)
             self._note(step)
         if self._main and (due or (self._in_place and now - self._drawn > _REDRAW)):
@@ -183,26 +205,16 @@ class Writer:
                 self._file.flush()  # a killed process flushes nothing
 
     def _show(self, step: int, values: Mapping[str, Any]) -> None:
-        if board := self._open_board():
-            with self._writing():
-                for key, value in values.items():
-                    if isinstance(value, int | float):
-                        board.add_scalar(key, value, step)
-                board.flush()
+        numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
+        with self._writing():
+            for board in self._boards:
+                board.scalars(numbers, step)
 
     def _note(self, step: int) -> None:
         if self._main:
             facts = {"before": self._before, "seconds": self._before + time.monotonic() - self._start, "step": step}
             with self._writing():
                 _replace(self._directory / "seconds.json", json.dumps(facts) + "\n")
-
-    def _open_board(self):
-        if self._tensorboard and self._board is None:
-            from tensorboardX import SummaryWriter  # half a second that a short job need not pay
-
-            with self._writing():
-                self._board = SummaryWriter(str(self._directory / "tensorboard"), purge_step=self._first + 1)
-        return self._board
 
     @contextlib.contextmanager
     def _writing(self):
@@ -216,6 +228,11 @@ def peak_memory_gb() -> float:
     """Largest memory ever held, in 1e9 bytes: this process and, on top, the largest of its finished children."""
     unit = 1 if sys.platform == "darwin" else 1024
     return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit / 1e9
+
+
+def device() -> str:
+    """What the numbers of this process were computed on, such as "8 x NVIDIA H100"."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
 def _trim(path: Path, first: int) -> dict[str, Any]:

@@ -1,0 +1,103 @@
+"""What there is to do in a workdir: which steps of a recipe are complete, which are out of date, and which must not be gone on with.
+
+A job is done again when a step whose results it reads was trained longer since, or when one of its own settings is another. A trained
+step cannot be: what it learned is of the old results. So that is refused, before anything is trained.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from dlc_jax import parallel, recipe
+from dlc_jax import workdir as home
+from dlc_jax.errors import UserError
+from dlc_jax.stage import Job, Stage
+from dlc_jax.stages import STAGES
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A step and how it stands.
+
+    Attributes:
+      name: of its section.
+      step: what the section makes.
+      need: steps of training; 0 for a job.
+      skip: why there is nothing to do; "" if there is.
+      facts: what is written down when it is complete, to be compared later.
+    """
+
+    name: str
+    step: Stage | Job
+    need: int
+    skip: str
+    facts: dict[str, Any]
+
+
+def make(config, workdir: Path, mesh) -> dict[str, Stage | Job]:
+    """Every step of the recipe, checked as far as it can be before anything is written.
+
+    Raises:
+      UserError: a step that there is not, or one that refuses its section or the mesh.
+    """
+    unknown = [name for name in config.steps if name not in config or config[name].stage not in STAGES]
+    if unknown:
+        raise UserError(f"config.steps names {unknown[0]!r}, which is no section with a stage of {', '.join(STAGES)}")
+    made = {name: STAGES[config[name].stage](config, step=name, workdir=workdir) for name in config.steps}
+    for name, step in made.items():
+        if isinstance(step, Stage):
+            parallel.check_batch(step.plan.batch, mesh, accumulate=step.plan.accumulate, where=f"{name}.train")
+        else:  # now, and not when days of training are over
+            for program in step.programs.values():
+                parallel.check_batch(program.batch, mesh, accumulate=1, where=name)
+    return made
+
+
+def operational(made: dict[str, Stage | Job]) -> tuple[str, ...]:
+    """Regular expressions of the fields that may change in this workdir: those of every workdir, and the jobs' settings."""
+    own = [rf"{re.escape(name)}\.{field}" for name, step in made.items() for field in _settings(step)]
+    return (*home.OPERATIONAL, *own)
+
+
+def read(config, workdir: Path, made: dict[str, Stage | Job]) -> list[Entry]:
+    """The steps in their order.
+
+    Raises:
+      UserError: a trained step is of results that are to change.
+    """
+    done = {name: home.done(workdir / name) for name in config}
+    trained = {name: done[name]["steps"] for name in done if done[name] is not None}
+    for name, step in made.items():
+        trained[name] = max(trained.get(name, 0), step.plan.steps if isinstance(step, Stage) else 0)
+    absent, entries, outdated = recipe.unneeded(config), [], {}
+    for name, step in made.items():
+        need = step.plan.steps if isinstance(step, Stage) else 0
+        after = {above: trained[above] for above in recipe.upstream(config, name) if trained.get(above)}
+        facts = {"steps": need, "after": after, "settings": {field: config[name][field] for field in _settings(step)}}
+        skip = ""
+        if name in absent:
+            skip = f"not needed, {absent[name]}"
+        elif done[name] is not None:
+            changed = [above for above, steps in after.items() if done[name].get("after", {}).get(above, steps) != steps]
+            if changed and isinstance(step, Stage):
+                outdated[name] = changed[0]
+            settings = home.plain(facts["settings"])
+            again = changed or any(done[name].get("settings", settings).get(key) != value for key, value in settings.items())
+            skip = "complete" if done[name]["steps"] >= need and not again else ""
+        entries.append(Entry(name, step, need, skip, facts))
+    if outdated:
+        name, above = next(iter(outdated.items()))
+        raise UserError(_outdated(workdir, list(outdated), above, done[name]["after"][above], trained[above]))
+    return entries
+
+
+def _settings(step: Stage | Job) -> tuple[str, ...]:
+    return step.settings if isinstance(step, Job) else ()
+
+
+def _outdated(workdir: Path, names: list[str], above: str, before: int, after: int) -> str:
+    return (
+        f"{', '.join(names)} learned from what {above} gave after {before} steps, and {above} is to have {after}: set "
+        f"{above}.train.steps={before}, give another --workdir, or move {', '.join(names)} of {workdir} away to train them anew"
+    )

@@ -1,0 +1,110 @@
+"""What a step wrote down while it ran, drawn: its metrics over steps, and how a set of codes is used."""
+
+import json
+import pathlib
+from collections.abc import Iterable
+
+from dlc_jax.report.chart import bars, chart
+from dlc_jax.report.words import finite, number, percent, text, words
+
+# title -> (names, the sentence below, what the axis holds in any case, value in words); the first chart shows two series; a missing one is left out
+_CURVES = {
+    "Loss": (
+        ("loss", "validation/loss"),
+        "What training minimizes: lower is better. Dashed: the same on held-out data that training never sees.",
+        None,
+        number,
+    ),
+    "Learning rate": (("learning_rate",), "How large a step the optimizer takes.", (0, 0), number),
+    "Images per second": (
+        ("images_per_second",),
+        "Training examples in a second, without the time of evaluations: higher is faster.",
+        (0, 0),
+        number,
+    ),
+    "Share of time waiting for data": (
+        ("data_wait",),
+        "How much of the time the computation waited for the next batch: near 0 is best.",
+        (0, 0.05),
+        percent,
+    ),
+}
+_NO_CURVE = {"step", "time", "seconds", "wall_time", "epoch"}
+_MORE_CURVES = 24  # charts of a step's other metrics, at most
+_RANKS = 200  # values shown of a long vocabulary
+
+
+def read_metrics(path: pathlib.Path) -> dict[str, list[tuple[float, float]]]:
+    """Returns name -> [(step, value)], sorted; of a step written twice, as after a resume, the later line counts."""
+    rows: dict[float, dict] = {}
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue  # a run was killed while it wrote this line
+                if isinstance(row, dict) and finite(row.get("step")):
+                    rows.setdefault(row["step"], {}).update(row)
+    except OSError:
+        return {}
+    series: dict[str, list[tuple[float, float]]] = {}
+    for step in sorted(rows):
+        for name, value in rows[step].items():
+            if name not in _NO_CURVE and finite(value) and abs(value) < 1e100:  # beyond, no axis can be drawn
+                series.setdefault(name, []).append((step, value))
+    return series
+
+
+def curves(steps: Iterable[pathlib.Path]) -> list[str]:
+    """A section for each step that has metrics: the four charts that all have, the others folded away."""
+    parts = []
+    for step in steps:
+        series = read_metrics(step / "metrics.jsonl")
+        if not series:
+            continue
+        charts = []
+        for title, (names, note, hold, say) in _CURVES.items():
+            if lines := {name: series.pop(name) for name in names if name in series}:
+                charts.append(chart(title, lines, note=note, hold=hold, say=say))
+        parts.append(f'<h2>Curves: {text(words(step.name))}</h2>\n<div class="charts">\n' + "\n".join(charts) + "\n</div>")
+        if series:
+            more = [chart(words(name).capitalize(), {name: series[name]}) for name in sorted(series)[:_MORE_CURVES]]
+            parts.append(
+                '<details><summary>all other curves of this step</summary>\n<div class="charts">\n'
+                + "\n".join(more)
+                + "\n</div></details>"
+            )
+    return parts
+
+
+def usage(steps: Iterable[pathlib.Path]) -> list[str]:
+    """How the codes are used, of each step that left a `usage.json`: see `evals.codes.usage`."""
+    parts = []
+    for step in steps:
+        try:
+            found = json.loads((step / "usage.json").read_text())
+            values, count = int(found["values"]), int(found["count"])
+            perplexity, by_rank = [[float(value) for value in found[name]] for name in ("perplexity", "by_rank")]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if not perplexity or not by_rank or not all(map(finite, perplexity + by_rank)):
+            continue
+        mean = sum(perplexity) / len(perplexity)
+        first = bars(
+            "Values in use, by position",
+            perplexity,
+            under="position",
+            highest=values,
+            note=f"Each of the {number(len(perplexity))} positions of a code can take {number(values)} values; over {number(count)} images "
+            f"it uses as many as if {number(mean)} (mean) were equally frequent. A position near 1 says nothing, near {number(values)} most.",
+        )
+        second = bars(
+            "How frequent the values are",
+            by_rank[:_RANKS],
+            under="value, commonest first",
+            note=f"Share of the images that have a position's commonest value, its second commonest and so on, averaged over positions; "
+            f"all equally frequent would be {percent(1 / values)} each.",
+        )
+        parts.append(f'<h2>Code usage: {text(words(step.name))}</h2>\n<div class="charts">\n{first}\n{second}\n</div>')
+    return parts

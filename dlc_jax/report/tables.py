@@ -1,0 +1,165 @@
+"""Numbers of the page: the headline in a paragraph, every result in tables, times, and what the run was made with."""
+
+import importlib.metadata
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dlc_jax.report.words import duration, finite, number, percent, text, words
+from dlc_jax.workdir import commit
+
+# What each group of results is, in the order of the table; other groups follow by name.
+_GROUPS = {
+    "reconstruction": "Image → code → new image, unseen images of combinations that training saw: what the new image kept.",
+    "reconstruction_held_out": "Image → code → new image, for combinations of factors that training never saw.",
+    "unconditional": "Sampled codes → new images. Entropies are relative to all values being equally frequent.",
+    "composition": "Codes mixed position by position from two images that differ in every factor: what is theirs in the new one.",
+    "composition_of_three": "The same with three images, which differ in every factor with values enough.",
+    "without_codes": "The same generator, trained with the same budget but without codes.",
+    "probe": "A linear reading of the codes, on images not seen in training: what the codes know.",
+    "probe_knn": "The same, by the vote of the nearest training codes.",
+    "probe_held_out": "The same, on images of combinations of factors that training never saw.",
+    "probe_held_out_knn": "On those combinations, by the vote of the nearest training codes.",
+    "codes": "How codes use their values: perplexity is 1 where all are equally frequent, dead is the share of values never used.",
+    "judge": "The judge reads the factors off an image. Here it is tested itself, on images whose answer is known.",
+}
+_FOLDED = {"judge"}  # groups that a reader has to open
+_ELSEWHERE = {"seconds"}  # groups with a section of their own
+_ABOUT = ("commit", "device")  # results that say how the others were made
+_RATES = ("judge", "probe", "reconstruction", "unconditional", "composition", "without_codes")  # groups that begin so
+_NOT_A_RATE = re.compile(r"count|values|distance|rms|threshold|nats|bits|guidance|scale|steps|seed|seconds|temperature|loss")
+_PACKAGES = ("dlc_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """One paragraph of the headline numbers, of those there are."""
+
+    def rates(prefix: str, suffix: str = "") -> str:
+        found = []
+        for key, value in results.items():
+            match = re.fullmatch(f"{prefix}/(?!chance_|all$|valid$)([a-z_]+){suffix}", key)
+            if match and _is_rate(key, value):
+                found.append(f"{words(match[1])} {percent(value)}")
+        return ", ".join(found)
+
+    sentences = []
+    if kept := rates("reconstruction"):
+        sentences.append(f"Images that training never saw, turned into a code and back into an image, kept: {kept}.")
+    if kept := rates("reconstruction_held_out"):
+        sentences.append(f"For combinations of factors that training never saw: {kept}.")
+    if _is_rate("unconditional/valid", valid := results.get("unconditional/valid")):
+        count = results.get("unconditional/count")
+        of = f"Of {number(count)} samples" if finite(count) else "Of the samples"
+        sentences.append(f"{of} drawn without any condition, {percent(valid)} are valid.")
+    if kept := rates("composition", "_from_parents"):
+        sentences.append(f"Images composed of two others have from one of them: {kept}.")
+    if _is_rate("composition/both_parents", both := results.get("composition/both_parents")):
+        sentences.append(f"In {percent(both)} of the compositions both parents show.")
+    if finite(total := results.get("seconds/total")):
+        sentences.append(f"The whole run took {duration(total)}.")
+    return f"<p>{text(' '.join(sentences))}</p>" if sentences else ""
+
+
+def tables(results: Mapping[str, Any]) -> list[str]:
+    """Every result, a table for each group, in HTML."""
+    groups: dict[str, list[str]] = {}
+    for key in results:
+        group = key.partition("/")[0] if "/" in key else ""
+        if not isinstance(results[key], (dict, list)) and group not in _ELSEWHERE and key not in _ABOUT:
+            groups.setdefault(group, []).append(key)
+    known = [name for name in _GROUPS if name in groups and name not in _FOLDED]
+    others = sorted(name for name in groups if name and name not in _GROUPS)
+    order = [*known, *others, *(name for name in groups if name in _FOLDED), *([""] if "" in groups else [])]
+    parts = ["<h2>Results</h2>"] if groups else []
+    for group in order:
+        found = _table(group, groups[group], results)
+        if group in _FOLDED:
+            found = f"<details><summary>{text(words(group))}: {len(groups[group])} numbers</summary>\n{found}\n</details>"
+        parts.append(found)
+    return parts
+
+
+def _table(group: str, keys: Sequence[str], results: Mapping[str, Any]) -> str:
+    """One group's table: measure, value, and where known the chance level and the count behind the rate."""
+    rows = []
+    for key in keys:
+        parent, _, name = key.rpartition("/")
+        beside = f"{parent}/" if parent else ""
+        chance, count = results.get(f"{beside}chance_{name}"), _count(beside, name, results)
+        if name.endswith("count") or (name.startswith("chance_") and beside + name.removeprefix("chance_") in results):
+            continue  # shown in its row
+        if not _is_rate(key, results[key]):
+            chance = count = None
+        label = words(key.removeprefix(f"{group}/") if group else key)
+        level = percent(chance) if finite(chance) else ""
+        rows.append((label, _value(key, results[key]), level, number(count) if finite(count) else ""))
+    if not rows:  # a group of nothing but a count
+        rows = [(words(key.partition("/")[2]), number(results[key]), "", "") for key in keys]
+    used = [True, True, any(row[2] for row in rows), any(row[3] for row in rows)]
+    head = [cell for cell, use in zip(("measure", "value", "by chance", "images"), used) if use]
+    lines = [f"<h3>{text(words(group).capitalize() or 'Other')}</h3>"]
+    if group in _GROUPS:
+        lines.append(f'<p class="note">{text(_GROUPS[group])}</p>')
+    lines.append("<table><thead><tr>" + "".join(f"<th>{text(cell)}</th>" for cell in head) + "</tr></thead><tbody>")
+    for row in rows:
+        lines.append("<tr>" + "".join(_cell(cell) for cell, use in zip(row, used) if use) + "</tr>")
+    return "\n".join([*lines, "</tbody></table>"])
+
+
+def _count(beside: str, name: str, results: Mapping[str, Any]) -> Any:
+    """Of `judge/seen_shape` the `judge/seen_shape_count`, `judge/seen_count` or `judge/count`, whichever there is first."""
+    parts = name.split("_")
+    names = [f"{beside}{'_'.join(parts[:size])}_count" for size in range(len(parts), 0, -1)]
+    return next((results[key] for key in [*names, f"{beside}count"] if key in results), None)
+
+
+def timings(results: Mapping[str, Any]) -> str:
+    """How long each step took, and of the whole which share."""
+    found = {key.partition("/")[2]: value for key, value in results.items() if key.startswith("seconds/") and finite(value)}
+    if not found:
+        return ""
+    total = found.pop("total", None) or sum(found.values())
+    rows = [(words(name), duration(value), percent(value / total) if total else "") for name, value in found.items()]
+    rows.append(("total", duration(total), ""))
+    lines = "\n".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
+    where = f'<p class="note">On {text(results["device"])}.</p>\n' if results.get("device") else ""
+    return (
+        f"<h2>Time</h2>\n{where}<table><thead><tr><th>step</th><th>time</th><th>share</th></tr></thead><tbody>\n{lines}\n"
+        "</tbody></table>"
+    )
+
+
+def versions(results: Mapping[str, Any]) -> str:
+    """The commit of the run, and the packages of whoever writes the report."""
+    rows = [("python", platform.python_version())]
+    for name in _PACKAGES:
+        try:
+            rows.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    if found := results.get("commit") or commit():
+        rows.insert(0, ("commit", found))
+    cells = "\n".join(f"<tr><td>{text(name)}</td><td>{text(version)}</td></tr>" for name, version in rows)
+    return f"<h2>Versions</h2>\n<table><tbody>\n{cells}\n</tbody></table>"
+
+
+def _cell(value: str) -> str:
+    """A cell; one that holds a number stays on one line."""
+    kind = ' class="number"' if re.match(r"[-><\d]", value) and len(value) < 20 else ""
+    return f"<td{kind}>{text(value)}</td>"
+
+
+def _is_rate(key: str, value: Any) -> bool:
+    name = key.partition("/")[2]
+    return key.startswith(_RATES) and isinstance(value, float) and 0 <= value <= 1 and not _NOT_A_RATE.search(name)
+
+
+def _value(key: str, value: Any) -> str:
+    if _is_rate(key, value):
+        return percent(value)
+    if finite(value) and (key.startswith("seconds/") or "seconds" in key.rpartition("/")[2]):
+        return duration(value)
+    if finite(value) and key.endswith("_gb"):
+        return f"{value:.2f} GB"
+    return number(value)

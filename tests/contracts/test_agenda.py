@@ -1,0 +1,153 @@
+"""What the same command does again in a workdir: nothing, or what another setting asks for, or it says why it must not."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+from throwaway import coupled
+
+from dlc_jax import agenda, main, parallel
+from dlc_jax.errors import UserError
+from dlc_jax.stage import Job
+
+
+class Rooms:
+    """Steps that write down that they ran; `reads` is what the stages find on disk."""
+
+    def __init__(self):
+        self.ran, self.reads = [], {"store": {"encoder": "a"}}
+        self.STAGES = {"trained": self.trained, "job": self.job}
+
+    def trained(self, config, *, step, workdir):
+        train = config[step].train
+        stage = coupled(steps=train.steps, batch=train.batch, save_every=2, log_every=2)
+
+        def batches(split):
+            self.ran += [step] if split == "train" else []
+            return stage.batches(split)
+
+        identity = {"width": config[step].width}
+        return dataclasses.replace(stage, batches=batches, identity=identity, reads=lambda: self.reads)
+
+    def job(self, config, *, step, workdir):
+        def run(mesh, directory):
+            self.ran.append(step)
+            return {f"{step}/guidance": config[step].guidance}
+
+        return Job(run=run, settings=("guidance",))
+
+
+@pytest.fixture
+def rooms(monkeypatch):
+    return installed(monkeypatch)
+
+
+def installed(monkeypatch):
+    """Its steps in place of the real ones, and one device: more of them only compile longer."""
+    made, whole = Rooms(), parallel.make_mesh
+    monkeypatch.setattr(agenda, "STAGES", made.STAGES)
+    monkeypatch.setattr(parallel, "make_mesh", lambda **sizes: whole(devices=jax.devices()[:1], **sizes))
+    return made
+
+
+def config(**changes):
+    """encoder -> codes -> prior -> samples; `changes` by dotted names with __ for dots."""
+    job = dict(stage="job", guidance=1.0)
+    made = ConfigDict(
+        dict(
+            seed=0,
+            steps=("encoder", "codes", "prior", "samples"),
+            mesh=dict(data=1, fsdp=1, tensor=1),
+            log=dict(tensorboard=False, wandb=""),
+            encoder=dict(stage="trained", width=8, train=dict(steps=2, batch=8)),
+            codes=dict(job, encoder="encoder", path=""),
+            prior=dict(stage="trained", codes="codes", width=8, train=dict(steps=2, batch=8)),
+            samples=dict(job, prior="prior"),
+        )
+    )
+    made.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    return made
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("complete") / "W"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        made = installed(monkeypatch)
+        main.run(config(), directory)
+    assert made.ran == ["encoder", "codes", "prior", "samples"]
+    return directory
+
+
+@pytest.fixture
+def workdir(complete, tmp_path):
+    return Path(shutil.copytree(complete, tmp_path / "W"))
+
+
+def history(workdir):
+    path = workdir / "config_history.jsonl"
+    return [json.loads(line)["changed"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_again_it_does_nothing(workdir, rooms, capsys):
+    capsys.readouterr()
+    main.run(config(), workdir)
+    assert rooms.ran == [] and history(workdir) == []
+    assert capsys.readouterr().out.splitlines()[:-1] == [f"{name}: complete" for name in ("encoder", "codes", "prior", "samples")]
+    assert json.loads((workdir / "results.json").read_text())["device"].endswith("cpu")
+
+
+def test_a_jobs_setting_runs_that_job_again(workdir, rooms):
+    main.run(config(samples__guidance=2.0), workdir)
+    assert rooms.ran == ["samples"] and history(workdir) == [{"samples.guidance": [1.0, 2.0]}]
+    assert json.loads((workdir / "results.json").read_text())["samples/guidance"] == 2.0
+    rooms.ran.clear()
+    main.run(config(samples__guidance=2.0), workdir)
+    assert rooms.ran == []
+
+
+def test_a_longer_stage_goes_on_and_what_reads_it_runs_again(workdir, rooms):
+    main.run(config(prior__train__steps=4), workdir)
+    assert rooms.ran == ["prior", "samples"] and history(workdir) == [{"prior.train.steps": [2, 4]}]
+    rooms.ran.clear()
+    main.run(config(), workdir)  # the shorter command again: what is there is longer, and good
+    assert rooms.ran == []
+
+
+def test_what_others_have_learned_from_is_not_changed_under_them(workdir, rooms):
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with pytest.raises(UserError) as caught:
+        main.run(config(encoder__train__steps=4), workdir)
+    assert "prior learned from what encoder gave after 2 steps, and encoder is to have 4" in str(caught.value)
+    assert "set encoder.train.steps=2" in str(caught.value) and f"move prior of {workdir} away" in str(caught.value)
+    assert rooms.ran == [] and {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+    (workdir / "prior").rename(workdir.parent / "old")
+    main.run(config(encoder__train__steps=4), workdir)
+    assert rooms.ran == ["encoder", "codes", "prior", "samples"]
+
+
+def test_another_store_is_refused_by_the_stage_that_goes_on(workdir, rooms):
+    rooms.reads = {"store": {"encoder": "b"}}
+    with pytest.raises(UserError, match=r'store\.encoder: "a" -> "b"'):
+        main.run(config(prior__train__steps=4), workdir)
+    rooms.reads = {"store": {"encoder": "a"}}
+    main.run(config(prior__train__steps=4), workdir)
+
+
+def test_another_model_is_refused_and_a_mistake_is_not_remembered(workdir, rooms, tmp_path):
+    with pytest.raises(UserError, match="prior.width: 8 -> 16"):
+        main.run(config(prior__width=16), workdir)
+    with pytest.raises(UserError, match="train.batch=0"):
+        main.run(config(prior__train__batch=0), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    main.run(config(), tmp_path / "new")
+
+
+def test_codes_that_are_elsewhere_need_no_encoder(rooms, workdir, tmp_path, capsys):
+    main.run(config(codes__path=str(workdir / "codes")), tmp_path / "W2")
+    assert rooms.ran == ["codes", "prior", "samples"] and not (tmp_path / "W2" / "encoder").exists()
+    assert f"encoder: not needed, codes are those of {workdir / 'codes'}" in capsys.readouterr().out

@@ -1,0 +1,83 @@
+"""The command line in one process: which recipe, which fields, which workdir. What is wrong with it is in test_errors.py."""
+
+import json
+from pathlib import Path
+
+import pytest
+from test_configs import ROOT, load
+
+from dlc_jax import command
+from dlc_jax.errors import UserError
+
+RECIPE = str(ROOT / "configs" / "quickstart.py")
+
+
+def parse(*arguments):
+    return command.parse(["dlc", *arguments])
+
+
+@pytest.fixture
+def written(tmp_path):
+    """What a run left: its recipe, with a field that was set on the command line."""
+    config = load(Path(RECIPE), "tiny")
+    config.seed = 5
+    (tmp_path / "W").mkdir()
+    (tmp_path / "W" / "config.json").write_text(json.dumps(config.to_dict()))
+    return tmp_path / "W" / "config.json"
+
+
+def test_a_recipe_its_variant_and_fields():
+    config, workdir = parse(f"--config={RECIPE}:tiny", "--config.seed=3", "--config.encoder.train.steps=7", "--workdir=there")
+    assert (config.seed, config.encoder.train.steps, config.prior.train.steps, workdir) == (3, 7, 24, Path("there"))
+    config, workdir = parse(
+        "--config", RECIPE, "--config.steps=('prior', 'generator')", "--config.generator.objective.time=(0, 1.5)"
+    )
+    assert config.steps == ("prior", "generator") and config.generator.objective.time == (0, 1.5)
+    assert (config.seed, workdir) == (0, Path("runs/quickstart"))
+
+
+def test_what_a_run_wrote_down_is_a_recipe_and_goes_on_where_it_is(written):
+    config, workdir = parse(f"--config={written}")
+    assert (config.seed, config.encoder.train.steps, workdir) == (5, 24, written.parent)
+    config, workdir = parse(
+        "--config", str(written), "--workdir=elsewhere", "--config.seed=6", "--config.generator.train.clip=2.5"
+    )
+    assert (config.seed, config.generator.train.clip, workdir) == (6, 2.5, Path("elsewhere"))
+    assert parse(f"--config={written.rename(written.with_name('mine.json'))}")[1] == Path("runs/mine")
+
+
+def test_values_that_were_null_can_be_set(written):
+    config, _ = parse(f"--config={written}", "--config.encoder.model.layer_scale=0.1")
+    assert config.encoder.model.layer_scale == 0.1 and config.generator.model.out_channels is None
+
+
+@pytest.mark.parametrize("flag", ["--config.codes=W1/codes", "--config.codes.path=W1/codes"])
+def test_codes_of_another_run(flag, written):
+    for recipe in (RECIPE, str(written)):
+        config, _ = parse(f"--config={recipe}", flag)
+        assert config.codes.path == "W1/codes" and config.codes.encoder == "encoder"
+
+
+def test_fields_of_the_call_before_are_forgotten():
+    parse(f"--config={RECIPE}", "--config.seed=3", "--workdir=there")
+    config, workdir = parse(f"--config={RECIPE}")
+    assert (config.seed, workdir) == (0, Path("runs/quickstart"))
+
+
+@pytest.mark.parametrize("value", ["('late', 1.0)", "(1.0,)", "(1.0, 2.0, 3.0)", "late"])
+def test_tuples_keep_their_kind(value):
+    with pytest.raises(UserError, match=r"generator.objective.time=.* is not of the kind of \(0.8, 1.0\)"):
+        parse(f"--config={RECIPE}", f"--config.generator.objective.time={value}")
+
+
+def test_a_disk_that_refuses_is_one_line(capsys):
+    def full():
+        raise OSError(28, "No space left on device", "W/samples/pictures/a.png")
+
+    assert command.outcome(full) == 2
+    assert (
+        capsys.readouterr().err
+        == "dlc_jax: W/samples/pictures/a.png: No space left on device; make room, then run the same command\n"
+    )
+    with pytest.raises(FileNotFoundError):  # not the disk's: a mistake in the code shows where it is
+        command.outcome(lambda: open("/nowhere/at/all"))
