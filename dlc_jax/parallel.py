@@ -103,6 +103,11 @@ def _nested(devices, inner: tuple[int, ...], outer: tuple[int, ...]) -> np.ndarr
     return np.block(grid.reshape(outer).tolist())
 
 
+def unsplit(mesh: Mesh) -> Mesh:
+    """The same devices without `fsdp`: batches lie as before, parameters are whole but for `tensor`."""
+    return Mesh(mesh.devices.reshape(-1, 1, mesh.shape["tensor"]), AXES, axis_types=mesh.axis_types)
+
+
 def shares(mesh: Mesh) -> int:
     """The number of shares that a batch is split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

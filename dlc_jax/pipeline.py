@@ -2,17 +2,22 @@
 
     from dlc_jax import pipeline
     p = pipeline.load("runs/quickstart")
-    codes = p.encode(images)                 # uint8 [b, y, x, c] -> int32 [b, l]
-    images = p.decode(codes)                 # back
-    images = p.decode(p.sample_codes(16))    # unconditional
-    images = p.decode(p.compose([a, b], seed=0))
+    codes = p.encode(images)                                 # uint8 [b, y, x, c] -> int32 [b, l]
+    images = p.decode(codes, seed=0)                         # back
+    images = p.sample(16, seed=0)                            # new ones: p.decode(p.sample_codes(16, seed=0), seed=1)
+    images = p.decode(p.compose([a, b], weights=(1, 3)))     # a and b: images, or their codes
 
-Every draw has its own key, folded from the seed and the sample's number, so that results do not depend on the batch size. Functions are
-compiled once per shape; the last batch is padded.
+Soft codes are points of the simplices instead of their corners. The generator reads both:
+
+    s = p.simplices(images, temperature=0.3)                 # float32 [b, l, v]
+    images = p.decode(0.5 * s[:8] + 0.5 * s[8:])             # half of each at every position
+    images = p.decode(p.compose([a, b], temperature=0.3))    # values drawn from that mean, position by position
+
+Every draw has its own key, folded from the seed and the sample's number, so that results do not depend on the batch size, and a long job
+can be done in parts (`first`). Functions are compiled once per shape; the last batch is padded.
 """
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,31 +26,41 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dlc_jax import checkpoint, parallel
+from dlc_jax import checkpoint, parallel, recipe
+from dlc_jax import workdir as home
+from dlc_jax.data import inputs
 from dlc_jax.diffusion import flow, guidance, masked, sample, schedules
 from dlc_jax.errors import UserError
 from dlc_jax.evals import composition
 from dlc_jax.models.dit import RULES, DiT
 from dlc_jax.models.masked_transformer import MaskedTransformer
-from dlc_jax.models.simplicial import Encoder
+from dlc_jax.models.simplicial import Encoder, relax
 from dlc_jax.models.vit import standardize
 from dlc_jax.stage import Program
 from dlc_jax.step import cast
 
+NETWORKS = {"encode": "encoder", "sample_codes": "prior", "decode": "generator"}
+WHOLE = 4 * 2**30  # bytes of the largest network that every device keeps whole
+
 
 def load(workdir: str | Path, *, batch: int = 128) -> "Pipeline":
-    """The pipeline of a finished run.
+    """The pipeline of a run, which samples as the `samples` section of its recipe does. A network is loaded when first used.
+
+    Args:
+      batch: examples per call of a network; it is rounded up to what the devices here divide.
 
     Raises:
-      UserError: `workdir` holds no run.
+      UserError: `workdir` holds no run, or its config.json is damaged.
     """
-    path = Path(workdir) / "config.json"
-    if not path.exists():
-        raise UserError(
-            f"{workdir} holds no run (no config.json); train one with python -m dlc_jax.main --config=configs/quickstart.py"
-        )
-    config = ml_collections.ConfigDict(json.loads(path.read_text()))
-    return Pipeline(config, Path(workdir), mesh=parallel.make_mesh(), batch=batch)
+    config = ml_collections.ConfigDict(home.read_config(workdir))
+    mesh = parallel.make_mesh()
+    batch = -(-max(1, batch) // parallel.shares(mesh)) * parallel.shares(mesh)
+    if "samples" not in config:
+        return Pipeline(config, Path(workdir), mesh=mesh, batch=batch)
+    section = config.samples
+    names = {network: section[network] for network in ("encoder", "prior", "generator")}
+    settings = {"calls": section.calls, "steps": section.sampling_steps, "guidance": section.guidance, "method": section.method}
+    return Pipeline(config, Path(workdir), mesh=mesh, batch=batch, **names, **settings)
 
 
 class Pipeline:
@@ -56,79 +71,163 @@ class Pipeline:
       mesh: over which batches are split.
       batch: examples per call of a network; the mesh must divide it.
       encoder, prior, generator: which steps of the recipe are used.
+      calls, steps, guidance, method: how codes and images are sampled unless a call says otherwise; see `sample_codes`, `decode`.
     """
 
-    def __init__(self, config, workdir: Path, *, mesh, batch=128, encoder="encoder", prior="prior", generator="generator"):
-        parallel.check_batch(batch, mesh, accumulate=1, where="samples")
-        self.config, self.workdir, self.mesh, self.batch = config, Path(workdir), mesh, batch
-        self._names = {"encoder": encoder, "prior": prior, "generator": generator}
-
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """uint8 images [b, y, x, c] to codes int32 [b, l]: the argmax of every simplex."""
-        return self._run(self._encode, self._params("encoder"), np.asarray(images))
-
-    def sample_codes(self, count: int, *, seed: int = 0, calls: int | None = None, temperature: float = 1.0) -> np.ndarray:
-        """`count` new codes int32 [count, l] in `calls` calls of the prior; None makes one call per position."""
-        calls = calls or self.config[self._names["prior"]].model.positions
-        function = functools.partial(self._sample_codes, calls=calls, temperature=temperature)
-        return self._run(function, self._params("prior"), _keys(seed, count))
-
-    def decode(
+    def __init__(
         self,
-        codes: np.ndarray | None,
+        config,
+        workdir: Path,
         *,
-        seed: int = 0,
-        count: int | None = None,
+        mesh,
+        batch: int = 128,
+        encoder: str = "encoder",
+        prior: str = "prior",
+        generator: str = "generator",
+        calls: int = 0,
         steps: int = 50,
         guidance: float = 1.0,
         method: str = "heun",
+    ):
+        parallel.check_batch(batch, mesh, accumulate=1, where="samples")
+        self.config, self.workdir, self.mesh, self.batch = config, Path(workdir), mesh, batch
+        self._names = {"encoder": encoder, "prior": prior, "generator": generator}
+        self.calls, self.steps, self.guidance, self.method = calls, steps, guidance, method
+
+    @property
+    def size(self) -> int:
+        """Side of the images that the encoder reads."""
+        return self._section("encoder").model.image
+
+    def encode(self, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+        """Images uint8 [b, y, x, c] to codes int32 [b, l]: the likeliest value of every position.
+
+        Gray is repeated, and another size than the encoder's is scaled and center-cropped; a list may hold several sizes.
+
+        Raises: UserError if these are no such images.
+        """
+        images = inputs.fit(images, size=self.size)
+        return self._run(self._encode, "encoder", images)
+
+    def simplices(self, images: np.ndarray | Sequence[np.ndarray], *, temperature: float = 1.0) -> np.ndarray:
+        """Images, as in `encode`, to soft codes float32 [b, l, v]: softmax of logits / temperature (above 0), without noise."""
+        if not temperature > 0 or not np.isfinite(temperature):
+            raise UserError(f"simplices: temperature={temperature} must be above 0; the limit at 0 is encode")
+        images = inputs.fit(images, size=self.size)
+        return self._run(self._simplices, "encoder", images, np.full(len(images), temperature, np.float32))
+
+    def sample_codes(
+        self, count: int, *, seed: int = 0, first: int = 0, calls: int | None = None, temperature: float = 1.0
     ) -> np.ndarray:
-        """Codes int32 [b, l] to uint8 images [b, y, x, c]; None with a `count` draws from a generator trained without codes.
+        """`count` new codes int32 [count, l] in `calls` calls of the prior; 0 makes one call per position, which is exact."""
+        length = self._section("prior").model.positions
+        calls = (self.calls if calls is None else calls) or length
+        function = functools.partial(self._sample_codes, calls=calls, temperature=temperature)
+        return self._run(function, "prior", _keys(seed, count, first))
+
+    def decode(
+        self, codes: np.ndarray | None, *, seed: int = 0, count: int | None = None, first: int = 0,
+        steps: int | None = None, guidance: float | None = None, method: str | None = None, params=None,
+    ) -> np.ndarray:  # fmt: skip
+        """Codes int [b, l] or soft ones float [b, l, v] to uint8 images [b, y, x, c]; what is None is as the pipeline has it.
+
+        Args:
+          codes: None, with a `count`, draws from a generator trained without codes.
+          steps: of the integrator; heun calls the generator twice in each, euler once.
+          guidance: 1 is none, above 1 leans to the codes.
+          method: "heun" or "euler".
+          params: of the generator; None are those saved in the workdir.
 
         Raises:
-          UserError: a code outside of [0, V).
+          UserError: codes of another shape or type, outside of [0, V), or no points of simplices.
         """
-        function = functools.partial(self._decode, steps=steps, scale=guidance, method=method)
+        section = self._drawing()
+        function = functools.partial(
+            self._decode,
+            steps=self.steps if steps is None else steps,
+            scale=float(self.guidance if guidance is None else guidance),
+            method=self.method if method is None else method,
+        )
+        if codes is None and section.model.positions:
+            raise UserError(f"{self._names['generator']} was trained with codes; give some, as from sample_codes or encode")
         if codes is None:
-            return self._run(function, self._params("generator"), _keys(seed, count))
-        codes = np.asarray(codes, np.int32)
-        values = self.config[self._names["generator"]].model["values"]
-        if codes.size and (codes.min() < 0 or codes.max() >= values):
-            raise UserError(f"decode: codes must lie in 0..{values - 1}; found {codes.min()}..{codes.max()}")
-        return self._run(function, self._params("generator"), _keys(seed, len(codes)), codes)
+            return self._run(function, "generator", _keys(seed, count or 0, first), params=params)
+        codes = self._checked(codes, "decode")
+        return self._run(function, "generator", _keys(seed, len(codes), first), codes, params=params)
 
-    def compose(self, parents: Sequence[np.ndarray], *, seed: int = 0, weights: Sequence[float] | None = None) -> np.ndarray:
-        """Mixes codes: every position is copied from one of the parents [b, l], drawn by `weights`. Source: arXiv 2507.12318, section 4."""
-        return composition.mix(parents, seed=seed, weights=weights)
+    def sample(
+        self, count: int, *, seed: int = 0, first: int = 0, calls: int | None = None, temperature: float = 1.0, **sampling
+    ) -> np.ndarray:
+        """New images uint8 [count, y, x, c]: codes as `sample_codes` draws them, then `decode` with `sampling`.
+
+        Args:
+          first: number of the first image: images [n, n + count) of a seed are these of any longer call.
+        """
+        codes = None
+        if self._drawing().model.positions:
+            codes = self.sample_codes(count, seed=seed, first=first, calls=calls, temperature=temperature)
+        return self.decode(codes, seed=seed + 1, count=count, first=first, **sampling)
+
+    def compose(
+        self, parents: Sequence[np.ndarray], *, weights: Sequence[float] | None = None, keep: Sequence[int] = (),
+        temperature: float = 0.0, seed: int = 0, first: int = 0,
+    ) -> np.ndarray:  # fmt: skip
+        """Codes int32 [b, l] put together from parents, each images [b, y, x, c], codes [b, l] or simplices [b, l, v].
+
+        Every position is copied from one parent, drawn by `weights`; those of `keep` always from the first. Above temperature 0 the value
+        of an image is drawn from its simplex there, so all of it from the weighted mean of the simplices. See `composition.mix`.
+        Source: arXiv 2507.12318, section 4.
+
+        Raises:
+          UserError: parents of different lengths or kinds that do not go together; weights or positions to keep that do not fit.
+        """
+        parents = [np.asarray(parent) for parent in parents]
+        if not parents:
+            raise UserError("compose: there are no parents")
+        if temperature and any(parent.ndim != 4 for parent in parents):
+            raise UserError("compose: a temperature is for images; simplices have theirs, and codes are corners already")
+        read = functools.partial(self.simplices, temperature=temperature) if temperature else self.encode
+        found = [read(parent) if parent.ndim == 4 else self._checked(parent, "compose") for parent in parents]
+        if len({len(parent) for parent in found}) > 1:
+            raise UserError(f"compose: parents hold the same number of examples; they hold {[len(parent) for parent in found]}")
+        numbers = first + np.arange(len(found[0]))
+        try:
+            return composition.mix(found, seed=seed, weights=weights, keep=keep, position=numbers).astype(np.int32)
+        except ValueError as error:
+            raise UserError(f"compose: {error}") from error
 
     def abstract(self, program: str):
         """Shapes and placements of the parameters that "encode", "sample_codes" or "decode" reads."""
-        network = {"encode": "encoder", "sample_codes": "prior", "decode": "generator"}[program]
-        shapes = jax.eval_shape(functools.partial(cast, dtype=self._dtype(network)), self._model(network)[1])
-        return parallel.abstract(shapes, parallel.shardings(shapes, self.mesh, rules=RULES, strict=False))
+        network = NETWORKS[program]
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, self._dtype(network), sharding=leaf.sharding), self._placed(network)
+        )
 
     def lower(self, program: str):
-        """ "encode", "sample_codes" or "decode" lowered for the mesh from shapes alone, as the run's samples are drawn."""
-        params = self.abstract(program)
+        """Lowers "encode", "sample_codes" or "decode" for the mesh, from shapes alone and with the pipeline's settings."""
+        network = NETWORKS[program]
+        (model, _), mesh = self._model(network), self._mesh(network)
 
         def batch(shape, dtype):
-            return jax.ShapeDtypeStruct((self.batch, *shape), dtype, sharding=jax.NamedSharding(self.mesh, parallel.BATCH))
+            return jax.ShapeDtypeStruct((self.batch, *shape), dtype, sharding=jax.NamedSharding(mesh, parallel.BATCH))
 
         keys = batch((), jax.random.key(0).dtype)
-        with jax.set_mesh(self.mesh):
-            if program == "encode":
-                size = self.config[self._names["encoder"]].model.image
-                return jax.jit(self._encode).lower(params, batch((size, size, 3), jnp.uint8))
-            if program == "sample_codes":
-                positions = self._model("prior")[0].positions
-                function = functools.partial(self._sample_codes, calls=positions, temperature=1.0)
-                return jax.jit(function).lower(params, keys)
-            positions = self._model("generator")[0].positions
-            codes = [batch((positions,), jnp.int32)] if positions else []
-            return jax.jit(functools.partial(self._decode, steps=50, scale=1.5, method="heun")).lower(params, keys, *codes)
+        if program == "encode":
+            function, arguments = self._encode, [batch((self.size, self.size, 3), jnp.uint8)]
+        elif program == "sample_codes":
+            function, arguments = functools.partial(self._sample_codes, calls=self.calls or model.positions, temperature=1.0), [keys]
+        else:
+            function = functools.partial(self._decode, steps=self.steps, scale=self.guidance, method=self.method)
+            arguments = [keys, *([batch((model.positions,), jnp.int32)] if model.positions else [])]
+        with jax.set_mesh(mesh):
+            return jax.jit(function).lower(self.abstract(program), *arguments)
 
     def _encode(self, params, images):
         return self._model("encoder")[0].apply({"params": params}, standardize(images), method="codes")
+
+    def _simplices(self, params, images, temperature):
+        logits = self._model("encoder")[0].apply({"params": params}, standardize(images))["logits"]
+        return relax(logits, "softmax", temperature=temperature[:, None, None])
 
     def _sample_codes(self, params, keys, *, calls, temperature):
         model, _ = self._model("prior")
@@ -148,6 +247,26 @@ class Pipeline:
         x = sample.flow_sample(function, keys, shape, schedules.uniform_grid(steps), method=method)
         return jnp.clip(jnp.round((x + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
+    def _section(self, network: str):
+        name = self._names[network]
+        if name not in self.config:
+            raise UserError(f"{self.workdir} is a run whose recipe has no step {name!r}")
+        return self.config[name]
+
+    def _drawing(self):
+        """The generator's section, of one that draws pixels."""
+        section = self._section("generator")
+        if section.latents:
+            raise UserError(f"{self._names['generator']} draws latents; this version has no decoder that makes images of them")
+        return section
+
+    def _checked(self, codes: np.ndarray, where: str) -> np.ndarray:
+        """Codes int32 [b, l] or float32 [b, l, v] that the generator can read."""
+        model = self._section("generator").model
+        if not model.positions:
+            raise UserError(f"{where}: {self._names['generator']} was trained without codes, so it reads none")
+        return inputs.check_codes(codes, length=model.positions, values=model["values"], where=where)
+
     @functools.cache  # noqa: B019, a pipeline lives as long as its networks
     def _model(self, network: str):
         section = self.config[self._names[network]].model
@@ -166,33 +285,46 @@ class Pipeline:
         return self.config[self._names[network]].train.dtype
 
     @functools.cache  # noqa: B019
-    def _params(self, network: str):
+    def _mesh(self, network: str):
+        """A sampler reads all parameters in every one of its calls: small networks are kept whole, so that nothing is sent for it."""
+        size = sum(leaf.size for leaf in jax.tree.leaves(self._model(network)[1])) * jnp.dtype(self._dtype(network)).itemsize
+        return parallel.unsplit(self.mesh) if size <= WHOLE else self.mesh
+
+    def _placed(self, network: str):
         _, shapes = self._model(network)
-        placed = parallel.abstract(shapes, parallel.shardings(shapes, self.mesh, rules=RULES, strict=False))
-        params = checkpoint.load_params(self.workdir / self._names[network] / "checkpoints", placed)
+        return parallel.abstract(shapes, parallel.shardings(shapes, self._mesh(network), rules=RULES, strict=False))
+
+    @functools.cache  # noqa: B019
+    def _params(self, network: str):
+        where = recipe.trained(self.config, self.workdir, self._names[network])
+        params = checkpoint.load_params(where / "checkpoints", self._placed(network))
         return cast(params, self._dtype(network))  # once, not in every call
 
     @functools.cache  # noqa: B019
     def _jit(self, function, keywords):
         return jax.jit(functools.partial(function, **dict(keywords)))
 
-    def _run(self, function, params, *arrays) -> np.ndarray:
-        """Calls a function of (params, batch of each array) on padded batches, and joins the results."""
+    def _run(self, function, network: str, *arrays, params=None) -> np.ndarray:
+        """Calls a function of (params, batch of each array) on padded batches, and joins the results; None are the network's params."""
+        if not len(arrays[0]):
+            raise UserError("there is nothing to do: give one image, one code or a count of 1 at least")
         keywords = ()
         if isinstance(function, functools.partial):
             function, keywords = function.func, tuple(sorted(function.keywords.items()))
         jitted = self._jit(function, keywords)
+        mesh = self._mesh(network) if params is None else self.mesh
+        params = self._params(network) if params is None else params
         count, found = len(arrays[0]), []
         for start in range(0, count, self.batch):
             rows = np.minimum(np.arange(start, start + self.batch), count - 1)
-            with jax.set_mesh(self.mesh):
-                batch = [jax.device_put(array[rows], jax.NamedSharding(self.mesh, parallel.BATCH)) for array in arrays]
+            with jax.set_mesh(mesh):
+                batch = [jax.device_put(array[rows], jax.NamedSharding(mesh, parallel.BATCH)) for array in arrays]
                 found.append(np.asarray(jitted(params, *batch)))
         return np.concatenate(found)[:count]
 
 
-def _keys(seed: int, count: int):
-    return jax.vmap(lambda number: jax.random.fold_in(jax.random.key(seed), number))(jnp.arange(count))
+def _keys(seed: int, count: int, first: int):
+    return jax.vmap(lambda number: jax.random.fold_in(jax.random.key(seed), number))(first + jnp.arange(count))
 
 
 def programs(pipeline, *, batch: int, flops) -> dict[str, Program]:

@@ -11,6 +11,7 @@ A verb is imported when it is called: `dlc --help` is quick, and `dlc plan` can 
 
 import argparse
 import importlib
+import os
 import sys
 
 from dlc_jax import command
@@ -20,6 +21,11 @@ from dlc_jax.errors import UserError
 VERBS = {
     "plan": ("compile a step of a recipe for a machine that is not here: does it fit, what does it cost?", True),
     "train": ("run the steps of a recipe, each resumed or skipped", True),
+    "info": ("what a workdir holds: how far each step is, sizes, metrics, versions", False),
+    "sample": ("draw new images from a run", False),
+    "encode": ("write down the codes of images", False),
+    "compose": ("draw images that have something of each of several images", False),
+    "data": ("look at a place of images, or convert it to ArrayRecord shards", False),
 }
 
 
@@ -30,7 +36,13 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code: 0 done, 1 what a verb says it means, 2 a mistake of the user (one line), 75 stopped and saved."""
-    return command.outcome(lambda: _run(sys.argv[1:] if argv is None else argv))
+    try:
+        code = command.outcome(lambda: _run(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader, such as `| head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+        return 0
 
 
 def _run(argv: list[str]) -> int | None:

@@ -46,6 +46,8 @@ def run(arguments, rest) -> int:
     ]
     if not work:
         raise UserError("dlc plan: nothing to compile: these steps are jobs without a large computation")
+    for step, name in work:
+        estimate.check(config, step=step, name=name, machine=target)
     if arguments.shardings:
         _shardings(config, work, target)
         return 0

@@ -1,0 +1,100 @@
+"""dlc compose -w W A.png B.png [C.png …]: images decoded from codes put together of several images' codes, below their parents."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from dlc_jax.cli import networks
+from dlc_jax.data import inputs
+from dlc_jax.errors import UserError
+from dlc_jax.evals import samples
+
+EXAMPLE = "dlc compose -w runs/quickstart a.png b.png --weights 1,3 --keep 0-11 --count 8 --out composition.png"
+COLUMNS = 8
+
+
+def arguments(parser) -> None:
+    networks.add_workdir(parser)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="the parents, two or more")
+    parser.add_argument(
+        "--weights", type=numbers, metavar="X,Y,…", help="how often a position is copied from each parent; equally"
+    )
+    parser.add_argument(
+        "--keep", type=positions, default=(), metavar="I,J-K,…", help="positions always from the first parent; none"
+    )
+    parser.add_argument(
+        "--temperature", type=temperature, default=0.0, metavar="T",
+        help="above 0, values are drawn from the mean of the parents' simplices at that temperature; 0 copies their codes",
+    )  # fmt: skip
+    parser.add_argument("--count", type=networks.whole, default=COLUMNS, metavar="N", help=f"how many to compose; {COLUMNS}")
+    networks.add_sampling(parser)
+    parser.add_argument("--out", default="composition.png", metavar="FILE.png", help="the picture; composition.png")
+
+
+def run(arguments, rest) -> None:
+    out, count = Path(arguments.out), arguments.count
+    if out.suffix.lower() != ".png":
+        raise UserError(f"dlc compose: --out={out} is no .png file")
+    if len(arguments.images) < 2:
+        raise UserError("dlc compose: give two images at least")
+    loaded = networks.load(arguments, max(count, len(arguments.images)))
+    images = [inputs.read(Path(path)) for path in arguments.images]
+    networks.prepare(out, out.parent)
+    networks.say_resized(networks.resized(images, loaded.size), len(images), loaded.size)
+    if arguments.temperature:
+        parents = loaded.simplices(images, temperature=arguments.temperature)
+    else:
+        parents = loaded.encode(images)
+    mixing = {"weights": arguments.weights, "keep": arguments.keep, "seed": arguments.seed}
+    loaded.compose(parents[:, None], **mixing)  # what is wrong with the arguments is said before anything is decoded
+    how = networks.sampling(arguments, loaded)
+    children = []
+    for start, stop in networks.parts(count, loaded.batch, "compose"):
+        repeated = [np.broadcast_to(parent, (stop - start, *parent.shape)) for parent in parents]
+        codes = loaded.compose(repeated, first=start, **mixing)
+        children.append(loaded.decode(codes, seed=arguments.seed + 1, first=start, **how))
+    with networks.writing(out):
+        samples.save_png(out, picture(images, np.concatenate(children)))
+    print(f"wrote {out}: {count} compositions of {len(images)} images")
+
+
+def picture(parents: list[np.ndarray], children: np.ndarray) -> np.ndarray:
+    """The parents in a row, and their children in rows below, as large as the children are."""
+    size = children.shape[1]
+    children, parents = inputs.fit(children, size=size), inputs.fit(parents, size=size)
+    columns = max(len(parents), min(len(children), COLUMNS))
+    rows = {"parents": parents}
+    for start in range(0, len(children), columns):
+        rows[f"composed {start + 1}" if start else "composed"] = children[start : start + columns]
+    paper = np.full((columns, size, size, 3), samples.PAPER, np.uint8)
+    return samples.labelled_rows({name: np.concatenate([row, paper[len(row) :]]) for name, row in rows.items()}, columns=columns)
+
+
+def numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 1,3") from None
+
+
+def positions(text: str) -> list[int]:
+    found = []
+    for part in text.split(","):
+        low, _, high = part.partition("-")
+        if not low.isdecimal() or not (high or low).isdecimal() or (part.endswith("-")) or int(high or low) < int(low):
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of positions such as 0-11,20")
+        if int(high or low) >= 2**20:
+            raise argparse.ArgumentTypeError(f"{text!r} has positions that no code has")
+        found += range(int(low), int(high or low) + 1)
+    return found
+
+
+def temperature(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
+    return found

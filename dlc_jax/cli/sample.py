@@ -1,0 +1,45 @@
+"""dlc sample -w W [-n 64] [--out grid.png|DIR]: new images of a run, as one picture or as a folder of them."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from dlc_jax.cli import networks
+from dlc_jax.errors import UserError
+from dlc_jax.evals import samples
+
+EXAMPLE = "dlc sample -w runs/quickstart -n 64 --steps 12 --guidance 1.5 --seed 0 --out grid.png"
+MOST = 1024  # images of a grid
+
+
+def arguments(parser) -> None:
+    networks.add_workdir(parser)
+    parser.add_argument("-n", "--number", type=networks.whole, default=64, metavar="N", help="how many images; 64")
+    networks.add_sampling(parser)
+    parser.add_argument("--out", default="samples.png", metavar="PATH", help="a .png: a grid; else a folder of .png; samples.png")
+
+
+def run(arguments, rest) -> None:
+    out, count = Path(arguments.out), arguments.number
+    grid = out.suffix.lower() == ".png" and not out.is_dir()
+    if out.suffix and not grid and not out.is_dir():
+        raise UserError(f"dlc sample: --out={out} is neither a .png nor a folder")
+    if grid and count > MOST:
+        raise UserError(f"dlc sample: a grid of {count} images cannot be looked at; give --out=FOLDER, or at most -n {MOST}")
+    loaded = networks.load(arguments, count)
+    networks.prepare(out, out.parent if grid else out)
+    how = networks.sampling(arguments, loaded)
+    shown = []
+    for start, stop in networks.parts(count, loaded.batch, "sample"):
+        images = loaded.sample(stop - start, first=start, seed=arguments.seed, **how)
+        if grid:
+            shown.append(images)
+            continue
+        with networks.writing(out):
+            for number, image in zip(range(start, stop), images, strict=True):
+                samples.save_png(out / f"{number:06d}.png", image)
+    if grid:
+        with networks.writing(out):
+            samples.save_png(out, samples.grid(np.concatenate(shown), columns=math.ceil(math.sqrt(count))))
+    print(f"wrote {out}: {count} images")

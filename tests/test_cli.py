@@ -1,0 +1,293 @@
+"""The verbs that use trained networks, and info: each as a person runs it, and what each refuses in one line."""
+
+import errno
+import json
+import os
+import pathlib
+import re
+import runpy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlc_jax import cli, workdir
+from dlc_jax.cli import VERBS, compose, networks
+from dlc_jax.data.shapes import Shapes
+from dlc_jax.errors import UserError
+from dlc_jax.evals import samples
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FOREIGN = re.compile(r"WARNING: All log messages|[IWE]\d{4} |\w+ \d+/\d+ images")  # logs of compiled libraries, progress
+STEPS = ("encoder", "codes", "probe", "prior", "generator", "samples")
+
+
+def run(*arguments, cwd=ROOT):
+    """(exit code, stdout, stderr without what is not ours) of a command; one device, as eight simulated ones are only slower."""
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=800
+    )
+    err = "".join(f"{line}\n" for line in done.stderr.splitlines() if not FOREIGN.match(line))
+    return done.returncode, done.stdout, err
+
+
+def refused(capsys, *arguments):
+    """Runs a verb in this process, checks that it refuses in one line, and returns the line."""
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and err.startswith("dlc_jax: ") and "Traceback" not in err, out + err
+    return err
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three images of the set's size, and a gray one of another."""
+    source = Shapes(split="validation", image=16, count=3, seed=0, positions=False)
+    for name, index in zip("abc", range(3)):
+        Image.fromarray(source[index]["image"]).save(tmp_path / f"{name}.png")
+    Image.fromarray(source[0]["image"]).convert("L").resize((50, 40)).save(tmp_path / "gray.jpg")
+    return tmp_path
+
+
+@pytest.fixture
+def untrained(tmp_path):
+    """A workdir whose run has only just begun."""
+    home = tmp_path / "untrained"
+    home.mkdir()
+    config = runpy.run_path(str(ROOT / "configs" / "quickstart.py"))["get_config"]("tiny")
+    (home / "config.json").write_text(json.dumps(config.to_dict()))
+    return home
+
+
+# ---- without trained networks
+
+
+@pytest.mark.parametrize("verb", ["info", "sample", "encode", "compose"])
+def test_help_has_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main([verb, "--help"])
+    assert left.value.code == 0
+    out = capsys.readouterr().out
+    assert f"\n  dlc {verb} " in out.partition("example:")[2] and VERBS[verb][0][1:] in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("sample", "--workdir"),
+        ("sample -w {untrained} -n 0", "0"),
+        ("sample -w {untrained} -n some", "some"),
+        ("sample -w {untrained} --sampler rk4", "heun"),
+        ("sample -w {untrained} --seed -1", "seed"),
+        ("sample -w {untrained} --seed 4294967296", "4294967296"),
+        ("sample -w {untrained} --stpes 3", "--stpes"),
+        ("sample -w {untrained} --out {here}/a.jpg", "a.jpg"),
+        ("sample -w {untrained} --out {here}/a.png -n 5000", "5000"),
+        ("sample -w {untrained} --out {here}/a.png/grid.png", "a.png"),
+        ("sample -w {untrained} --out {here}/new.png", "train this step first"),
+        ("sample -w {here}/nowhere", "nowhere does not exist"),
+        ("sample -w {here}", "no run"),
+        ("encode -w {untrained}", "IMAGE"),
+        ("encode -w {untrained} {here}/nothing.png", "nothing.png"),
+        ("encode -w {untrained} {here}/text.png", "text.png"),
+        ("encode -w {untrained} {here}/text.png --out {here}/codes.npy", "codes.npy"),
+        ("encode -w {untrained} {here}/empty", "empty"),
+        ("encode -w {untrained} {here}/a.png", "train this step first"),
+        ("compose -w {untrained} {here}/a.png", "two images"),
+        ("compose -w {untrained} {here}/a.png {here}/text.png", "text.png"),
+        ("compose -w {untrained} {here}/a.png {here}/b.png --weights 1;3", "1;3"),
+        ("compose -w {untrained} {here}/a.png {here}/b.png --keep 3-1", "3-1"),
+        ("compose -w {untrained} {here}/a.png {here}/b.png --keep 1,,2", "1,,2"),
+        ("compose -w {untrained} {here}/a.png {here}/b.png --temperature -1", "temperature"),
+        ("compose -w {untrained} {here}/a.png {here}/b.png --out {here}/x", "x is no .png"),
+        ("info {here}/nowhere", "nowhere does not exist"),
+        ("info {here}/a.png", "not a folder"),
+        ("info {here}/empty", "no run"),
+    ],
+)
+def test_refused_in_one_line(arguments, words, pictures, untrained, capsys):
+    (pictures / "text.png").write_text("no image")
+    (pictures / "empty").mkdir()
+    before = sorted(pictures.rglob("*"))
+    assert words in refused(capsys, *arguments.format(here=pictures, untrained=untrained).split())
+    assert sorted(pictures.rglob("*")) == before  # nothing is left behind
+
+
+def test_positions():
+    assert compose.positions("0-2,7") == [0, 1, 2, 7] and compose.positions("5") == [5]
+
+
+def test_picture_of_a_composition():
+    parents = [np.full((40, 30, 3), 10, np.uint8), np.full((8, 8, 3), 20, np.uint8)]
+    children = np.full((11, 8, 8, 1), 30, np.uint8)
+    found = compose.picture(parents, children)
+    rows = samples.labelled_rows({"composed 9": np.zeros((8, 8, 8, 3), np.uint8)}, columns=8)
+    assert found.shape == (3 * rows.shape[0], rows.shape[1], 3)  # parents, eight children, three more
+    side, images = 64 * 64, found[:, -8 * 66 :]  # beside the labels
+    assert [int((images == level).all(-1).sum()) for level in (10, 20, 30)] == [side, side, 11 * side]
+    assert (images[10, 10] == 10).all() and (images[10, 10 + 66] == 20).all()  # the first parent stands first
+
+
+def test_a_disk_that_refuses_is_told(tmp_path):
+    with pytest.raises(UserError, match="grid.png: No space left on device; make room"), networks.writing(tmp_path / "grid.png"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_parts_cover_all_and_tell_the_time_left(capsys, monkeypatch):
+    clock = iter(range(0, 10_000, 30))
+    monkeypatch.setattr("dlc_jax.cli.progress.time.monotonic", lambda: next(clock))
+    assert list(networks.parts(10, 4, "work")) == [(0, 4), (4, 8), (8, 10)]
+    out, err = capsys.readouterr()
+    assert out == "" and "work 4/10" in err and "ETA" in err
+
+
+def test_info_of_a_run_that_has_only_begun(untrained, capsys):
+    assert cli.main(["info", str(untrained)]) == 0
+    out = capsys.readouterr().out
+    assert all(re.search(rf"  {step} +not started\n", out) for step in STEPS)
+
+
+def test_info_of_half_finished_steps(untrained, capsys):
+    config = json.loads((untrained / "config.json").read_text())
+    config["encoder"]["train"]["steps"] = config["prior"]["train"]["steps"] = 40
+    (untrained / "config.json").write_text(json.dumps(config))
+    for step, done in (("encoder", 40), ("prior", 20)):  # the prior was made longer since
+        (untrained / step / "checkpoints" / "16").mkdir(parents=True)
+        (untrained / step / "checkpoints" / "16.sha256.json").write_text("{}")
+        (untrained / step / "checkpoints" / "24.damaged").mkdir()
+        (untrained / step / "done.json").write_text(json.dumps({"steps": done}))
+        (untrained / step / "seconds.json").write_text(json.dumps({"before": 0.0, "seconds": 90.0, "step": done}))
+        rows = [{"step": 8, "loss": 3.0, "validation/loss": 1.5}, {"step": 16, "loss": 2.0, "validation/loss": 1.75}]
+        (untrained / step / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 17, "lo')
+    (untrained / "results.json").write_text(json.dumps({"probe/shape": 0.25, "probe/count": 5, "seconds/encoder": 12.0}))
+    with workdir.lock(untrained):
+        assert cli.main(["info", str(untrained)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"encoder +complete, 40 steps, 1 damaged checkpoint set aside +[\d.]+ kB +12.0 s", out)
+    assert re.search(r"prior +20 of 40 steps, saved at 16, 1 damaged checkpoint set aside +[\d.]+ kB +1 min 30 s", out)
+    assert "prior: training 2 at step 16; validation 1.75, best 1.5 at step 8" in out
+    assert "probe: shape 0.25\n" in out and "a checkpoint that cannot be read" in out
+    assert f"in use by process {os.getpid()}" in out
+    assert cli.main(["info", str(untrained)]) == 0
+    assert "not in use" in capsys.readouterr().out
+
+
+def test_steps_of_a_variant_stand_in_the_order_in_which_they_were_finished(untrained, capsys):
+    config = json.loads((untrained / "config.json").read_text())
+    (untrained / "config.json").write_text(json.dumps(config | {"steps": ["without_codes"]}))
+    for step, day in (("encoder", 1), ("prior", 3), ("codes", 2)):
+        (untrained / step).mkdir()
+        (untrained / step / "done.json").write_text(json.dumps({"steps": 30, "finished": f"2026-01-0{day} 10:00:00 +0000"}))
+    assert cli.main(["info", str(untrained)]) == 0
+    assert re.findall(r"^  (\w+) +(?:complete|not)", capsys.readouterr().out, re.M) == [
+        "encoder",
+        "codes",
+        "prior",
+        "without_codes",
+    ]
+
+
+def test_a_reader_that_leaves_is_no_error(untrained):
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-u", "-m", "dlc_jax.cli", "info", str(untrained)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait() == 0 and "BrokenPipe" not in err, err
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"steps": 3, "encoder": "none", "prior": {"train": 1}}', ""])
+def test_info_of_a_damaged_workdir(untrained, capsys, text):
+    for step in ("encoder", "prior"):
+        (untrained / step).mkdir()
+        for name in ("done.json", "seconds.json", "metrics.jsonl", "checkpoints"):
+            (untrained / step / name).write_text(text)
+    for name in ("config.json", "results.json"):
+        (untrained / name).write_text(text)
+    assert cli.main(["info", str(untrained)]) == 0
+    out = capsys.readouterr().out
+    assert "  encoder " in out and "  prior " in out
+    assert text.startswith('{"steps') or ("damaged: config.json" in out and "damaged: results.json" in out)
+
+
+# ---- with trained ones
+
+
+def slow(test):
+    """The first of these tests also trains, for 25 seconds where nothing else runs."""
+    return pytest.mark.slow(pytest.mark.timeout(900)(test))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    home = tmp_path_factory.mktemp("trained") / "run"
+    code, out, err = run("dlc_jax.cli", "train", "--config=configs/quickstart.py:tiny", f"--workdir={home}")
+    assert code == 0, out + err
+    return home
+
+
+@slow
+def test_info(trained):
+    code, out, err = run("dlc_jax.cli", "info", trained)
+    assert (code, err) == (0, ""), err
+    assert all(re.search(rf"  {step} +complete", out) for step in STEPS)
+    assert "encoder: training" in out and "jax" in out.partition("versions:")[2] and "unconditional: " in out
+
+
+@slow
+def test_sample(trained, tmp_path):
+    arguments = ["dlc_jax.cli", "sample", "-w", trained, *"-n 9 --steps 2 --sampler euler --guidance 2 --seed 5".split()]
+    code, out, err = run(*arguments, "--out", "new/grid.png", cwd=tmp_path)
+    assert (code, err) == (0, "") and out.splitlines()[-1] == "wrote new/grid.png: 9 images"
+    assert out.splitlines()[0] == "2 steps of euler, guidance 2, seed 5"
+    grid = np.asarray(Image.open(tmp_path / "new" / "grid.png"))
+    assert grid.shape == (3 * 66 + 2, 3 * 66 + 2, 3) and grid.std() > 5
+    code, out, err = run(*arguments, "--out", "folder", "--batch", 4, cwd=tmp_path)
+    assert (code, err) == (0, "") and out.splitlines()[-1] == "wrote folder: 9 images"
+    files = sorted((tmp_path / "folder").iterdir())
+    assert [file.name for file in files] == [f"{number:06d}.png" for number in range(9)]
+    single = samples.grid(np.stack([np.asarray(Image.open(file)) for file in files]), columns=3)
+    assert np.abs(single.astype(int) - grid).max() <= 1  # other batches, the same images
+
+
+@slow
+def test_encode(trained, pictures):
+    code, out, err = run("dlc_jax.cli", "encode", "-w", trained, "a.png", "gray.jpg", cwd=pictures)
+    assert (code, err) == (0, "")
+    assert "1 of 2 images resized to 16 x 16 pixels" in out
+    printed = dict(line.split(": ") for line in out.splitlines() if ": " in line)
+    assert list(printed) == ["a.png", "gray.jpg"] and len(printed["a.png"].split()) == 36
+    (pictures / "text.png").write_text("no image")
+    code, out, err = run("dlc_jax.cli", "encode", "-w", trained, ".", "--out", "codes.npz", "--batch", 2, cwd=pictures)
+    assert (code, err) == (0, "") and out.splitlines()[-1] == "wrote codes.npz: codes of 4 images, 36 positions each"
+    assert "left out 1 of 5: text.png" in out
+    with np.load(pictures / "codes.npz") as saved:
+        codes = dict(zip(saved["names"].tolist(), saved["codes"]))
+    assert sorted(codes) == ["a.png", "b.png", "c.png", "gray.jpg"]
+    assert " ".join(map(str, codes["a.png"])) == printed["a.png"]
+
+
+@slow
+def test_compose(trained, pictures):
+    arguments = ("dlc_jax.cli", "compose", "-w", trained, "a.png", "b.png", "gray.jpg", "--count", 4, "--steps", 2)
+    code, out, err = run(*arguments, "--weights", "1,2,1", "--keep", "0-11,20", "--out", "composed.png", cwd=pictures)
+    assert (code, err) == (0, "") and out.splitlines()[-1] == "wrote composed.png: 4 compositions of 3 images"
+    assert "1 of 3 images resized" in out
+    assert np.asarray(Image.open(pictures / "composed.png")).std() > 5
+    code, out, err = run(*arguments, "--temperature", 0.5, "--seed", 3, "--out", "soft.png", cwd=pictures)
+    assert (code, err) == (0, "") and out.splitlines()[-1].startswith("wrote soft.png")
+    code, out, err = run(*arguments, "--keep", "36", "--out", "kept.png", cwd=pictures)
+    assert code == 2 and "0..35; got 36" in err and err.count("\n") == 1 and not (pictures / "kept.png").exists()
+
+
+@slow
+def test_a_step_that_is_not_trained_yet(trained, tmp_path):
+    half = tmp_path / "half"
+    half.mkdir()
+    for name in ("config.json", "encoder"):
+        (half / name).symlink_to(trained / name)
+    code, out, err = run("dlc_jax.cli", "sample", "-w", half, "-n", 2, cwd=tmp_path)
+    assert code == 2 and err.count("\n") == 1 and "half/prior" in err and "train this step first" in err
