@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from dlc_jax import pipeline
+from dlc_jax.data import sources
 from dlc_jax.data.codes import CodeStore
-from dlc_jax.data.shapes import Shapes
 from dlc_jax.evals import composition
 from dlc_jax.evals.judge import Judge
 from dlc_jax.evals.probe import linear_probe
@@ -18,12 +18,12 @@ NAMES, CLASSES, COUNT = ("shape", "color", "background", "size"), (6, 6, 4, 2), 
 def main(workdir: Path) -> None:
     networks = pipeline.load(workdir)
     config = networks.config
-    options, settings = config.data.options, config.samples
+    settings = config.samples
     values, kinds = config.encoder.model["values"], sorted(config.encoder.crops)
-    judge = Judge(image=options.image)
+    judge = Judge(image=config.data.image)
 
     def read(split, count):
-        source = Shapes(split=split, **options)
+        source = sources.source(split=split, **config.data)
         return CodeStore(workdir / "codes" / split).codes()[:count], np.stack(
             [source[index]["factors"] for index in range(count)]
         )

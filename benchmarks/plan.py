@@ -92,9 +92,9 @@ HEAD = (
 def row(found) -> str:
     if "error" in found:
         return f"| {found['case']} | | | error | {found['error'][-120:]} | | | | | | | |"
-    moved = found["collectives"] or {}
+    moved = found["collectives"]
     kinds = ("reduce-scatter", "all-gather", "all-reduce")
-    moves = ", ".join(f"{moved[kind]['bytes'] / GIB:.2f}" if kind in moved else "0" for kind in kinds) if moved else "unread"
+    moves = ", ".join(f"{moved[kind]['bytes'] / GIB:.2f}" if kind in moved else "0" for kind in kinds) if moved is not None else "unread"
     mesh = "x".join(str(size) for size in found["mesh"].values())
     took = [f"{found['seconds'] * 1e3:.0f}", f"{found['utilization']:.0%}"] if found["seconds"] else ["", ""]
     cells = [

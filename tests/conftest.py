@@ -41,3 +41,9 @@ def shared_data() -> pathlib.Path:
 def tmp_workdir(tmp_path) -> str:
     """A workdir that does not exist yet; a run makes it."""
     return str(tmp_path / "workdir")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Indexes and conversions of images go into a folder of this session, also those of subprocesses."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Layers, and what each room may import of ours beside its own files. `typing` and `errors` are allowed to everybody.
 LAYERS = [
     ["typing", "errors"],
-    ["parallel", "diffusion", "data", "metrics", "optim", "workdir", "command"],
+    ["parallel", "diffusion", "data", "metrics", "optim", "workdir", "command", "recipe"],
     ["kernels", "checkpoint"],
     ["models", "losses", "interop"],
     ["stage", "step"],
@@ -25,7 +25,7 @@ LAYERS = [
     ["pipeline"],
     ["stages"],
     ["train"],
-    ["report", "plan"],
+    ["report", "plan", "agenda"],
     ["main", "cli"],
 ]
 LAYER = {room: index for index, rooms in enumerate(LAYERS) for room in rooms}
@@ -50,6 +50,7 @@ MAY_IMPORT = {
     "train": {"stage", "step", "parallel", "checkpoint", "metrics", "optim", "data", "workdir"},
     "report": below(9) - {"train"},
     "plan": below(9),  # it compiles what `train` runs
+    "agenda": below(8),
     "main": ALL,
     "cli": ALL,
 }
@@ -61,7 +62,7 @@ OUTSIDE = {
     "errors": set(),
     "parallel": {"jax", "numpy"},
     "diffusion": {"jax", "jaxtyping", "numpy"},
-    "data": {"jax", "numpy", "ml_dtypes", "grain", "PIL", "tensorflow_datasets", "array_record", "etils", "ml_collections"},
+    "data": set("jax numpy ml_dtypes grain PIL tensorflow_datasets array_record etils ml_collections pyarrow".split()),
     "metrics": {"jax", "numpy", "clu", "tensorboardX", "wandb", "absl", "PIL", "etils"},
     "optim": {"jax", "optax", "ml_collections"},
     "workdir": {"jax", "etils", "ml_collections"},

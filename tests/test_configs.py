@@ -14,6 +14,7 @@ import pytest
 from dlc_jax import optim, parallel, train
 from dlc_jax.data import sources
 from dlc_jax.data.transforms import MultiCrop
+from dlc_jax.metrics import Writer
 from dlc_jax.models.dit import SIZES, DiT
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.models.simplicial import Encoder
@@ -52,12 +53,15 @@ def test_sections_list_every_argument_of_their_constructor(path):
         assert set(section.train) == arguments(Plan), name
         assert set(section.optimizer) == arguments(optim.make) - {"steps"}, name
         assert set(section.model) == arguments(MODELS[section.stage]), name
+        if "grid" in section:
+            assert set(section.grid) == arguments(generator.Grid), name
         if "objective" in section:
             assert set(section.objective) == arguments(OBJECTIVES[section.stage]), name
         if "crops" in section:
             assert all(set(kind) == arguments(MultiCrop) for kind in section.crops.values()), name
     assert set(config.mesh) == {"data", "fsdp", "tensor"}
-    assert set(config.data.options) == arguments(sources.SOURCES[config.data.name]) - {"split"}
+    assert set(config.log) <= arguments(Writer) and {"tensorboard", "wandb"} == set(config.log)
+    assert set(config.data) == {"name"} | arguments(sources.SOURCES[config.data.name]) - {"split"}
     assert all(name in config for name in config.steps)
 
 
@@ -104,7 +108,7 @@ def test_every_imagenet_variant_builds_any_step_alone(tmp_path):
         positions, values = map(int, code.split("x"))
         for step in load(IMAGENET).steps:
             config = load(IMAGENET, f"{code},{step},{pixels}px,{size}")
-            assert config.steps == (step,) and config.data.options.image == pixels
+            assert config.steps == (step,) and config.data.image == pixels
             made = STAGES[config[step].stage](config, step=step, workdir=tmp_path)
             assert all(each.flops > 0 for each in ([made] if isinstance(made, Stage) else made.programs.values()))
             if step in ("encoder", "prior", "generator"):

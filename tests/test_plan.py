@@ -17,13 +17,14 @@ GIB = 2**30
 SMALL = ("--config=configs/imagenet256.py:generator,S", "--config.generator.model.depth=1")
 
 needs_tpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install '.[tpu]'")
-needs_cuda = pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda12_plugin") is None, reason="no CUDA plug-in: pip install '.[cuda-plan]'"
-)
+CUDA = os.environ.get("DLC_CUDA_PLAN", "")  # a folder with the plug-in; beside the environment, for jax is never quiet with it
+needs_cuda = pytest.mark.skipif(not CUDA, reason="DLC_CUDA_PLAN names no folder with the packages of the extra cuda-plan")
 
 
 def dlc(*arguments, **environment):
-    environment = os.environ | {"XLA_FLAGS": "", "COLUMNS": "120"} | environment
+    """As in a shell of a user's: neither the tests' eight devices nor their platform."""
+    outside = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    environment = outside | {"COLUMNS": "120"} | environment
     return subprocess.run(
         [sys.executable, "-m", "dlc_jax.cli", "plan", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
     )
@@ -191,7 +192,7 @@ def test_out_of_memory_is_a_finding_not_a_crash():
 @needs_cuda
 @pytest.mark.slow
 def test_gpu_step_fits_and_its_gradients_are_reduce_scattered():
-    done = dlc("--json", "--topology=h200:8", *SMALL)
+    done = dlc("--json", "--topology=h200:8", *SMALL, PYTHONPATH=os.pathsep.join([CUDA, str(ROOT)]))
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     (found,) = json.loads(done.stdout)
     assert found["fits"] and found["collectives"]["reduce-scatter"]["bytes"] > 50 * found["collectives"]["all-reduce"]["bytes"]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from dlc_jax import parallel
 from dlc_jax.errors import UserError
 from dlc_jax.plan import machine, program
 
@@ -195,3 +196,26 @@ def test_what_is_not_foreign_comes_out(capfd):
 def test_a_machine_is_not_changed_by_hand():
     with pytest.raises(dataclasses.FrozenInstanceError):
         machine.TPU["v5e"].flops = 1.0
+
+
+@tpu
+@pytest.mark.parametrize("name, fsdp", [("v5e:16x16", 16), ("v5e:8x16", 16), ("v5p:4x4x8", 8), ("v6e:16x16", 16)])
+def test_neighbors_on_fsdp_are_neighbors_on_the_torus(name, fsdp):
+    """Every group is a ring: each device one hop from the next, the last from the first."""
+    devices = machine.find(name).devices
+    sides = [max(device.coords[axis] for device in devices) + 1 for axis in range(3)]
+    mesh = parallel.make_mesh(data=-1, fsdp=fsdp, devices=devices)
+
+    def hops(one, other):
+        return sum(min((a - b) % side, (b - a) % side) for a, b, side in zip(one.coords, other.coords, sides))
+
+    for group in mesh.devices[:, :, 0]:
+        assert [hops(group[place - 1], group[place]) for place in range(fsdp)] == [1] * fsdp
+
+
+@tpu
+def test_slices_stay_whole_on_the_mesh():
+    mesh = parallel.make_mesh(data=2, fsdp=16, dcn_data=2, devices=machine.find("2*v5e:4x4").devices)
+    assert [{device.slice_index for device in group.ravel()} for group in mesh.devices] == [{0}, {1}]
+    with pytest.raises(UserError, match="these devices are 2 slices, .* set mesh.dcn_data=2"):
+        parallel.make_mesh(data=2, fsdp=16, devices=machine.find("2*v5e:4x4").devices)

@@ -81,16 +81,25 @@ def programs(config, step: str) -> dict[str, Program]:
     return dict(made.programs)
 
 
+def check(config, *, step: str, name: str, machine: Machine) -> None:
+    """Refuses, before anything is compiled, what the mesh cannot divide.
+
+    Raises:
+      UserError: the mesh does not fit the number of devices, or the batch the mesh.
+    """
+    mesh = parallel.make_mesh(**config.mesh, devices=machine.devices)
+    where, accumulate = (f"{step}.train", config[step].train.accumulate) if name == "train" else (step, 1)
+    parallel.check_batch(programs(config, step)[name].batch, mesh, accumulate=accumulate, where=where)
+
+
 def estimate(config, *, step: str, name: str, machine: Machine) -> Estimate:
     """Compiles the program `name` of a recipe's section `step` for a machine.
 
     Raises:
-      UserError: the mesh or the batch does not fit the number of devices; the compiler refuses for another reason than device memory.
+      UserError: the compiler refuses for another reason than device memory; see also `check`.
     """
     made = programs(config, step)[name]
     mesh = parallel.make_mesh(**config.mesh, devices=machine.devices)
-    accumulate = config[step].train.accumulate if name == "train" else 1
-    parallel.check_batch(made.batch, mesh, accumulate=accumulate, where=f"{step}.train" if name == "train" else step)
     start = time.monotonic()
     lowered = made.lower(mesh)
     lowered_at = time.monotonic()
@@ -134,6 +143,7 @@ def estimate(config, *, step: str, name: str, machine: Machine) -> Estimate:
         host_bytes=int(metrics.peak_memory_gb() * 1e9),
         advice="",
     )
+    accumulate = config[step].train.accumulate if name == "train" else 1
     return found if found.fits else dataclasses.replace(found, advice=advice(found, accumulate=accumulate))
 
 
