@@ -1,5 +1,6 @@
 """What `dlc plan` prints of an estimate."""
 
+import textwrap
 from collections.abc import Sequence
 
 import jax
@@ -9,6 +10,7 @@ from dlc_jax.plan.estimate import Estimate, bytes_here
 from dlc_jax.plan.machine import Machine
 
 GIB = 2**30
+WIDTH = 130  # columns
 
 
 def paragraph(found: Estimate, machine: Machine) -> str:
@@ -29,13 +31,14 @@ def paragraph(found: Estimate, machine: Machine) -> str:
         lines.append(f"            {machine.hbm_note}")
     if found.advice:
         lines.append(f"  change    {found.advice}")
-    lines.append(f"  moves     {moves(found)}")
+    lines += textwrap.wrap(moves(found), WIDTH, initial_indent="  moves     ", subsequent_indent=" " * 12)
     lines.append(f"  computes  {found.flops / 1e12:.3g} TFLOP a device, of the model alone")
     if found.seconds:
+        rate = found.batch / found.seconds
         lines.append(
-            f"  takes     about {duration(found.seconds)}: {found.batch / found.seconds:,.3g} examples/s, "
-            f"{found.utilization:.0%} of peak; from {found.how}"
+            f"  takes     about {duration(found.seconds)}: {rate:,.{0 if rate >= 100 else 2}f} examples/s, {found.utilization:.0%} of peak"
         )
+        lines += textwrap.wrap(f"from {found.how}", WIDTH, initial_indent=" " * 12, subsequent_indent=" " * 12)
     lines.append(
         f"  compiled  in {found.lower_seconds:.1f} + {found.compile_seconds:.1f} s, lowered and compiled; "
         f"{found.host_bytes / GIB:.1f} GiB of host memory at most"
