@@ -31,6 +31,11 @@ SHORT = (
 )
 
 
+def slow(test):
+    """Slow, and far from its limit even where other work keeps the cores busy."""
+    return pytest.mark.slow(pytest.mark.timeout(900)(test))
+
+
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
     """Where programs are kept: every run below compiles the same ones."""
@@ -95,7 +100,7 @@ def of_folder(tmp_path_factory, compiled):
     return folder, place / "run", trained(place / "run", folder, compiled, *SHORT)
 
 
-@pytest.mark.slow
+@slow
 def test_a_folder_trains_to_the_end(tmp_path, compiled):
     folder = write_folder(tmp_path / "images", images())
     results = trained(tmp_path / "run", folder, compiled)
@@ -113,7 +118,7 @@ def test_a_folder_trains_to_the_end(tmp_path, compiled):
     assert refused.returncode == 2 and "data.image: 32 -> 64" in refused.stderr
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "folder"] + ["records"])
 def test_every_kind_of_place_trains_to_the_same_codes(kind, of_folder, tmp_path, compiled):
     folder, other, expected = of_folder
@@ -126,20 +131,20 @@ def test_every_kind_of_place_trains_to_the_same_codes(kind, of_folder, tmp_path,
         np.testing.assert_array_equal(codes, CodeStore(other / "codes" / split).codes())
 
 
-@pytest.mark.slow
+@slow
 def test_idx_files_train(tmp_path, compiled):
     results = trained(tmp_path / "run", write_idx(tmp_path / "idx"), compiled, *SHORT, variant="28px,tiny")
     assert (results["codes/train_count"], results["codes/validation_count"]) == (64, 32) and "probe/label" in results
 
 
-@pytest.mark.slow
+@slow
 def test_files_without_classes_train_without_a_probe(tmp_path, compiled):
     folder = write_folder(tmp_path / "images", {name.replace("/", "_"): data for name, data in images().items()})
     results = trained(tmp_path / "run", folder, compiled, *SHORT)
     assert results["codes/train_count"] + results["codes/validation_count"] == COUNT and "probe/label" not in results
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize(
     "place, variant, counts",
     [
@@ -182,7 +187,7 @@ def test_variants():
         load(CONFIG, "large")
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("variant, step", list(itertools.product(("28px", "64px", "latent256"), STEPS)))
 def test_variants_lower(variant, step, tmp_path):
     config = load(CONFIG, variant)
@@ -192,7 +197,7 @@ def test_variants_lower(variant, step, tmp_path):
     assert all("dot_general" in each.as_text() for each in lowered)
 
 
-@pytest.mark.slow
+@slow
 def test_the_encoder_of_latent256_trains_at_reduced_size(of_folder, tmp_path, compiled):
     fields = {"model.width": 64, "model.depth": 2, "model.heads": 2, "model.hidden": 64, "model.prototypes": 64}
     fields |= {"model.positions": 16, "objective.koleo_group": 4, "train.batch": 4}

@@ -69,10 +69,11 @@ def make(config, *, step: str, workdir) -> Job:
         def rebuild(split, prefix):
             images, codes, factors = read(split, section.count)
             decoded = networks.decode(codes, seed=config.seed + 2)
-            shown = samples.enlarge(images[:SHOWN])
+            some = sources.choose(images, SHOWN)  # not the first: files are sorted by class
+            shown = samples.enlarge(images[some])
             values = config[section.generator].model["values"]
-            cells = samples.code_cells(codes[:SHOWN], values=values, size=shown.shape[1])
-            rows = {"real": shown, "its code": cells, "from its code": samples.enlarge(decoded[:SHOWN])}
+            cells = samples.code_cells(codes[some], values=values, size=shown.shape[1])
+            rows = {"real": shown, "its code": cells, "from its code": samples.enlarge(decoded[some])}
             picture(
                 prefix,
                 samples.labelled_rows(rows),
