@@ -26,6 +26,7 @@ def parse(argv: list[str]):
       UserError: no recipe, an unknown one, an unknown field, a value of another type.
     """
     argv, written = _written_down(argv)
+    argv, hidden = _hidden_fields(argv)
     values, recipe, workdir = _flags(argv)
     try:
         rest = values(argv)[1:]
@@ -38,6 +39,8 @@ def parse(argv: list[str]):
         raise UserError("no recipe: give --config=configs/quickstart.py, or another file of configs/")
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: fields are set as --config.NAME=VALUE")
+    for name, value in hidden.items():
+        _set(recipe.value, name, value)
     path = written or Path(config_flags.get_config_filename(values["config"]))
     usual = path.parent if path.name == "config.json" else Path("runs") / path.stem
     return recipe.value, Path(workdir.value or usual)
@@ -82,6 +85,30 @@ def _written_down(argv: list[str]) -> tuple[list[str], Path | None]:
             argument = argument.replace("codes=", "codes.path=", 1)
         joined.append(argument)
     return joined, found
+
+
+def _hidden_fields(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """(argv without them, {name: value}) of the fields called `values`: the flag library finds a method of that name first."""
+    found = {}
+    for argument in argv:
+        if match := re.fullmatch(r"-{1,2}config\.((?:\w+\.)+values)=(.*)", argument):
+            found[match[1]] = match[2]
+    return [argument for argument in argv if not re.match(r"-{1,2}config\.(?:\w+\.)+values=", argument)], found
+
+
+def _set(config, name: str, value: str) -> None:
+    """Sets an integer field by its dotted name."""
+    *path, last = name.split(".")
+    for part in path:
+        if part not in config:
+            raise UserError(f"command line: unknown field {name!r}")
+        config = config[part]
+    if last not in config:
+        raise UserError(f"command line: unknown field {name!r}")
+    try:
+        config[last] = int(value)
+    except ValueError:
+        raise UserError(f"command line: {name}={value!r} is not a whole number") from None
 
 
 def _flags(argv: list[str]):

@@ -58,6 +58,18 @@ def test_codes_of_another_run(flag, written):
         assert config.codes.path == "W1/codes" and config.codes.encoder == "encoder"
 
 
+def test_fields_that_are_called_like_a_method_of_the_config():
+    config, _ = parse(f"--config={RECIPE}", "--config.prior.model.values=8", "--config.seed=3")
+    assert (config.prior.model["values"], config.seed) == (8, 3)
+    for argument, message in (
+        ("--config.prior.model.values=eight", "prior.model.values='eight' is not a whole number"),
+        ("--config.priot.model.values=8", "unknown field 'priot.model.values'"),
+        ("--config.prior.values=8", "unknown field 'prior.values'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            parse(f"--config={RECIPE}", argument)
+
+
 def test_fields_of_the_call_before_are_forgotten():
     parse(f"--config={RECIPE}", "--config.seed=3", "--workdir=there")
     config, workdir = parse(f"--config={RECIPE}")
