@@ -158,7 +158,8 @@ def test_one_split_and_another_field(place, tmp_path):
 
 # At the fourth time that a file takes its final name: one shard of three is complete, the second has only its own file.
 AT_FOURTH = """
-import os, pathlib, time
+import os, pathlib, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background with interrupts ignored
 left, rename = 4, pathlib.Path.rename
 def counted(*arguments):
     global left
