@@ -3,6 +3,8 @@
 import io
 import json
 import resource
+import subprocess
+import sys
 import time
 
 import jax.numpy as jnp
@@ -230,3 +232,6 @@ def test_peak_memory():
     before = metrics.peak_memory_gb()
     block = np.ones(40_000_000, np.uint8)
     assert 0.02 < metrics.peak_memory_gb() < 64 and metrics.peak_memory_gb() >= before and block.all()
+    held = metrics.peak_memory_gb()
+    subprocess.run([sys.executable, "-c", "x = bytearray(3_000_000_000)"], check=True)
+    assert metrics.peak_memory_gb() < held + 1

@@ -225,9 +225,9 @@ class Writer:
 
 
 def peak_memory_gb() -> float:
-    """Largest memory ever held, in 1e9 bytes: this process and, on top, the largest of its finished children."""
+    """Largest memory that this process ever held, in 1e9 bytes. Not its children: a fork that only starts git counts as large as its parent."""
     unit = 1 if sys.platform == "darwin" else 1024
-    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def device() -> str:
