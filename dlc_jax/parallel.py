@@ -29,9 +29,8 @@ BATCH = P(("data", "fsdp"))  # the leading axis of every batch
 SMALLEST = 2**16  # entries of the smallest array that is worth splitting
 STACKED = re.compile(r"(^|/)blocks/")  # parameters of scanned layers: axis 0 counts layers, and is never split
 
-Rules = tuple[
-    tuple[str, int, str], ...
-]  # (regular expression over the path, axis of one layer's shape, mesh axis that splits it)
+# (regular expression over the path, axis of one layer's shape, mesh axis that splits it)
+Rules = tuple[tuple[str, int, str], ...]
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, dcn_data: int = 1, dcn_fsdp: int = 1, devices=None) -> Mesh:
@@ -77,8 +76,10 @@ def _sizes(count: int, **sizes: int) -> dict[str, int]:
     if wrong:
         can = [size for size in range(1, count + 1) if count % size == 0]
         raise UserError(f"mesh.{wrong}={sizes[wrong]} does not divide the {count} devices; sizes that do: {_few(can)}")
-    shown = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
-    raise UserError(f"mesh: {shown} does not multiply to the {count} devices; set one of them to -1 and it is inferred")
+    shown = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size != -1)
+    if free:
+        raise UserError(f"mesh: {shown} is {fixed}, which does not divide the {count} devices; make one of them smaller")
+    raise UserError(f"mesh: {shown} is {fixed}, not the {count} devices here; set one of them to -1 and it is inferred")
 
 
 def _few(numbers: list[int]) -> str:
@@ -156,7 +157,7 @@ def placement(name: str, shape: tuple[int, ...], mesh: Mapping[str, int], rules:
             spec[axis] = "tensor"
     if mesh["fsdp"] > 1 and math.prod(shape) >= SMALLEST:
         free = [axis for axis, length in enumerate(shape) if spec[axis] is None and length % mesh["fsdp"] == 0]
-        if wanted.get("fsdp", 0) % len(shape) in free and "fsdp" in wanted:
+        if "fsdp" in wanted and wanted["fsdp"] % len(shape) in free:
             spec[wanted["fsdp"]] = "fsdp"
         elif free:
             spec[max(free, key=lambda axis: shape[axis])] = "fsdp"

@@ -38,8 +38,11 @@ def test_one_size_is_inferred():
         (dict(data=-1, fsdp=3), r"mesh.fsdp=3 does not divide the 8 devices; sizes that do: 1, 2, 4, 8$"),
         (dict(data=-1, fsdp=-1), "at most one -1"),
         (dict(data=0), "at most one -1"),
-        (dict(data=2, fsdp=2, tensor=1), "data 2 x fsdp 2 x tensor 1 does not multiply to the 8 devices; set one of them to -1"),
-        (dict(data=-1, fsdp=4, tensor=4), "does not multiply to the 8 devices"),
+        (dict(data=2, fsdp=2, tensor=1), "data 2 x fsdp 2 x tensor 1 is 4, not the 8 devices here; set one of them to -1"),
+        (
+            dict(data=-1, fsdp=4, tensor=4),
+            "fsdp 4 x tensor 4 is 16, which does not divide the 8 devices; make one of them smaller",
+        ),
         (dict(data=4, fsdp=2, dcn_data=3), "mesh.dcn_data=3 does not divide mesh.data=4"),
     ],
 )
@@ -79,7 +82,8 @@ def test_placement(name, shape, sizes, spec):
 
 def test_heads_that_tensor_does_not_divide_are_refused():
     with pytest.raises(
-        UserError, match=r"mesh.tensor=3 does not divide the 16 heads of qkv|16 heads of blocks/attention/qkv/kernel"
+        UserError,
+        match=r"mesh.tensor=3 does not divide the 16 heads of blocks/attention/qkv/kernel; sizes that do: 1, 2, 4, 8, 16$",
     ):
         parallel.placement("blocks/attention/qkv/kernel", (1152, 3, 16, 72), LARGE | {"tensor": 3}, RULES)
 

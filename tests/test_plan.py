@@ -131,6 +131,7 @@ def test_search_says_why_nothing_can_be_built(monkeypatch):
         (("--topology=v5e:2x2", *SMALL, "--config.generator.train.batch=6"), "generator.train.batch=6 does not divide by 4"),
         (("--topology=v5e:2x4", *SMALL, "--config.mesh.tensor=4"), "mesh.tensor=4 does not divide the 6 heads"),
         (("--topology=2*v5e:2x2", *SMALL), "set mesh.dcn_data=2"),
+        (("--topology=v5e:2x2", *SMALL, "--program=decode"), "programs of these steps: train"),
         (("--topology=v5e:2x2", *SMALL, "--step=generater"), "no step 'generater'"),
         (("--topology=v5e:2x2", *SMALL, "--config.generator.model.dept=3"), "did you mean 'depth'"),
         (("--topology=v5e:2x2", "--serch", *SMALL), "serch"),

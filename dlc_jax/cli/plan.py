@@ -38,14 +38,12 @@ def run(arguments, rest) -> int:
     target = machine.find(arguments.topology)
     from dlc_jax.plan import estimate
 
-    work = [
-        (step, name)
-        for step in ([arguments.step] if arguments.step else config.steps)
-        for name in estimate.programs(config, step)
-        if arguments.program in (None, name)
-    ]
+    steps = [arguments.step] if arguments.step else config.steps
+    known = [(step, name) for step in steps for name in estimate.programs(config, step)]
+    work = [(step, name) for step, name in known if arguments.program in (None, name)]
     if not work:
-        raise UserError("dlc plan: nothing to compile: these steps are jobs without a large computation")
+        there = ", ".join(sorted({name for _, name in known})) or "none, they are jobs without a large computation"
+        raise UserError(f"dlc plan: nothing to compile; programs of these steps: {there}")
     for step, name in work:
         estimate.check(config, step=step, name=name, machine=target)
     if arguments.shardings:

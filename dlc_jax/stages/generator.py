@@ -103,7 +103,7 @@ def make(config, *, step: str, workdir) -> Stage:
         return model.init(key, x, jnp.zeros((1,)), codes)["params"], {}
 
     def prepare(params, ema, extra, batch, frozen, step, key):
-        if not length:
+        if not length or not objective.foreign:
             return batch
         # Neighbors in the global batch, which a microbatch may not hold; another one for each position, so that the foreign values
         # agree on nothing: those of one image would teach the model to take all factors from the image that has most positions.
@@ -128,7 +128,8 @@ def make(config, *, step: str, workdir) -> Stage:
         u = schedules.stratified(batch["position"], plan.batch, shared_key(key, TIME))
         t = schedules.logit_normal(u, mean, deviation)
         noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(example_keys(key, batch["position"], NOISE))
-        codes = hide(batch["codes"], batch["other"], batch["position"], key) if length else None
+        other = batch["other" if objective.foreign else "codes"] if length else None  # without foreign values none is chosen
+        codes = hide(batch["codes"], other, batch["position"], key) if length else None
         prediction = model.apply({"params": params}, flow.interpolate(x, noise, t), t, codes)
         value = flow_loss(prediction, x, noise, t, kind=objective.prediction, floor=objective.floor).mean()
         return value, ({}, {})

@@ -1,4 +1,4 @@
-"""The stages of the quickstart keep the contract too: the same step on one device, on four, and accumulated."""
+"""The stages of the quickstart keep the contract too: the same step accumulated, a loss that falls. Devices: test_mesh.py."""
 
 import dataclasses
 
@@ -7,20 +7,17 @@ import numpy as np
 import pytest
 from test_contract import run
 
-from dlc_jax import parallel
 from dlc_jax.step import make_init, make_validation_step
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["encoder", "prior", "generator"])
-def test_one_device_four_devices_and_accumulation_agree(name, real_stages):
+def test_accumulation_equals_the_whole_step(name, real_stages):
     """Noise, masks and dropped codes follow the example; Sinkhorn sees the global batch; KoLeo's groups of 8 stay whole."""
-    alone, first, step = run(real_stages[name], steps=2)
-    assert step._cache_size() == 1
-    mesh = parallel.make_mesh(data=2, fsdp=2, devices=jax.devices()[:4])
-    for _, metrics, _ in (run(real_stages[name], steps=2, mesh=mesh), run(real_stages[name], steps=2, accumulate=2)):
-        np.testing.assert_allclose([m["loss"] for m in first], [m["loss"] for m in metrics], rtol=2e-5)
-        np.testing.assert_allclose([m["gradient_norm"] for m in first], [m["gradient_norm"] for m in metrics], rtol=1e-3)
+    alone, first, _ = run(real_stages[name], steps=2)
+    _, metrics, _ = run(real_stages[name], steps=2, accumulate=2)
+    np.testing.assert_allclose([m["loss"] for m in first], [m["loss"] for m in metrics], rtol=2e-5)
+    np.testing.assert_allclose([m["gradient_norm"] for m in first], [m["gradient_norm"] for m in metrics], rtol=1e-3)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(alone.params)))
 
 
