@@ -215,7 +215,10 @@ class Pipeline:
         if program == "encode":
             function, arguments = self._encode, [batch((self.size, self.size, 3), jnp.uint8)]
         elif program == "sample_codes":
-            function, arguments = functools.partial(self._sample_codes, calls=self.calls or model.positions, temperature=1.0), [keys]
+            function, arguments = (
+                functools.partial(self._sample_codes, calls=self.calls or model.positions, temperature=1.0),
+                [keys],
+            )
         else:
             function = functools.partial(self._decode, steps=self.steps, scale=self.guidance, method=self.method)
             arguments = [keys, *([batch((model.positions,), jnp.int32)] if model.positions else [])]
