@@ -145,7 +145,7 @@ def recipe(image: int, *, view: dict, encoder: dict, prior: dict, generator: dic
         dict(
             seed=0,
             steps=("encoder", "codes", "probe", "prior", "generator", "samples"),
-            mesh=dict(data=-1, fsdp=1, tensor=1),
+            mesh=dict(data=-1, fsdp=1, tensor=1, dcn_data=1, dcn_fsdp=1),
             log=dict(tensorboard=True, wandb=""),
             data=dict(
                 name="images", path=placeholder(str), image=image, crop="center", validation=0.1, limit=100, cache=placeholder(str),

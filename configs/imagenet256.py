@@ -95,7 +95,7 @@ def get_config(variant: str = "") -> ConfigDict:
         dict(
             seed=0,
             steps=tuple(steps) or STEPS,
-            mesh=dict(data=1, fsdp=-1, tensor=1),
+            mesh=dict(data=1, fsdp=-1, tensor=1, dcn_data=1, dcn_fsdp=1),
             log=dict(tensorboard=True, wandb=""),
             data=dict(
                 name="tfds", dataset="imagenet2012", train="train", validation="validation", image=pixels, field="image",

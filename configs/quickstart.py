@@ -71,7 +71,7 @@ def get_config(variant: str = "") -> ConfigDict:
         dict(
             seed=0,
             steps=("encoder", "codes", "probe", "prior", "generator", "samples"),
-            mesh=dict(data=-1, fsdp=1, tensor=1),
+            mesh=dict(data=-1, fsdp=1, tensor=1, dcn_data=1, dcn_fsdp=1),
             log=dict(tensorboard=True, wandb=""),
             data=dict(name="shapes", image=image, count=20_000, seed=0, positions=False),
             encoder=encoder,

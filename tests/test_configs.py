@@ -59,7 +59,7 @@ def test_sections_list_every_argument_of_their_constructor(path):
             assert set(section.objective) == arguments(OBJECTIVES[section.stage]), name
         if "crops" in section:
             assert all(set(kind) == arguments(MultiCrop) for kind in section.crops.values()), name
-    assert set(config.mesh) == {"data", "fsdp", "tensor"}
+    assert set(config.mesh) == arguments(parallel.make_mesh) - {"devices"}
     assert set(config.log) <= arguments(Writer) and {"tensorboard", "wandb"} == set(config.log)
     assert set(config.data) == {"name"} | arguments(sources.SOURCES[config.data.name]) - {"split"}
     assert all(name in config for name in config.steps)

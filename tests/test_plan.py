@@ -184,6 +184,17 @@ def test_tpu_step_fits_and_its_gradients_are_reduce_scattered():
 
 @needs_tpu
 @pytest.mark.slow
+def test_two_slices_are_set_by_the_fields_that_the_message_names():
+    recipe = (*SMALL, "--topology=2*v5e:2x4", "--config.mesh.data=2", "--config.mesh.fsdp=8")
+    refused = dlc(*recipe)
+    assert refused.returncode == 2 and "set mesh.dcn_data=2" in refused.stderr
+    done = dlc(*recipe, "--config.mesh.dcn_data=2")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "16 devices, mesh data 2 x fsdp 8" in done.stdout and "between slices" in done.stdout
+
+
+@needs_tpu
+@pytest.mark.slow
 def test_out_of_memory_is_a_finding_not_a_crash():
     done = dlc("--topology=v5e:1x1", *SMALL, "--config.generator.train.batch=32768", "--config.generator.model.remat=none")
     assert (done.returncode, done.stderr) == (1, ""), done.stderr
