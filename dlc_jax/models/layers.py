@@ -15,7 +15,7 @@ import numpy as np
 from dlc_jax.errors import UserError
 from dlc_jax.kernels.attention import attention
 from dlc_jax.parallel import constrain, matmul
-from dlc_jax.typing import Array, Bool, Float
+from dlc_jax.typing import Array, Bool, Float, Int, Key
 
 XAVIER = nn.initializers.xavier_uniform()
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the reference's layers without an initialization of their own start from
@@ -207,17 +207,70 @@ def unpatchify(patches: Float[Array, "b n p"], patch: int) -> Float[Array, "b y 
     return grid.reshape(b, side * patch, side * patch, -1)
 
 
+def drop_subsets(keys: Key[Array, "g"], *, depth: int, rows: int, rate: float) -> Int[Array, "depth 2 g keep"]:
+    """The rows whose residuals are computed under drop path: of every group and both residuals of every block, a random subset.
+
+    Stochastic depth (arXiv 1603.09382) by subsets of the batch, as DINOv2 trains: what is dropped is not computed. The groups are fixed,
+    so subsets depend neither on devices nor on processes, and whole groups on a device need nothing from another.
+
+    Args:
+      keys: one for each group.
+      rows: examples in a group.
+      rate: share that is dropped, from 0 to 1; keep = max(1, int(rows * (1 - rate))).
+
+    Returns:
+      places within the group, rising, int32.
+    """
+    keep = max(1, int(rows * (1 - rate)))
+    order = jnp.argsort(jax.vmap(lambda key: jax.random.uniform(key, (depth, 2, rows)))(keys), axis=-1)
+    return jnp.moveaxis(jnp.sort(order[..., :keep], axis=-1), 0, 2).astype(jnp.int32)
+
+
+def add_residual(x: Float[Array, "b n d"], residual: Callable, kept: Int[Array, "g keep"] | None = None) -> Float[Array, "b n d"]:
+    """x + residual(x), computed only for the rows `kept` of every group and there rows / keep times as large, so that its mean stays.
+
+    Shapes: residual takes and gives [rows, n, d], and treats each example alone. Other rows of x pass unchanged.
+
+    Args:
+      kept: see `drop_subsets`; the examples lie group by group. None computes every residual.
+
+    Raises:
+      UserError: the batch does not divide into the groups.
+    """
+    if kept is None:
+        return x + residual(x)
+    (b, *shape), (groups, keep) = x.shape, kept.shape
+    if b % groups:
+        raise UserError(f"a batch of {b} does not divide into {groups} groups of drop path")
+    known = {"unique_indices": True, "indices_are_sorted": True, "mode": "promise_in_bounds"}
+    grouped = x.reshape(groups, b // groups, *shape)
+    few = jax.vmap(lambda x, kept: x.at[kept].get(**known))(grouped, kept)
+    update = residual(few.reshape(groups * keep, *shape)) * (b // groups / keep)
+    return jax.vmap(lambda x, kept, y: x.at[kept].add(y, **known))(grouped, kept, update.reshape(few.shape)).reshape(x.shape)
+
+
 REMAT = ("none", "dots", "full")
 
 
-def scan_blocks(block: nn.Module, x: Array, *shared: object, depth: int, remat: str = "dots", unroll: int = 1) -> Array:
-    """Applies `depth` copies of a block, x = block(x, *shared), each with its own parameters, stacked along axis 0.
+def scan_blocks(
+    block: nn.Module,
+    x: Array,
+    *shared: object,
+    depth: int,
+    own: tuple = (),
+    every: bool = False,
+    remat: str = "dots",
+    unroll: int = 1,
+) -> Array:
+    """Applies `depth` copies of a block, x = block(x, *shared, *own), each with its own parameters, stacked along axis 0.
 
     One compiled layer serves them all, so that compile time does not grow with depth.
 
     Args:
       block: a module of the caller; its name becomes the name of the stacked parameters.
       shared: what every layer reads besides x: arrays, tuples of arrays, None.
+      own: what each layer reads of its own: arrays whose axis 0 counts layers, None.
+      every: returns the outputs of all blocks, [depth, ...], instead of the last one's.
       remat: what the backward pass finds stored: everything ("none"), the products of dense layers ("dots"), or only each block's
         input ("full"); the rest is computed again.
       unroll: layers in a turn of the loop, 0 for all: slower to compile, with fewer of the copies that a loop makes of what it stores.
@@ -228,8 +281,9 @@ def scan_blocks(block: nn.Module, x: Array, *shared: object, depth: int, remat: 
     if remat not in REMAT:
         raise UserError(f"remat={remat!r} is not one of {', '.join(REMAT)}")
 
-    def body(block, x, *shared):
-        return constrain(block(constrain(x), *shared)), None
+    def body(block, x, *inputs):
+        x = constrain(block(constrain(x), *inputs))
+        return x, (x if every else None)
 
     if remat != "none":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
@@ -239,8 +293,9 @@ def scan_blocks(block: nn.Module, x: Array, *shared: object, depth: int, remat: 
         body,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=nn.broadcast,
+        in_axes=(nn.broadcast,) * len(shared) + (0,) * len(own),
         length=depth,
         unroll=unroll or depth,
     )
-    return scanned(block, x, *shared)[0]
+    last, outputs = scanned(block, x, *shared, *own)
+    return outputs if every else last

@@ -165,20 +165,21 @@ class Encoder(nn.Module):
         keys: Key[Array, "b"] | None = None,
         temperature: float | Array = 1.0,
         masked: Bool[Array, "b n"] | None = None,
+        kept: Int[Array, "depth 2 g keep"] | None = None,
         read: tuple[int, int] | None = None,
     ) -> dict[str, Array]:
         """Everything a loss may want of normalized images.
 
         Args:
           keys, temperature: see `relax`; keys=None draws no noise.
+          masked, kept: see `ViT`.
           read: the range of positions from which the vector is made; see `Simplicial`.
-          masked: see `ViT`.
 
         Returns:
           vector [b d], the class token; logits and simplices [b l v]; prototypes [b p]; and the ViT's last block, not normalized:
           cls [b d], registers [b r d], patches [b n d].
         """
-        tokens = self.vit(images, masked=masked)
+        tokens = self.vit(images, masked=masked, kept=kept)
         codes = self.simplicial(_flat(tokens), keys=keys, temperature=temperature, read=read)
         vector = self.vit.normalize(codes.pop("vector"))
         return {**tokens, **codes, "vector": vector, "prototypes": self.head(vector)}
@@ -196,15 +197,16 @@ class Encoder(nn.Module):
         return self.vit.normalize(x)
 
 
-def flops(model: Encoder, *, image: int | None = None, codes: bool = False) -> float:
+def flops(model: Encoder, *, image: int | None = None, codes: bool = False, drop_path: float = 0.0) -> float:
     """FLOPs of a forward pass of one crop through ViT, simplicial head and DINO head; what is left out: `layers.block_flops`.
 
     Args:
       image: side of the crop in pixels; by default the model's.
       codes: counts `Encoder.codes`, which ends at the logits of the simplicial head.
+      drop_path: see `vit.flops`.
     """
     joint = model.positions * model.values
-    logits = vit_flops(model, image=image) + 2.0 * (1 + model.registers) * model.width * joint
+    logits = vit_flops(model, image=image, drop_path=drop_path) + 2.0 * (1 + model.registers) * model.width * joint
     if codes:
         return logits
     widths = (model.width, model.hidden, model.hidden, model.bottleneck, model.prototypes)

@@ -13,12 +13,13 @@ from dlc_jax.models.layers import (
     Dense,
     LayerNorm,
     Mlp,
+    add_residual,
     block_flops,
     patchify,
     scan_blocks,
     sincos_2d,
 )
-from dlc_jax.typing import Array, Bool, Float, UInt8
+from dlc_jax.typing import Array, Bool, Float, Int, UInt8
 
 SIZES = {
     "S": {"width": 384, "depth": 12, "heads": 6},
@@ -38,14 +39,16 @@ class Block(nn.Module):
     implementation: str | None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"], kept: Int[Array, "2 g keep"] | None = None) -> Float[Array, "b n d"]:
         width = x.shape[-1]
+        norm1, norm2 = LayerNorm(name="norm1"), LayerNorm(name="norm2")
         attend = Attention(
             self.heads, qk_norm=self.qk_norm, kernel_init=NORMAL, implementation=self.implementation, name="attention"
         )
-        x = x + self._scale("gamma1", attend(LayerNorm(name="norm1")(x)))
         mlp = Mlp(int(self.mlp_ratio * width), kernel_init=NORMAL, name="mlp")
-        return x + self._scale("gamma2", mlp(LayerNorm(name="norm2")(x)))
+        first, second = (None, None) if kept is None else kept
+        x = add_residual(x, lambda x: self._scale("gamma1", attend(norm1(x))), first)
+        return add_residual(x, lambda x: self._scale("gamma2", mlp(norm2(x))), second)
 
     def _scale(self, name, y):
         if self.layer_scale is None:
@@ -100,18 +103,27 @@ class ViT(nn.Module):
         self.blocks = Block(self.heads, self.mlp_ratio, self.layer_scale, self.qk_norm, self.implementation)
         self.norm = LayerNorm()
 
-    def __call__(self, images: Float[Array, "b y x c"], *, masked: Bool[Array, "b n"] | None = None) -> dict[str, Array]:
+    def __call__(
+        self,
+        images: Float[Array, "b y x c"],
+        *,
+        masked: Bool[Array, "b n"] | None = None,
+        kept: Int[Array, "depth 2 g keep"] | None = None,
+        every: bool = False,
+    ) -> dict[str, Array]:
         """The last block's outputs, not normalized, and the normalized class token.
 
         Args:
           images: normalized; square, of a side that the patch divides.
           masked: True for the patches that the mask token replaces (iBOT, arXiv 2111.07832).
+          kept: drop path: the rows of each group whose residuals are computed, see `layers.drop_subsets`; None computes all.
+          every: adds the outputs of all blocks.
 
         Returns:
-          cls [b d], registers [b r d], patches [b n d]; vector [b d] = normalize(cls).
+          cls [b d], registers [b r d], patches [b n d]; vector [b d] = normalize(cls). With `every` also blocks [depth, b, 1 + r + n, d].
 
         Raises:
-          UserError: the patch does not divide the images, or they are not square.
+          UserError: the patch does not divide the images, or they are not square; the batch does not divide into groups.
         """
         patches = self.patch_embed(patchify(images, self.patch))
         b, n, _ = patches.shape
@@ -123,9 +135,10 @@ class ViT(nn.Module):
             tokens.append(self.register_tokens.astype(patches.dtype))
         tokens = [jnp.broadcast_to(token, (b, *token.shape[1:])) for token in tokens]
         x = jnp.concatenate([*tokens, patches + patch_positions.astype(patches.dtype)], axis=1)
-        x = scan_blocks(self.blocks, x, depth=self.depth, remat=self.remat, unroll=self.unroll)
+        x = scan_blocks(self.blocks, x, depth=self.depth, own=(kept,), every=every, remat=self.remat, unroll=self.unroll)
+        blocks, x = ({"blocks": x}, x[-1]) if every else ({}, x)
         cls, registers, patches = jnp.split(x, [1, 1 + self.registers], axis=1)
-        return {"cls": cls[:, 0], "registers": registers, "patches": patches, "vector": self.normalize(cls[:, 0])}
+        return {"cls": cls[:, 0], "registers": registers, "patches": patches, "vector": self.normalize(cls[:, 0]), **blocks}
 
     def normalize(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         """The final norm; heads that make a class token of their own share it."""
@@ -143,16 +156,18 @@ class ViT(nn.Module):
         return cls, patches
 
 
-def flops(model: nn.Module, *, image: int | None = None) -> float:
+def flops(model: nn.Module, *, image: int | None = None, drop_path: float = 0.0) -> float:
     """FLOPs of a forward pass of one image, registers counted as the tokens they are; what is left out: `layers.block_flops`.
 
     Args:
       model: a ViT, or a module with its attributes.
       image: side in pixels; by default the model's.
+      drop_path: share of the residuals that is not computed; see `layers.drop_subsets`.
     """
     patches = ((image or model.image) // model.patch) ** 2
     embed = 2.0 * patches * model.patch**2 * model.channels * model.width
-    return embed + model.depth * block_flops(1 + model.registers + patches, model.width, mlp_ratio=model.mlp_ratio)
+    blocks = model.depth * block_flops(1 + model.registers + patches, model.width, mlp_ratio=model.mlp_ratio)
+    return embed + (1 - drop_path) * blocks
 
 
 def standardize(images: UInt8[Array, "*n y x c"]) -> Float[Array, "*n y x c"]:
