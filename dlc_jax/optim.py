@@ -72,17 +72,15 @@ def make(
     rate = schedules[schedule]()
     if warmup:
         rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), rate], [warmup])
-    decay = weight_decay
-    if weight_decay_final != 1.0:
-        decay = optax.cosine_decay_schedule(weight_decay, steps, alpha=weight_decay_final)
-    tx = optax.chain(
-        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-        optax.add_decayed_weights(decay, mask=lambda params: named(params, decayed, "decayed")),
-        _scale_by_rate(
-            rate, lambda params, count: _factors(params, count, layer_decay=layer_decay, multipliers=multipliers, freeze=freeze)
-        ),
-    )
-    return Optimizer(tx, rate)
+    decay = optax.cosine_decay_schedule(weight_decay, steps, alpha=weight_decay_final)
+
+    def factors(params, count):
+        return _factors(params, count, layer_decay=layer_decay, multipliers=multipliers, freeze=freeze)
+
+    def decays(params):
+        return named(params, decayed, "decayed") if weight_decay else jax.tree.map(lambda _: False, params)
+
+    return Optimizer(optax.chain(optax.scale_by_adam(b1=b1, b2=b2, eps=eps), _apply_rate(rate, factors, decay, decays)), rate)
 
 
 def named(tree: Tree, pattern: str, field: str) -> Tree:
@@ -133,18 +131,21 @@ def _by_layer(params, decay):
     return jax.tree_util.tree_map_with_path(factor, params)
 
 
-def _scale_by_rate(rate, factors):
-    """Updates times -rate(count) * factors(params, count)."""
+def _apply_rate(rate, factors, decay, decays):
+    """-rate * factor * (update + decay * parameter), the last only for what decays; all but `decays` know the step."""
 
     def init(params):
-        factors(params, 0)  # here, so that a name that matches nothing is told before the first step
+        decays(params), factors(params, 0)  # here, so that a name that matches nothing is told before the first step
         return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
 
-    def update(updates, state, params=None):
-        step = -rate(state.count)
-        scaled = jax.tree.map(
-            lambda update, factor: jnp.asarray(step * factor, update.dtype) * update, updates, factors(updates, state.count)
-        )
+    def update(updates, state, params):
+        step, shrink = -rate(state.count), decay(state.count)
+
+        def one(update, param, factor, shrinks):
+            update = update + shrink * param if shrinks else update
+            return jnp.asarray(step * factor, update.dtype) * update
+
+        scaled = jax.tree.map(one, updates, params, factors(params, state.count), decays(params))
         return scaled, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformation(init, update)
