@@ -107,12 +107,14 @@ def _factors(params, count, *, layer_decay, multipliers, freeze):
     """What the rate of each parameter is multiplied by at a step: a number, or [depth, 1, ...] for stacked ones."""
     factors = _by_layer(params, layer_decay)
     for pattern, factor in multipliers:
-        chosen = named(params, pattern, "multipliers")
-        factors = jax.tree.map(lambda old, is_one: old * factor if is_one else old, factors, chosen)
+        factors = _times(factors, factor, named(params, pattern, "multipliers"))
     for pattern, until in freeze:
-        chosen = named(params, pattern, "freeze")
-        factors = jax.tree.map(lambda old, is_one: jnp.where(count < until, 0.0, old) if is_one else old, factors, chosen)
+        factors = _times(factors, jnp.where(count < until, 0.0, 1.0), named(params, pattern, "freeze"))
     return factors
+
+
+def _times(factors, factor, chosen):
+    return jax.tree.map(lambda old, is_one: old * factor if is_one else old, factors, chosen)
 
 
 def _by_layer(params, decay):

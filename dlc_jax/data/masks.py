@@ -48,7 +48,13 @@ class GroupMasks:
     """
 
     def __init__(
-        self, kinds: dict[str, tuple[int, int]], *, group: int, seed: int, share: float = 0.5, ratio: tuple[float, float] = (0.1, 0.5)
+        self,
+        kinds: dict[str, tuple[int, int]],
+        *,
+        group: int,
+        seed: int,
+        share: float = 0.5,
+        ratio: tuple[float, float] = (0.1, 0.5),
     ):
         if not 0 <= share <= 1 or not 0 <= ratio[0] <= ratio[1] <= 1:
             raise UserError(f"masks need shares from 0 to 1, low before high; got mask_share={share} mask_ratio={ratio}")
