@@ -14,7 +14,7 @@ def fill(masked: Bool[Array, "b g n"], *, group: int, size: int) -> tuple[Int[Ar
 
     Returns:
       place, int32: rising positions among the group's `group * g * n` patches, 0 where the buffer is not filled.
-      share, float32: 1 / (masked patches of the same image), and 0 where the buffer is not filled.
+      share: 1 / (masked patches of the same image), and 0 where the buffer is not filled.
     """
     b, g, n = masked.shape
     images = masked.reshape(b // group, group * g, n)
@@ -24,7 +24,7 @@ def fill(masked: Bool[Array, "b g n"], *, group: int, size: int) -> tuple[Int[Ar
     filled = place < end
     place = jnp.where(filled, place, 0).astype(jnp.int32)
     counts = jnp.take_along_axis(images.sum(-1), place // n, axis=-1)
-    return place, jnp.where(filled, 1 / jnp.maximum(counts, 1), 0).astype(jnp.float32)
+    return place, jnp.where(filled, 1 / jnp.maximum(counts, 1), 0.0)
 
 
 def take(patches: Float[Array, "r n d"], place: Int[Array, "m k"]) -> Float[Array, "m k d"]:
