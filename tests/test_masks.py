@@ -36,7 +36,7 @@ def test_masks_are_blocks_all_over_the_image():
     neighbors = (drawn[:, 1:] & drawn[:, :-1]).sum() + (drawn[..., 1:] & drawn[..., :-1]).sum()
     assert neighbors / drawn.sum() > 1.4  # 2 inside a block, 0.6 for single patches at this share
     share = drawn.mean(0)
-    assert share.min() > 0.02 and share.max() < 0.5  # few boxes reach a corner
+    assert share.min() > 0.02 and share.max() < 0.6  # few boxes reach a corner
     assert share[4:12, 4:12].mean() > share.mean()  # boxes that lie within the image cover its middle more often
 
 
