@@ -47,8 +47,8 @@ def pixels(image: int, patch: int) -> ConfigDict:
         stage="encoder",
         model=dict(
             image=image, patch=patch, width=128, depth=4, heads=4, positions=positions, values=values, prototypes=256,
-            relaxation="softmax", hidden=512, bottleneck=128, separate_head=False, channels=3, registers=2, mlp_ratio=4.0, pos="learned",
-            layer_scale=None, qk_norm=False, remat="none", unroll=0, implementation=None,
+            relaxation="softmax", readout="plain", hidden=512, bottleneck=128, separate_head=False, channels=3, registers=2, mlp_ratio=4.0,
+            mlp="gelu", pos="learned", pos_resize="antialias", layer_scale=None, qk_norm=False, remat="none", unroll=0, implementation=None,
         ),
         objective=dict(
             teacher="sinkhorn", student_temperature=0.1, teacher_temperature=(0.05, 0.05, 1),
@@ -98,8 +98,8 @@ def latent256() -> ConfigDict:
         stage="encoder",
         model=dict(
             image=224, patch=14, width=768, depth=12, heads=12, positions=positions, values=values, prototypes=16_384,
-            relaxation="softmax", hidden=2048, bottleneck=256, separate_head=False, channels=3, registers=4, mlp_ratio=4.0, pos="learned",
-            layer_scale=1e-5, qk_norm=False, remat="dots", unroll=1, implementation=None,
+            relaxation="softmax", readout="plain", hidden=2048, bottleneck=256, separate_head=False, channels=3, registers=4, mlp_ratio=4.0,
+            mlp="gelu", pos="learned", pos_resize="antialias", layer_scale=1e-5, qk_norm=False, remat="dots", unroll=1, implementation=None,
         ),
         objective=dict(
             teacher="centering", student_temperature=0.1, teacher_temperature=(0.04, 0.07, 10_000),

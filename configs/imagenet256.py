@@ -49,8 +49,8 @@ def get_config(variant: str = "") -> ConfigDict:
         stage="encoder",
         model=dict(
             image=224, patch=14, width=1024, depth=24, heads=16, positions=positions, values=values, prototypes=65_536,
-            relaxation="softmax", hidden=2048, bottleneck=256, separate_head=False, channels=3, registers=4, mlp_ratio=4.0, pos="learned",
-            layer_scale=1e-5, qk_norm=False, remat="dots", unroll=1, implementation=None,
+            relaxation="softmax", readout="plain", hidden=2048, bottleneck=256, separate_head=False, channels=3, registers=4, mlp_ratio=4.0,
+            mlp="gelu", pos="learned", pos_resize="antialias", layer_scale=1e-5, qk_norm=False, remat="dots", unroll=1, implementation=None,
         ),
         objective=dict(
             teacher="centering", student_temperature=0.1, teacher_temperature=(0.04, 0.07, 37_500),

@@ -70,7 +70,11 @@ ENCODER = {"image": 16, "patch": 4, "positions": 3, "values": 5, "prototypes": 7
 TINY = {
     "vit": (vit, vit.ViT(image=16, patch=4, channels=2, **WIDTHS), {}, {}),
     "vit, no registers, another image": (vit, vit.ViT(16, 4, registers=0, pos="sincos", **WIDTHS), {"image": 8}, {"image": 8}),
+    "vit, rope": (vit, vit.ViT(16, 4, pos="rope", **WIDTHS | {"width": 16}), {}, {}),
+    "vit, swiglu": (vit, vit.ViT(16, 4, mlp="swiglu", **WIDTHS), {}, {}),
     "encoder": (simplicial, simplicial.Encoder(**ENCODER, **WIDTHS), {}, {}),
+    "encoder, shared": (simplicial, simplicial.Encoder(readout="shared", **ENCODER, **WIDTHS), {}, {}),
+    "encoder, pos-shared": (simplicial, simplicial.Encoder(readout="pos-shared", **ENCODER, **WIDTHS), {}, {}),
     "encoder, local crop": (simplicial, simplicial.Encoder(**ENCODER, pos="sincos", **WIDTHS), {"image": 12}, {"image": 12}),
     "encoder, codes": (simplicial, simplicial.Encoder(**ENCODER, **WIDTHS), {"codes": True}, {"method": "codes"}),
     "dit": (dit, dit.DiT(16, 3, 4, positions=3, values=5, qk_norm=True, **WIDTHS), {}, {}),

@@ -1,4 +1,4 @@
-"""What every transformer here is made of: dense layers, norms, attention, positions, patches, and scanning over layers.
+"""What every transformer here is made of: dense layers, norms, attention, patches, drop path, and scanning over layers.
 
 Parameters are made in float32. A layer computes in the dtype of the parameters it is given, so casting the tree to bfloat16
 is all that mixed precision needs; norms and softmax stay in float32 inside.
@@ -90,6 +90,19 @@ class Mlp(nn.Module):
         return Dense(x.shape[-1], kernel_init=self.kernel_init, name="fc2")(h)
 
 
+class SwiGlu(nn.Module):
+    """fc2(silu(gate) * up), gate and up packed as fc1 in this order (GLU variants, arXiv 2002.05202)."""
+
+    hidden: int
+    kernel_init: Callable = XAVIER
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        h = Dense((2, self.hidden), kernel_init=self.kernel_init, name="fc1")(x)
+        h = jax.nn.silu(h[..., 0, :]) * h[..., 1, :]
+        return Dense(x.shape[-1], kernel_init=self.kernel_init, name="fc2")(h)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; the projection is packed as [d, 3, h, k] so that it can be sharded by head.
 
@@ -130,15 +143,22 @@ class TimeEmbedding(nn.Module):
         return Dense(self.width, kernel_init=self.kernel_init, name="fc2")(jax.nn.silu(h))
 
 
-def block_flops(tokens: int, width: int, *, mlp_ratio: float) -> float:
+def mlp_hidden(width: int, mlp_ratio: float, *, mlp: str = "gelu") -> int:
+    """Hidden units of a block's MLP. A "swiglu" has three matrices and, as in DINOv2, two thirds of them, rounded up to a multiple of 8."""
+    hidden = int(mlp_ratio * width)
+    return (int(hidden * 2 / 3) + 7) // 8 * 8 if mlp == "swiglu" else hidden
+
+
+def block_flops(tokens: int, width: int, *, mlp_ratio: float, mlp: str = "gelu") -> float:
     """FLOPs of a forward pass of one example's tokens through the attention and the MLP of one block.
 
     A FLOP count here and in the models is 2 for each multiply-add of every matrix product, the attention's own among them:
-    projections 8 n d^2, queries by keys and weights by values 4 n^2 d, MLP 4 n d hidden. Left out everywhere: norms, softmax,
-    activations, biases, positions, lookups in tables.
+    projections 8 n d^2, queries by keys and weights by values 4 n^2 d, MLP 4 n d hidden ("swiglu" 6). Left out everywhere: norms,
+    softmax, activations, biases, positions, lookups in tables.
     """
     projections, core = 8.0 * tokens * width**2, 4.0 * tokens**2 * width
-    return projections + core + 4.0 * tokens * width * int(mlp_ratio * width)
+    matrices = 3 if mlp == "swiglu" else 2
+    return projections + core + 2.0 * matrices * tokens * width * mlp_hidden(width, mlp_ratio, mlp=mlp)
 
 
 def time_embedding_flops(width: int) -> float:
@@ -156,34 +176,6 @@ def sincos_1d(x: Float[Array, "b"], width: int, *, period: float = 1e4) -> Float
     frequency = period ** (-np.arange(width // 2) / (width // 2))
     angle = x.astype(jnp.float32)[:, None] * frequency.astype(np.float32)
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-
-
-def sincos_2d(rows: int, cols: int, width: int, *, extent: int | None = None) -> np.ndarray:
-    """Positions of a grid as constants, [rows * cols, width] float32: column, then row, each [sin | cos] of width/4 frequencies.
-
-    `extent` is the side of the grid that the model was made for; another grid is stretched over it.
-
-    Raises:
-      UserError: the width is not a multiple of 4.
-    """
-    if width % 4:
-        raise UserError(f"width {width} is not a multiple of 4, which sine-cosine positions need")
-    frequency = 1e4 ** (-np.arange(width // 4) / (width // 4))
-    y, x = ((np.arange(size) + 0.5) * (extent or size) / size - 0.5 for size in (rows, cols))
-    grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2, 1) * frequency  # [n, (column, row), frequency]
-    return np.stack([np.sin(grid), np.cos(grid)], axis=2).reshape(rows * cols, width).astype(np.float32)
-
-
-def rotary(n: int, k: int, *, period: float = 1e4) -> tuple[Float[Array, "n half"], Float[Array, "n half"]]:
-    """Cosines and sines of the rotary angles of n tokens with heads of width k, [n, k/2] each (arXiv 2104.09864).
-
-    Raises:
-      UserError: k is odd.
-    """
-    if k % 2:
-        raise UserError(f"heads of width {k} cannot be rotated in pairs; choose width and heads so that width / heads is even")
-    angle = np.arange(n)[:, None] * period ** (-np.arange(k // 2) / (k // 2))
-    return jnp.asarray(np.cos(angle), jnp.float32), jnp.asarray(np.sin(angle), jnp.float32)
 
 
 def patchify(images: Float[Array, "b y x c"], patch: int) -> Float[Array, "b n p"]:

@@ -14,6 +14,8 @@ from dlc_jax.parallel import matmul
 from dlc_jax.typing import Array, Bool, Float, Int, Key
 
 RELAXATIONS = ("softmax", "gumbel", "straight_through")
+READOUTS = ("plain", "shared", "pos-shared")
+LARGEST = 2**16  # values that the widest code store tells apart
 
 
 def relax(
@@ -45,17 +47,31 @@ class Simplicial(nn.Module):
     """Tokens to L points on simplices of V corners, and back to one vector.
 
     The norm is taken over all L * V numbers together, so it couples the positions.
+
+    Attributes:
+      readout: "plain": the vector is a linear map of all L * V numbers; "shared": the mean over positions of one map of V numbers;
+        "pos-shared": of this map plus a learned vector for each position.
+
+    Raises:
+      UserError: there is no such readout, or more values than a code store's uint16 can tell apart.
     """
 
     positions: int
     values: int
     width: int
     relaxation: str = "softmax"
+    readout: str = "plain"
 
     def setup(self):
+        if self.readout not in READOUTS:
+            raise UserError(f"readout={self.readout!r} is not one of {', '.join(READOUTS)}")
+        if self.values > LARGEST:
+            raise UserError(f"values={self.values} is more than {LARGEST}: codes are uint16 at most; choose fewer")
         self.embed = Dense(self.positions * self.values, use_bias=False, kernel_init=FAN_IN)
         self.norm = LayerNorm()
         self.out = Dense(self.width, use_bias=False, kernel_init=FAN_IN)
+        if self.readout == "pos-shared":
+            self.bias = self.param("bias", NORMAL, (self.positions, self.width))
 
     def logits(self, tokens: Float[Array, "b m"]) -> Float[Array, "b l v"]:
         """float32, so that narrow dtypes add no ties after the norm."""
@@ -70,14 +86,21 @@ class Simplicial(nn.Module):
         temperature: float | Array = 1.0,
         read: tuple[int, int] | None = None,
     ) -> dict[str, Array]:
-        """logits [b l v], simplices [b l v] (see `relax`), vector [b d] (not normalized) of the positions `read`, from and below; None is all."""
+        """logits [b l v], simplices [b l v] (see `relax`), vector [b d], not normalized, of the positions `read`: (from, below); None is all.
+
+        A mean over positions is one over those that are read.
+        """
         logits = self.logits(tokens)
         simplices = relax(logits, self.relaxation, keys=keys, temperature=temperature)
-        shown = simplices
-        if read is not None:
+        low, high = read or (0, self.positions)
+        if self.readout == "plain":
             place = jnp.arange(self.positions)[:, None]
-            shown = jnp.where((place >= read[0]) & (place < read[1]), simplices, 0.0)
-        vector = self.out(shown.reshape(len(tokens), -1))
+            shown = simplices if read is None else jnp.where((place >= low) & (place < high), simplices, 0.0)
+            vector = self.out(shown.reshape(len(tokens), -1))
+        else:  # a linear map of the mean is the mean of the maps, at a fraction of the work
+            vector = self.out(simplices[:, low:high].mean(1))
+        if self.readout == "pos-shared":
+            vector = vector + self.bias[low:high].mean(0).astype(vector.dtype)
         return {"logits": logits, "simplices": simplices, "vector": vector}
 
 
@@ -114,6 +137,7 @@ class Encoder(nn.Module):
     Attributes, besides those of `ViT`:
       positions, values: L and V, the shape of a code.
       relaxation: "softmax", "gumbel" or "straight_through"; see `relax`.
+      readout: "plain", "shared" or "pos-shared"; see `Simplicial`.
       prototypes, hidden, bottleneck: of the DINO head.
       separate_head: a second DINO head for patches, as in the larger models of DINOv2; otherwise patches share that of the class token.
     """
@@ -127,13 +151,16 @@ class Encoder(nn.Module):
     values: int
     prototypes: int
     relaxation: str = "softmax"
+    readout: str = "plain"
     hidden: int = 2048
     bottleneck: int = 256
     separate_head: bool = False
     channels: int = 3
     registers: int = 4
     mlp_ratio: float = 4.0
+    mlp: str = "gelu"
     pos: str = "learned"
+    pos_resize: str = "antialias"
     layer_scale: float | None = 1e-5
     qk_norm: bool = False
     remat: str = "dots"
@@ -150,14 +177,16 @@ class Encoder(nn.Module):
             channels=self.channels,
             registers=self.registers,
             mlp_ratio=self.mlp_ratio,
+            mlp=self.mlp,
             pos=self.pos,
+            pos_resize=self.pos_resize,
             layer_scale=self.layer_scale,
             qk_norm=self.qk_norm,
             remat=self.remat,
             unroll=self.unroll,
             implementation=self.implementation,
         )
-        self.simplicial = Simplicial(self.positions, self.values, self.width, self.relaxation)
+        self.simplicial = Simplicial(self.positions, self.values, self.width, self.relaxation, self.readout)
         self.head = DinoHead(self.prototypes, self.hidden, self.bottleneck)
         if self.separate_head:
             self.patch_head = DinoHead(self.prototypes, self.hidden, self.bottleneck)
@@ -215,7 +244,8 @@ def flops(model: Encoder, *, image: int | None = None, codes: bool = False, drop
     logits = vit_flops(model, image=image, drop_path=drop_path) + 2.0 * (1 + model.registers) * model.width * joint
     if codes:
         return logits
-    return logits + 2.0 * joint * model.width + head_flops(model)
+    read = joint if model.readout == "plain" else model.values
+    return logits + 2.0 * read * model.width + head_flops(model)
 
 
 def head_flops(model: Encoder) -> float:
