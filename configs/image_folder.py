@@ -47,12 +47,14 @@ def pixels(image: int, patch: int) -> ConfigDict:
         stage="encoder",
         model=dict(
             image=image, patch=patch, width=128, depth=4, heads=4, positions=positions, values=values, prototypes=256,
-            relaxation="softmax", readout="plain", hidden=512, bottleneck=128, channels=3, registers=2, mlp_ratio=4.0, mlp="gelu",
-            pos="learned", pos_resize="antialias", layer_scale=None, qk_norm=False, remat="none", unroll=0, implementation=None,
+            relaxation="softmax", readout="plain", hidden=512, bottleneck=128, separate_head=False, channels=3, registers=2, mlp_ratio=4.0,
+            mlp="gelu", pos="learned", pos_resize="antialias", layer_scale=None, qk_norm=False, remat="none", unroll=0, implementation=None,
         ),
         objective=dict(
-            teacher="sinkhorn", student_temperature=0.1, teacher_temperature=(0.05, 0.05, 1), simplex_temperature=0.3, center_momentum=0.9,
-            momentum=(0.97, 1.0), dino=1.0, koleo=0.1, koleo_group=64, consistency=1.0, consistency_temperature=(0.7, 0.35),
+            teacher="sinkhorn", student_temperature=0.1, teacher_temperature=(0.05, 0.05, 1),
+            simplex_temperature=((0.3, 0.3, 1), (0.3, 0.3, 1)), center_momentum=0.9, momentum=(0.97, 1.0), dino=1.0, ibot=0.0, mask_share=0.5,
+            mask_ratio=(0.1, 0.5), mask_group=64, koleo=0.1, koleo_group=64, drop_path=0.0, drop_path_group=64, consistency=1.0,
+            consistency_temperature=(0.7, 0.35),
         ),
         crops=dict(all=dict(
             global_crops=2, global_size=image, global_scale=(0.5, 1.0), local_crops=0, local_size=image, local_scale=(0.1, 0.5),
@@ -96,12 +98,13 @@ def latent256() -> ConfigDict:
         stage="encoder",
         model=dict(
             image=224, patch=14, width=768, depth=12, heads=12, positions=positions, values=values, prototypes=16_384,
-            relaxation="softmax", readout="plain", hidden=2048, bottleneck=256, channels=3, registers=4, mlp_ratio=4.0, mlp="gelu",
-            pos="learned", pos_resize="antialias", layer_scale=1e-5, qk_norm=False, remat="dots", unroll=1, implementation=None,
+            relaxation="softmax", readout="plain", hidden=2048, bottleneck=256, separate_head=False, channels=3, registers=4, mlp_ratio=4.0,
+            mlp="gelu", pos="learned", pos_resize="antialias", layer_scale=1e-5, qk_norm=False, remat="dots", unroll=1, implementation=None,
         ),
         objective=dict(
-            teacher="centering", student_temperature=0.1, teacher_temperature=(0.04, 0.07, 10_000), simplex_temperature=1.0,
-            center_momentum=0.9, momentum=(0.992, 1.0), dino=1.0, koleo=0.1, koleo_group=64, consistency=0.0,
+            teacher="centering", student_temperature=0.1, teacher_temperature=(0.04, 0.07, 10_000),
+            simplex_temperature=((1.0, 1.0, 1), (1.0, 1.0, 1)), center_momentum=0.9, momentum=(0.992, 1.0), dino=1.0, ibot=1.0, mask_share=0.5,
+            mask_ratio=(0.1, 0.5), mask_group=64, koleo=0.1, koleo_group=64, drop_path=0.3, drop_path_group=64, consistency=0.0,
             consistency_temperature=(1.0, 0.5),
         ),
         crops=dict(all=dict(
@@ -109,8 +112,11 @@ def latent256() -> ConfigDict:
             ratio=(3 / 4, 4 / 3), flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8, lightness=0.0, gray=0.2,
             blur=(0.0, 0.9, 0.5), blur_sigma=(0.1, 2.0), solarize=(0.0, 0.2, 0.0), shift=0.0, interpolation="bicubic",
         )),
-        optimizer=optimizer(5e-5, schedule="cosine", final=0.01, warmup=2500, weight_decay=0.04, b2=0.999),
-        train=train(steps=30_000, batch=256, clip=3.0, dtype="bfloat16"),
+        optimizer=optimizer(5e-5, schedule="cosine", final=0.02, warmup=2500, weight_decay=0.04, b2=0.999) | dict(
+            weight_decay_final=10.0, decayed="(?!.*(bias$|norm|gamma)).*", layer_decay=0.9, multipliers=(("vit/patch_embed/.*", 0.2),),
+            freeze=(("head/(direction|gain)", 300),),  # 1 % of the run, as in the paper
+        ),
+        train=train(steps=30_000, batch=256, clip=3.0, clip_apart=("head/.*",), dtype="bfloat16"),
     )  # fmt: skip
     prior = dict(
         stage="prior",
@@ -177,12 +183,13 @@ def optimizer(
     learning_rate: float, *, schedule: str, final: float, warmup: int = 100, weight_decay: float = 0.0, b2: float = 0.99
 ) -> dict:
     return dict(
-        learning_rate=learning_rate, schedule=schedule, warmup=warmup, final=final, weight_decay=weight_decay, b1=0.9, b2=b2, eps=1e-8
+        learning_rate=learning_rate, schedule=schedule, warmup=warmup, final=final, weight_decay=weight_decay, weight_decay_final=1.0,
+        decayed="(.*/)?kernel", layer_decay=1.0, multipliers=(), freeze=(), b1=0.9, b2=b2, eps=1e-8,
     )  # fmt: skip
 
 
-def train(*, steps: int, batch: int, clip: float = 1.0, dtype: str = "float32") -> dict:
+def train(*, steps: int, batch: int, clip: float = 1.0, clip_apart: tuple = (), dtype: str = "float32") -> dict:
     return dict(
-        steps=steps, batch=batch, accumulate=1, clip=clip, dtype=dtype, log_every=50, save_every=max(1, steps // 4),
-        validate_every=max(1, steps // 4), validate_batches=8, keep=2, patience=10, init_from="", init_new=(),
+        steps=steps, batch=batch, accumulate=1, clip=clip, clip_apart=clip_apart, dtype=dtype, log_every=50,
+        save_every=max(1, steps // 4), validate_every=max(1, steps // 4), validate_batches=8, keep=2, patience=10, init_from="", init_new=(),
     )  # fmt: skip

@@ -21,12 +21,14 @@ def get_config(variant: str = "") -> ConfigDict:
         stage="encoder",
         model=dict(
             image=image, patch=8, width=128, depth=4, heads=4, positions=positions, values=values, prototypes=512, relaxation="softmax",
-            readout="plain", hidden=256, bottleneck=64, channels=3, registers=2, mlp_ratio=4.0, mlp="gelu", pos="learned",
-            pos_resize="antialias", layer_scale=None, qk_norm=False, remat="none", unroll=0, implementation=None,
+            readout="plain", hidden=256, bottleneck=64, separate_head=False, channels=3, registers=2, mlp_ratio=4.0, mlp="gelu",
+            pos="learned", pos_resize="antialias", layer_scale=None, qk_norm=False, remat="none", unroll=0, implementation=None,
         ),
         objective=dict(
-            teacher="sinkhorn", student_temperature=0.1, teacher_temperature=(0.05, 0.05, 1), simplex_temperature=0.3, center_momentum=0.9,
-            momentum=(0.97, 1.0), dino=0.1, koleo=0.02, koleo_group=64, consistency=3.0, consistency_temperature=(0.7, 0.35),
+            teacher="sinkhorn", student_temperature=0.1, teacher_temperature=(0.05, 0.05, 1),
+            simplex_temperature=((0.3, 0.3, 1), (0.3, 0.3, 1)), center_momentum=0.9, momentum=(0.97, 1.0), dino=0.1, ibot=0.0, mask_share=0.5,
+            mask_ratio=(0.1, 0.5), mask_group=64, koleo=0.02, koleo_group=64, drop_path=0.0, drop_path_group=64, consistency=3.0,
+            consistency_temperature=(0.7, 0.35),
         ),
         # A third of the positions each: hue and lightness changed leave the form, hue changed and blurred the ground, blurred and lightness
         # changed the tint.
@@ -110,12 +112,13 @@ def crops(image: int, *, hue: float, lightness: float, blur: float) -> dict:
 
 def optimizer(learning_rate: float, *, schedule: str, final: float, weight_decay: float = 0.0) -> dict:
     return dict(
-        learning_rate=learning_rate, schedule=schedule, warmup=100, final=final, weight_decay=weight_decay, b1=0.9, b2=0.99, eps=1e-8
+        learning_rate=learning_rate, schedule=schedule, warmup=100, final=final, weight_decay=weight_decay, weight_decay_final=1.0,
+        decayed="(.*/)?kernel", layer_decay=1.0, multipliers=(), freeze=(), b1=0.9, b2=0.99, eps=1e-8,
     )  # fmt: skip
 
 
 def train(*, steps: int, batch: int) -> dict:
     return dict(
-        steps=steps, batch=batch, accumulate=1, clip=1.0, dtype="float32", log_every=50, save_every=max(1, steps // 4),
-        validate_every=max(1, steps // 4), validate_batches=8, keep=2, patience=10, init_from="", init_new=(),
+        steps=steps, batch=batch, accumulate=1, clip=1.0, clip_apart=(), dtype="float32", log_every=50,
+        save_every=max(1, steps // 4), validate_every=max(1, steps // 4), validate_batches=8, keep=2, patience=10, init_from="", init_new=(),
     )  # fmt: skip

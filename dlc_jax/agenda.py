@@ -47,7 +47,8 @@ def make(config, workdir: Path, mesh) -> dict[str, Stage | Job]:
     made = {name: STAGES[config[name].stage](config, step=name, workdir=workdir) for name in config.steps}
     for name, step in made.items():
         if isinstance(step, Stage):
-            parallel.check_batch(step.plan.batch, mesh, accumulate=step.plan.accumulate, where=f"{name}.train")
+            plan = step.plan
+            parallel.check_batch(plan.batch, mesh, accumulate=plan.accumulate, group=step.group, where=f"{name}.train")
         else:  # now, and not when days of training are over
             for program in step.programs.values():
                 parallel.check_batch(program.batch, mesh, accumulate=1, where=name)
