@@ -14,7 +14,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from dlc_jax import optim
+from dlc_jax import checkup, optim
 from dlc_jax import workdir as home
 from dlc_jax.data import loader, sources, transforms
 from dlc_jax.errors import UserError
@@ -191,6 +191,7 @@ def make(config, *, step: str, workdir) -> Stage:
         optimizer=optim.make(steps=plan.steps, **section.optimizer),
         plan=plan,
         rules=RULES,
+        evals=checkup.evaluators(config, step=step, workdir=workdir),
         flops=plan.batch * sum(flops(model, section.crops[kind]) for kind in kinds),
         identity={
             "model": section.model.to_dict(),
