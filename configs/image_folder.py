@@ -62,6 +62,7 @@ def pixels(image: int, patch: int) -> ConfigDict:
             blur=(0.0, 0.0, 0.0), blur_sigma=(0.1, 1.0), solarize=(0.0, 0.0, 0.0), shift=0.0, interpolation="bilinear",
         )),
         optimizer=optimizer(2e-3, schedule="cosine", final=0.05, weight_decay=0.04),
+        monitor=dict(every=100, count=1000),
         train=train(steps=1000, batch=128),
     )  # fmt: skip
     prior = dict(
@@ -116,6 +117,7 @@ def latent256() -> ConfigDict:
             weight_decay_final=10.0, decayed="(?!.*(bias$|norm|gamma)).*", layer_decay=0.9, multipliers=(("vit/patch_embed/.*", 0.2),),
             freeze=(("head/(direction|gain)", 300),),  # 1 % of the run, as in the paper
         ),
+        monitor=dict(every=5000, count=5000),
         train=train(steps=30_000, batch=256, clip=3.0, clip_apart=("head/.*",), dtype="bfloat16"),
     )  # fmt: skip
     prior = dict(
@@ -159,7 +161,13 @@ def recipe(image: int, *, view: dict, encoder: dict, prior: dict, generator: dic
             ),
             encoder=encoder,
             codes=dict(stage="codes", path="", encoder="encoder", view=view, splits=("train", "validation"), batch=256, shard_size=4096),
-            probe=dict(stage="probe", encoder="encoder", codes="codes", splits=("validation",), count=5000),
+            probe=dict(
+                stage="probe", encoder="encoder", codes="codes", splits=("validation",), count=5000, baselines=False,
+                fit=dict(
+                    rates=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0), epochs=50, batch=128, deviation=0.0,
+                    held=0.2, memory_gb=4.0,
+                ),
+            ),
             prior=prior,
             generator=generator,
             samples=dict(
@@ -176,6 +184,7 @@ def shorten(config: ConfigDict) -> None:
     config.encoder.objective.koleo_group = 32
     config.generator.grid.update(dict(every=12, count=8, sampling_steps=4))
     config.samples.update(dict(count=64, pairs=32, batch=64, sampling_steps=4))
+    config.encoder.monitor.update(dict(every=12, count=64))
     config.probe.count = 512
 
 

@@ -18,7 +18,7 @@ The paper: encoder about a day on two A100, prior two days and generator ten day
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-STEPS = ("encoder", "codes", "prior", "generator", "samples")
+STEPS = ("encoder", "codes", "probe", "prior", "generator", "samples")
 # of the generator: width, depth, heads
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16), "8B": (3584, 36, 28)}
 CODES = ("32x4096", "128x1024", "512x256")
@@ -69,6 +69,7 @@ def get_config(variant: str = "") -> ConfigDict:
             decayed="(?!.*(bias$|norm|gamma)).*", layer_decay=0.9, multipliers=(("vit/patch_embed/.*", 0.2),),
             freeze=(("head/(direction|gain)", 1250),), b1=0.9, b2=0.999, eps=1e-8,
         ),
+        monitor=dict(every=6250, count=10_000),
         train=train(steps=125_000, batch=batch, clip=3.0, clip_apart=("head/.*",)),
     )  # fmt: skip
     prior = dict(
@@ -115,6 +116,13 @@ def get_config(variant: str = "") -> ConfigDict:
             encoder=encoder,
             codes=dict(
                 stage="codes", path="", encoder="encoder", view=dict(image=224), splits=("train", "validation"), batch=512, shard_size=16_384
+            ),
+            probe=dict(  # the paper's, but for its training on codes of augmented crops: these are of the codes step's view
+                stage="probe", encoder="encoder", codes="codes", splits=("validation",), count=1_300_000, baselines=False,
+                fit=dict(
+                    rates=(1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1), epochs=10, batch=1024,
+                    deviation=0.01, held=0.02, memory_gb=40.0,
+                ),
             ),
             prior=prior,
             generator=generator,

@@ -38,7 +38,15 @@ def get_config(variant: str = "") -> ConfigDict:
             tint=crops(image, hue=0.0, lightness=0.5, blur=1.0),
         ),
         optimizer=optimizer(2e-3, schedule="cosine", final=0.05, weight_decay=0.04),
+        monitor=dict(every=100, count=1000),
         train=train(steps=320, batch=192),
+    )  # fmt: skip
+    probe = dict(
+        stage="probe", encoder="encoder", codes="codes", splits=("validation", "held_out"), count=5000, baselines=False,
+        fit=dict(
+            rates=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0), epochs=50, batch=128, deviation=0.0, held=0.2,
+            memory_gb=4.0,
+        ),
     )  # fmt: skip
     prior = dict(
         stage="prior",
@@ -80,7 +88,7 @@ def get_config(variant: str = "") -> ConfigDict:
             codes=dict(
                 stage="codes", path="", encoder="encoder", view=dict(), splits=("train", "validation", "held_out"), batch=256, shard_size=4096
             ),
-            probe=dict(stage="probe", encoder="encoder", codes="codes", splits=("validation", "held_out"), count=5000),
+            probe=probe,
             prior=prior,
             generator=generator,
             samples=samples,
@@ -98,6 +106,7 @@ def get_config(variant: str = "") -> ConfigDict:
             config[name].grid.update(dict(every=12, count=8, sampling_steps=4))
         for name in ("samples", "samples_without_codes"):
             config[name].update(dict(count=64, pairs=32, batch=64, sampling_steps=4))
+        config.encoder.monitor.update(dict(every=12, count=64))
         config.probe.count = 512
     return config
 

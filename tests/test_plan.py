@@ -83,9 +83,10 @@ def test_programs_of_every_step():
     config = load(ROOT / "configs" / "imagenet256.py")
     names = {step: set(estimate.programs(config, step)) for step in config.steps}
     assert names.pop("samples") == {"sample_codes", "decode"} and names.pop("codes") == {"encode"}
+    assert names.pop("probe") == set()
     assert set(map(frozenset, names.values())) == {frozenset({"train"})}
-    with pytest.raises(UserError, match="no step 'probe'; it has encoder, codes, prior, generator, samples"):
-        estimate.programs(config, "probe")
+    with pytest.raises(UserError, match="no step 'draw'; it has encoder, codes, probe, prior, generator, samples"):
+        estimate.programs(config, "draw")
 
 
 def test_search_climbs_to_the_best_that_fits(monkeypatch):

@@ -54,7 +54,7 @@ def identity(name, split, **options):
 
 def factors(name, **options):
     """{factor: names of its values} of a data set whose records have `factors`, in their order; {} for one that knows none."""
-    if name == "images":
+    if name in ("images", "tfds"):
         classes = source(name, "train", **options).source.classes
         return {"label": classes} if classes else {}
     if name != "shapes":

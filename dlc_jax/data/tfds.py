@@ -43,6 +43,7 @@ class Tfds:
         if field not in features:
             raise UserError(f"TFDS data set {dataset} has no field {field}; it has {', '.join(sorted(features))}")
         self._records = records
+        self.classes = _classes(builder.info.features)
 
     def __len__(self):
         return len(self._records)
@@ -54,6 +55,8 @@ class Tfds:
             pixels = decode_image(bytes(pixels), image=self.image)
         elif self.image is not None:
             pixels = to_pixels(Image.fromarray(np.asarray(pixels, np.uint8)), image=self.image)
+        if self.classes:
+            record["factors"] = np.array([record["label"]], np.int32)
         return {**record, "image": pixels, "index": index}
 
     def encoded(self, index):
@@ -72,8 +75,6 @@ def open_tfds(dataset, *, field):
 
     Classes are those of a feature `label`, if it is a ClassLabel.
     """
-    import tensorflow_datasets as tfds
-
     try:
         info = _builder(dataset, None).info
     except Exception as error:
@@ -83,15 +84,23 @@ def open_tfds(dataset, *, field):
     skipped = {f"split {name} of TFDS": sizes[name] for name in sorted(set(sizes) - set(used))}
     parts = [Tfds(split=name, dataset=dataset, train="train", validation="validation", field=field) for name in used]
     names = [f"{name}/{k:08d}" for name in used for k in range(sizes[name])]
-    label = info.features["label"] if "label" in info.features else None
-    labels, classes = None, []
-    if isinstance(label, tfds.features.ClassLabel):
-        labels, classes = functools.partial(_label, parts), label.names or [str(k) for k in range(label.num_classes or 0)]
+    classes = _classes(info.features)
+    labels = functools.partial(_label, parts) if classes else None
     seals = [f"{name} {info.splits[name].shard_lengths} {info.splits[name].num_bytes}" for name in used]
     content = digest([info.full_name, field, *seals])
     return Listing(
         "tfds", names, functools.partial(_read, parts), content=content, labels=labels, classes=classes, skipped=skipped
     )
+
+
+def _classes(features):
+    """Names of the classes of a feature `label`, if it is a ClassLabel; else []."""
+    import tensorflow_datasets as tfds
+
+    label = features["label"] if "label" in features else None
+    if not isinstance(label, tfds.features.ClassLabel):
+        return []
+    return label.names or [str(k) for k in range(label.num_classes or 0)]
 
 
 def _builder(dataset, data_dir):

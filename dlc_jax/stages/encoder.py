@@ -16,7 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from dlc_jax import optim
+from dlc_jax import checkup, optim
 from dlc_jax import workdir as home
 from dlc_jax.data import loader, masks, sources, transforms
 from dlc_jax.errors import UserError
@@ -291,6 +291,7 @@ def make(config, *, step: str, workdir) -> Stage:
         optimizer=optim.make(steps=plan.steps, **section.optimizer),
         plan=plan,
         rules=RULES,
+        evals=checkup.evaluators(config, step=step, workdir=workdir),
         group=math.lcm(*objective.groups().values()),
         flops=plan.batch * sum(flops(model, section.crops[kind], objective) for kind in kinds),
         identity={
