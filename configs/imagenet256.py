@@ -46,6 +46,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
     encoder = dict(
         stage="encoder",
+        view=dict(image="encoded"),  # crops are cut from whole images, not from their centers
+        threads=8,
         model=dict(
             image=224, patch=14, width=1024, depth=24, heads=16, positions=positions, values=values, prototypes=65_536,
             relaxation="softmax", hidden=2048, bottleneck=256, channels=3, registers=4, mlp_ratio=4.0, pos="learned", layer_scale=1e-5,
@@ -58,8 +60,8 @@ def get_config(variant: str = "") -> ConfigDict:
         ),
         crops=dict(all=dict(
             global_crops=2, global_size=224, global_scale=(0.32, 1.0), local_crops=8, local_size=98, local_scale=(0.05, 0.32),
-            ratio=(3 / 4, 4 / 3), flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8, lightness=0.0, gray=0.2, blur=(0.0, 0.9, 0.5),
-            blur_sigma=(0.1, 2.0), solarize=(0.0, 0.2, 0.0), shift=0.0, interpolation="bicubic",
+            ratio=(3 / 4, 4 / 3), flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8, lightness=0.0, gray=0.2,
+            blur=(1.0, 0.1, 0.5), blur_quirk=True, blur_sigma=(0.1, 2.0), solarize=(0.0, 0.2, 0.0), shift=0.0, interpolation="bicubic",
         )),
         optimizer=dict(
             learning_rate=1e-4 * (batch / 1024) ** 0.5, schedule="cosine", warmup=12_500, final=0.01, weight_decay=0.04, b1=0.9, b2=0.999, eps=1e-8

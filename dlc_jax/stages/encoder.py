@@ -172,10 +172,15 @@ def make(config, *, step: str, workdir) -> Stage:
         return end - (end - start) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / plan.steps, 1.0)))
 
     def batches(split):
-        source = sources.source(split=split, **config.data)
+        source = sources.source(split=split, **(config.data.to_dict() | section.view.to_dict()))
         views = transforms.Views({kind: transforms.MultiCrop(**section.crops[kind]) for kind in kinds})
         return loader.batches(
-            source, batch=plan.batch, seed=config.seed, transform=views, fields=tuple(batch_spec.keys() - {"position"})
+            source,
+            batch=plan.batch,
+            seed=config.seed,
+            transform=views,
+            threads=section.threads,
+            fields=tuple(batch_spec.keys() - {"position"}),
         )
 
     return Stage(
@@ -195,6 +200,7 @@ def make(config, *, step: str, workdir) -> Stage:
         identity={
             "model": section.model.to_dict(),
             "crops": section.crops.to_dict(),
+            "view": section.view.to_dict(),
             **home.lasting({"data": config.data.to_dict()}),
         },
         reads=lambda: {"source": sources.identity(split="train", **config.data)},
