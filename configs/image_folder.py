@@ -45,6 +45,8 @@ def pixels(image: int, patch: int) -> ConfigDict:
     positions, values = 32, 32
     encoder = dict(
         stage="encoder",
+        view=dict(),
+        threads=1,
         model=dict(
             image=image, patch=patch, width=128, depth=4, heads=4, positions=positions, values=values, prototypes=256,
             relaxation="softmax", readout="plain", hidden=512, bottleneck=128, separate_head=False, channels=3, registers=2, mlp_ratio=4.0,
@@ -59,7 +61,8 @@ def pixels(image: int, patch: int) -> ConfigDict:
         crops=dict(all=dict(
             global_crops=2, global_size=image, global_scale=(0.5, 1.0), local_crops=0, local_size=image, local_scale=(0.1, 0.5),
             ratio=(3 / 4, 4 / 3), flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8, lightness=0.0, gray=0.2,
-            blur=(0.0, 0.0, 0.0), blur_sigma=(0.1, 1.0), solarize=(0.0, 0.0, 0.0), shift=0.0, interpolation="bilinear",
+            blur=(0.0, 0.0, 0.0), blur_quirk=False, blur_sigma=(0.1, 1.0), solarize=(0.0, 0.0, 0.0), shift=0.0,
+            interpolation="bilinear",
         )),
         optimizer=optimizer(2e-3, schedule="cosine", final=0.05, weight_decay=0.04),
         monitor=dict(every=100, count=1000),
@@ -97,6 +100,8 @@ def latent256() -> ConfigDict:
     positions, values = 128, 256
     encoder = dict(
         stage="encoder",
+        view=dict(image="encoded"),  # crops are cut from whole images, not from their centers
+        threads=8,
         model=dict(
             image=224, patch=14, width=768, depth=12, heads=12, positions=positions, values=values, prototypes=16_384,
             relaxation="softmax", readout="plain", hidden=2048, bottleneck=256, separate_head=False, channels=3, registers=4, mlp_ratio=4.0,
@@ -111,7 +116,8 @@ def latent256() -> ConfigDict:
         crops=dict(all=dict(
             global_crops=2, global_size=224, global_scale=(0.32, 1.0), local_crops=8, local_size=98, local_scale=(0.05, 0.32),
             ratio=(3 / 4, 4 / 3), flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8, lightness=0.0, gray=0.2,
-            blur=(0.0, 0.9, 0.5), blur_sigma=(0.1, 2.0), solarize=(0.0, 0.2, 0.0), shift=0.0, interpolation="bicubic",
+            blur=(1.0, 0.1, 0.5), blur_quirk=True, blur_sigma=(0.1, 2.0), solarize=(0.0, 0.2, 0.0), shift=0.0,
+            interpolation="bicubic",
         )),
         optimizer=optimizer(5e-5, schedule="cosine", final=0.02, warmup=2500, weight_decay=0.04, b2=0.999) | dict(
             weight_decay_final=10.0, decayed="(?!.*(bias$|norm|gamma)).*", layer_decay=0.9, multipliers=(("vit/patch_embed/.*", 0.2),),

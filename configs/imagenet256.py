@@ -47,6 +47,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
     encoder = dict(
         stage="encoder",
+        view=dict(image="encoded"),  # crops are cut from whole images, not from their centers
+        threads=8,
         model=dict(
             image=224, patch=14, width=1024, depth=24, heads=16, positions=positions, values=values, prototypes=65_536,
             relaxation="softmax", readout="plain", hidden=2048, bottleneck=256, separate_head=False, channels=3, registers=4, mlp_ratio=4.0,
@@ -60,8 +62,8 @@ def get_config(variant: str = "") -> ConfigDict:
         ),
         crops=dict(all=dict(
             global_crops=2, global_size=224, global_scale=(0.32, 1.0), local_crops=8, local_size=98, local_scale=(0.05, 0.32),
-            ratio=(3 / 4, 4 / 3), flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8, lightness=0.0, gray=0.2, blur=(0.0, 0.9, 0.5),
-            blur_sigma=(0.1, 2.0), solarize=(0.0, 0.2, 0.0), shift=0.0, interpolation="bicubic",
+            ratio=(3 / 4, 4 / 3), flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8, lightness=0.0, gray=0.2,
+            blur=(1.0, 0.1, 0.5), blur_quirk=True, blur_sigma=(0.1, 2.0), solarize=(0.0, 0.2, 0.0), shift=0.0, interpolation="bicubic",
         )),
         # Decays what DINOv2's code decays: tokens and positions too, but no biases, norms or LayerScale.
         optimizer=dict(

@@ -19,6 +19,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
     encoder = dict(
         stage="encoder",
+        view=dict(),
+        threads=1,
         model=dict(
             image=image, patch=8, width=128, depth=4, heads=4, positions=positions, values=values, prototypes=512, relaxation="softmax",
             readout="plain", hidden=256, bottleneck=64, separate_head=False, channels=3, registers=2, mlp_ratio=4.0, mlp="gelu",
@@ -105,7 +107,8 @@ def crops(image: int, *, hue: float, lightness: float, blur: float) -> dict:
     return dict(
         global_crops=2, global_size=image, global_scale=(0.8, 1.0), local_crops=0, local_size=image, local_scale=(0.4, 0.8),
         ratio=(0.85, 1.15), flip=0.5, jitter=(0.0, 0.0, 0.0, hue), jitter_probability=1.0, lightness=lightness, gray=0.0,
-        blur=(blur, blur, blur), blur_sigma=(image / 6, image / 3), solarize=(0.0, 0.0, 0.0), shift=0.0, interpolation="bilinear",
+        blur=(blur, blur, blur), blur_quirk=False, blur_sigma=(image / 6, image / 3), solarize=(0.0, 0.0, 0.0), shift=0.0,
+        interpolation="bilinear",
     )  # fmt: skip
 
 

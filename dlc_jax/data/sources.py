@@ -1,6 +1,7 @@
 """Sources of examples by name.
 
-A source has a length and gives record i as a dict: `image`, uint8 [y, x, 3], `index`, and what else it knows.
+A source has a length and gives record i as a dict: `image`, uint8 [y, x, 3] or (`image="encoded"`) the bytes of a file, `index`, and
+what else it knows.
 """
 
 import inspect

@@ -7,7 +7,7 @@ import os
 import numpy as np
 from PIL import Image
 
-from dlc_jax.data.decoder import decode_image, to_pixels
+from dlc_jax.data.decoder import check_image, decode_image, to_pixels
 from dlc_jax.data.listing import SPLITS, Listing, digest
 from dlc_jax.errors import UserError
 
@@ -19,7 +19,7 @@ class Tfds:
       split: "train" or "validation", read from the options of that name; anything else is a TFDS split itself.
       dataset: TFDS name, such as "imagenet2012" or "my_set/config:1.0.0"; or the folder of a prepared version.
       train, validation: TFDS splits, such as "train[:99%]".
-      image: side of the center crop, or None for images as they are.
+      image: side of the center crop, None for images as they are, or "encoded" for the bytes of the files, see `Images`.
       field: name of the image feature; a record has it as `image`.
       data_dir: where it was prepared; TFDS's default if None.
 
@@ -30,6 +30,7 @@ class Tfds:
     def __init__(self, *, split, dataset, train="train", validation="validation", image=None, field="image", data_dir=None):
         import tensorflow_datasets as tfds
 
+        check_image(image)
         self.image, self.field = image, field
         split = {"train": train, "validation": validation}.get(split, split)
         try:
@@ -49,6 +50,9 @@ class Tfds:
         return len(self._records)
 
     def __getitem__(self, index):
+        if self.image == "encoded":
+            data, record = self.encoded(index)
+            return {**record, "image": data, "index": index}
         record = dict(self._records[index])
         pixels = record.pop(self.field)
         if self._encoded:

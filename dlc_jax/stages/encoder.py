@@ -268,7 +268,7 @@ def make(config, *, step: str, workdir) -> Stage:
         return end - (end - start) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / plan.steps, 1.0)))
 
     def batches(split):
-        source = sources.source(split=split, **config.data)
+        source = sources.source(split=split, **(config.data.to_dict() | section.view.to_dict()))
         views = transforms.Views({kind: transforms.MultiCrop(**section.crops[kind]) for kind in kinds})
         drawn = None
         if objective.ibot:
@@ -276,7 +276,9 @@ def make(config, *, step: str, workdir) -> Stage:
             drawn = masks.GroupMasks(
                 crops, group=objective.mask_group, share=objective.mask_share, ratio=objective.mask_ratio, seed=config.seed
             )
-        return loader.batches(source, batch=plan.batch, seed=config.seed, transform=views, fields=read, grouped=drawn)
+        return loader.batches(
+            source, batch=plan.batch, seed=config.seed, transform=views, threads=section.threads, fields=read, grouped=drawn
+        )
 
     return Stage(
         init=init,
@@ -297,6 +299,7 @@ def make(config, *, step: str, workdir) -> Stage:
         identity={
             "model": section.model.to_dict(),
             "crops": section.crops.to_dict(),
+            "view": section.view.to_dict(),
             **home.lasting({"data": config.data.to_dict()}),
         },
         reads=lambda: {"source": sources.identity(split="train", **config.data)},
