@@ -50,7 +50,7 @@ def test_residuals_of_kept_rows_grow_and_others_pass():
         for group in range(GROUPS):
             for row in subset[group]:
                 y[group, row] += np.asarray(residual(jnp.asarray(y[group, row][None])))[0] * ROWS / KEEP
-    found = apply(block, variables, x, kept[0])
+    found = apply(block, variables, x, kept=kept[0])
     np.testing.assert_allclose(found, y.reshape(x.shape), atol=1e-5)
     untouched = [(g, r) for g in range(GROUPS) for r in range(ROWS) if r not in kept[0, 0, g] and r not in kept[0, 1, g]]
     assert untouched

@@ -59,7 +59,7 @@ def test_axial_rotary_angles():
 
 
 def test_cubic_matrix_by_hand():
-    # twice as many: target 3 lies at 1.25 - 1 / 4 of its neighbors' distance past source 1
+    # twice as many: number 3 lies at 1.25, between sources 1 and 2
     row = positions.cubic_matrix(8, 4, antialias=False)[3]
     t = 0.25
     near, far = lambda x: 1.25 * x**3 - 2.25 * x**2 + 1, lambda x: -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)

@@ -139,6 +139,7 @@ class Encoder(nn.Module):
       relaxation: "softmax", "gumbel" or "straight_through"; see `relax`.
       readout: "plain", "shared" or "pos-shared"; see `Simplicial`.
       prototypes, hidden, bottleneck: of the DINO head.
+      separate_head: a second DINO head for patches, as in the larger models of DINOv2; otherwise patches share that of the class token.
     """
 
     image: int
@@ -153,6 +154,7 @@ class Encoder(nn.Module):
     readout: str = "plain"
     hidden: int = 2048
     bottleneck: int = 256
+    separate_head: bool = False
     channels: int = 3
     registers: int = 4
     mlp_ratio: float = 4.0
@@ -186,6 +188,8 @@ class Encoder(nn.Module):
         )
         self.simplicial = Simplicial(self.positions, self.values, self.width, self.relaxation, self.readout)
         self.head = DinoHead(self.prototypes, self.hidden, self.bottleneck)
+        if self.separate_head:
+            self.patch_head = DinoHead(self.prototypes, self.hidden, self.bottleneck)
 
     def __call__(
         self,
@@ -211,6 +215,8 @@ class Encoder(nn.Module):
         tokens = self.vit(images, masked=masked, kept=kept)
         codes = self.simplicial(_flat(tokens), keys=keys, temperature=temperature, read=read)
         vector = self.vit.normalize(codes.pop("vector"))
+        if self.is_initializing():
+            self.score(tokens["patches"])  # makes the parameters of a head of its own
         return {**tokens, **codes, "vector": vector, "prototypes": self.head(vector)}
 
     def codes(self, images: Float[Array, "b y x c"]) -> Int[Array, "b l"]:
@@ -218,8 +224,8 @@ class Encoder(nn.Module):
         return jnp.argmax(self.simplicial.logits(_flat(self.vit(images))), axis=-1).astype(jnp.int32)
 
     def score(self, vectors: Float[Array, "*n d"]) -> Float[Array, "*n p"]:
-        """Prototype scores of normalized tokens, with the same DINO head."""
-        return self.head(vectors)
+        """Prototype scores of normalized patches (iBOT): of their own DINO head if there is one, else of the class token's."""
+        return self.patch_head(vectors) if self.separate_head else self.head(vectors)
 
     def normalize(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         """The ViT's final norm."""
@@ -238,10 +244,14 @@ def flops(model: Encoder, *, image: int | None = None, codes: bool = False, drop
     logits = vit_flops(model, image=image, drop_path=drop_path) + 2.0 * (1 + model.registers) * model.width * joint
     if codes:
         return logits
-    widths = (model.width, model.hidden, model.hidden, model.bottleneck, model.prototypes)
-    head = sum(2.0 * inputs * outputs for inputs, outputs in itertools.pairwise(widths))
     read = joint if model.readout == "plain" else model.values
-    return logits + 2.0 * read * model.width + head
+    return logits + 2.0 * read * model.width + head_flops(model)
+
+
+def head_flops(model: Encoder) -> float:
+    """FLOPs of a forward pass of one token through a DINO head."""
+    widths = (model.width, model.hidden, model.hidden, model.bottleneck, model.prototypes)
+    return sum(2.0 * inputs * outputs for inputs, outputs in itertools.pairwise(widths))
 
 
 def _flat(tokens):
