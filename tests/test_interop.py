@@ -229,6 +229,8 @@ def test_safetensors_of_every_type_come_back(tmp_path):
     for name, tensor in saved.items():
         assert found.read(name).dtype == tensor.dtype and found.read(name).tobytes() == tensor.tobytes()
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+    (tmp_path / "any").touch()
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode  # others may read it too
     with pytest.raises(UserError, match="cannot write"):
         files.save(tmp_path / "nowhere" / "x.safetensors", saved)
 

@@ -59,7 +59,6 @@ def sem(arguments) -> None:
         found = tensors(params, torch_names.official(slots.shapes_of(params)), str(directory))
         metadata = {"format": "pt", "L": str(model["positions"]), "V": str(model["values"]), "heads": str(model["heads"])}
     else:
-        params = {path: array for path, array in params.items() if path not in facts["fresh"]}
         found, metadata = _as_it_came(params, directory, facts), facts["metadata"]
     files.save(out, found, metadata)
     print(f"wrote {out}: {len(found)} tensors, {_readable(found)}")
@@ -121,7 +120,7 @@ def _record(directory: Path) -> dict | None:
 
 
 def _as_it_came(params: dict[str, np.ndarray], directory: Path, facts: dict) -> dict[str, np.ndarray]:
-    """The tensors of the file that was imported, by their names and dtypes there."""
+    """The tensors of the file that was imported, by their names and dtypes there; a head that it had not is left out."""
     table = tensors(params, torch_names.layout(map(torch_names.clean, facts["dtypes"]))(slots.shapes_of(params)), str(directory))
     aside = files.load(directory / weights.ASIDE) if (directory / weights.ASIDE).exists() else None
     found = {}

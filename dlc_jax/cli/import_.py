@@ -1,5 +1,6 @@
 """dlc import dinov2 | sem | vae FILE --out DIR: weights of other programs, every tensor used or named, none left over in silence."""
 
+import shlex
 from pathlib import Path
 
 import ml_collections
@@ -64,12 +65,13 @@ def dinov2(arguments, rest) -> None:
     parts |= _heads(model | head) if head else {}
     shapes = slots.shapes_of(parts)
     params = found.params(torch_names.layout(found.shapes)(shapes), shapes)
+    told = _told(params, model)
     _save(out, params, step=0, model=model | head)
-    print(f"wrote {out}: {_told(params, model)}\nto start from it:")
+    print(f"wrote {out}: {told}\nto start from it:")
     flags = [f"--config.{weights.STEP}.model.{name}={value}" for name, value in (model | head).items()]
     new = ("simplicial.*",) if head else ("simplicial.*", "head.*")
-    flags += [f"--config.{weights.STEP}.train.init_from={out}", f'--config.{weights.STEP}.train.init_new="{new}"']
-    print(" ".join(flags))
+    flags += [f"--config.{weights.STEP}.train.init_from={out}", f"--config.{weights.STEP}.train.init_new={new}"]
+    print(shlex.join(flags))
 
 
 def sem(arguments, rest) -> None:
@@ -89,15 +91,17 @@ def sem(arguments, rest) -> None:
     there = {path: shape for path, shape in shapes.items() if path not in fresh}
     aside = {found.names[name]: found.read(name) for name in torch_names.UNUSED if name in found.shapes}
     params = found.params(torch_names.layout(found.shapes)(there), there, unused=torch_names.UNUSED)
+    told = _told(params, model)
     with home.lock(out):
         home.remember(out, config.to_dict())
-        _save(directory, params | fresh, step=steps, model=section)
+        params.update(fresh)
+        _save(directory, params, step=steps, model=section)
         if aside:
             files.save(directory / weights.ASIDE, aside)
-        facts = {"file": arguments.file, "metadata": found.metadata, "dtypes": found.dtypes, "fresh": sorted(fresh)}
+        facts = {"file": arguments.file, "metadata": found.metadata, "dtypes": found.dtypes}
         home.write(directory / weights.RECORD, facts)
         home.mark_done(directory, {"steps": steps, "after": {}, "settings": {}})
-    print(f"wrote {out}: {_told(params, model)}, codes of {code['positions']} x {code['values']}, {code['readout']} readout")
+    print(f"wrote {out}: {told}, codes of {code['positions']} x {code['values']}, {code['readout']} readout")
     if aside:
         print(f"kept aside, for nothing reads them: {', '.join(aside)}")
     if fresh:
@@ -111,9 +115,9 @@ def vae(arguments, rest) -> None:
     model = vae_names.section(found.shapes, found.where)
     shapes = weights.shapes(Autoencoder(**model), (1, 2 ** len(model["channels"]), 2 ** len(model["channels"]), 3))
     params = found.params(vae_names.table(shapes), shapes)
+    told = ", ".join([_count(params), *(f"{name} {value}" for name, value in model.items())])
     _save(out, params, step=0, model=model)
-    settings = ", ".join(f"{name} {value}" for name, value in model.items())
-    print(f"wrote {out}: {_count(params)}, {settings}")
+    print(f"wrote {out}: {told}")
 
 
 def _fit(config, model: dict) -> None:
@@ -153,9 +157,15 @@ def _drawn(heads: dict, seed: int) -> dict[str, np.ndarray]:
 
 
 def _save(directory: Path, params: dict[str, np.ndarray], *, step: int, model: dict) -> None:
-    """Writes a checkpoint whose average the parameters are: the part that is loaded, and started from."""
+    """Writes a checkpoint whose average the parameters are: the part that is loaded, and started from.
+
+    `params` is empty then: their memory is let go of once they are copied, for writing takes as much again.
+    """
+    tree = slots.nested(params)
+    params.clear()
     checkpoints = Checkpoints(directory / "checkpoints")
-    checkpoints.save(step, {"ema": slots.nested(params)}, None, {"identity": {"model": model}})
+    checkpoints.save(step, {"ema": tree}, None, {"identity": {"model": model}})
+    del tree
     checkpoints.close()
 
 

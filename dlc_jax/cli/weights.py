@@ -9,7 +9,7 @@ from dlc_jax.errors import UserError
 from dlc_jax.interop import slots
 
 STEP = "encoder"  # of a recipe, that an encoder is taken from or put in
-RECORD = "imported.json"  # beside the checkpoints of an imported encoder; `Record` is what it says
+RECORD = "imported.json"  # beside the checkpoints of an imported encoder: the file, its metadata, names and dtypes
 ASIDE = "aside.safetensors"  # beside it: the tensors that nothing here reads
 
 

@@ -1,6 +1,5 @@
 """Files of tensors: safetensors, and PyTorch's own where PyTorch is installed. A pickle that holds more than tensors is never run."""
 
-import contextlib
 import os
 import pickle
 import warnings
@@ -113,9 +112,10 @@ def save(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, s
     lying = {name: tensor if tensor.flags.c_contiguous else np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     partial = path.with_name(f"{path.name}.partial")
     try:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
+        partial.touch()
+        mode = partial.stat().st_mode
         safetensors_numpy.save_file(lying, partial, dict(metadata) if metadata else None)
+        partial.chmod(mode)  # it makes a file for its owner alone
         os.replace(partial, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or _first(error)}; make room") from error
