@@ -51,7 +51,7 @@ def make(**options):
 
 def measure(stage):
     """State, batch and metrics of one batch, with parameters that are the teacher's no more."""
-    state = make_init(stage)(jax.random.key(0))
+    state = jax.jit(make_init(stage))(jax.random.key(0))
     shaken = jax.tree.map(lambda leaf: leaf + 0.02 * jnp.sin(jnp.arange(leaf.size).reshape(leaf.shape) * 1.7), state.params)
     state = dataclasses.replace(state, params=shaken)
     batch = next(stage.batches("train"))
@@ -68,7 +68,7 @@ def test_terms_are_those_of_whole_images(separate):
     """Every patch through the head, without a buffer, then numpy: DINO and iBOT with centers that are not zero."""
     stage = make(objective=dict(drop_path=0.0), model=dict(separate_head=separate))
     config = recipe(model=dict(separate_head=separate)).encoder
-    state = make_init(stage)(jax.random.key(0))
+    state = jax.jit(make_init(stage))(jax.random.key(0))
     centers = {name: 0.1 * np.cos(np.arange(24))[None] * sign for name, sign in (("center", 1), ("patch_center", -1))}
     state = dataclasses.replace(
         state,
