@@ -72,7 +72,7 @@ OUTSIDE = {
     "checkpoint": {"jax", "orbax", "etils", "grain", "numpy", "absl"},
     "models": {"jax", "flax", "jaxtyping", "einops", "numpy"},
     "losses": {"jax", "jaxtyping", "optax", "numpy"},
-    "interop": {"jax", "jaxtyping", "numpy", "etils"},
+    "interop": {"jax", "jaxtyping", "numpy", "ml_dtypes", "safetensors", "torch"},  # torch, within functions: for its own files
     "stage": {"jax", "optax"},
     "step": {"jax", "optax"},
 }

@@ -6,14 +6,16 @@ torch convolution (out, in, rows, columns) and ours (rows, columns, in, out), pe
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
+import jax
 import numpy as np
 
 from dlc_jax.errors import UserError
+from dlc_jax.typing import Tree
 
 LISTED = 10  # tensors that an error names
-DTYPES = ("float32", "float16", "bfloat16")  # those that float32 holds without loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,28 @@ class Slot:
         return part.reshape(self.shape)
 
 
+def shapes_of(tree: Tree) -> dict[str, tuple[int, ...]]:
+    """{path: shape} of nested parameters."""
+    return {path: leaf.shape for path, leaf in flat(tree).items()}
+
+
+def flat(tree: Tree) -> dict[str, Any]:
+    """{path: array} of nested parameters."""
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def nested(params: Mapping[str, Any]) -> dict:
+    """The inverse of `flat`."""
+    tree: dict = {}
+    for path, array in params.items():
+        *above, last = path.split("/")
+        inner = tree
+        for name in above:
+            inner = inner.setdefault(name, {})
+        inner[last] = array
+    return tree
+
+
 def slot(shapes: Mapping[str, tuple[int, ...]], path: str, *index, form: str = "same", shape: tuple[int, ...] = ()) -> Slot:
     """A Slot in the array of `path`; its shape in the file, if not given, follows from the form."""
     part = np.broadcast_to(np.float32(0), shapes[path])[index].shape  # a view of one number: no memory
@@ -78,20 +102,3 @@ def check(found: Mapping[str, tuple[int, ...]], table: Mapping[str, Slot], where
     if wrong:
         more = f"; and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
         raise UserError(f"{where} does not hold this model ({'; '.join(wrong[:LISTED])}{more})")
-
-
-def fill(
-    read: Callable[[str], np.ndarray], table: Mapping[str, Slot], shapes: Mapping[str, tuple[int, ...]], where: str
-) -> dict[str, np.ndarray]:
-    """Our parameters, float32, from the tensors that `read` gives, one at a time.
-
-    Raises:
-      UserError: a tensor is of a type that float32 does not hold.
-    """
-    params = {path: np.empty(shapes[path], np.float32) for path in {slot.path for slot in table.values()}}
-    for name, place in table.items():
-        tensor = read(name)
-        if tensor.dtype.name not in DTYPES:
-            raise UserError(f"{where}: {name} is {tensor.dtype.name}; convert it to one of {', '.join(DTYPES)}")
-        place.put(tensor, params[place.path])
-    return params
