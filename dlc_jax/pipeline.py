@@ -96,8 +96,8 @@ class Pipeline:
 
     @property
     def size(self) -> int:
-        """Side of the images that the encoder reads."""
-        return self._section("encoder").model.image
+        """Side of the images that the encoder reads: of the crops it was trained with, whatever size its positions were made for."""
+        return max(crops.global_size for crops in self._section("encoder").crops.values())
 
     def encode(self, images: np.ndarray | Sequence[np.ndarray], *, params=None) -> np.ndarray:
         """Images uint8 [b, y, x, c] to codes int32 [b, l]: the likeliest value of every position.

@@ -20,7 +20,7 @@ ENCODER = dict(image=SIZE, patch=4, positions=LENGTH, values=VALUES, prototypes=
 GENERATOR = dict(image=SIZE, channels=3, patch=4, positions=LENGTH, values=VALUES, **SMALL)
 TRAIN = dict(dtype="float32")
 RECIPE = dict(
-    encoder=dict(stage="encoder", model=ENCODER, train=TRAIN),
+    encoder=dict(stage="encoder", model=ENCODER, crops=dict(all=dict(global_size=SIZE)), train=TRAIN),
     prior=dict(stage="prior", model=dict(positions=LENGTH, values=VALUES, **SMALL), train=TRAIN),
     generator=dict(stage="generator", latents=False, model=GENERATOR, objective=dict(prediction="v"), train=TRAIN),
     samples=dict(

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import logging
@@ -63,8 +61,7 @@ def dinov2(arguments, rest) -> None:
     model = sections.vit(found.shapes, found.where, heads=found.number("heads"))
     head = sections.head(found.shapes, found.where)
     parts = {"vit": weights.abstract(ViT(**model), (1, model["image"], model["image"], 3))}
-    if head:
-        parts["head"] = weights.abstract(DinoHead(**head), (1, model["width"]))
+    parts |= _heads(model | head) if head else {}
     shapes = slots.shapes_of(parts)
     params = found.params(torch_names.layout(found.shapes)(shapes), shapes)
     _save(out, params, step=0, model=model | head)
@@ -88,7 +85,7 @@ def sem(arguments, rest) -> None:
     out = Path(arguments.out)
     directory = weights.absent(out / weights.STEP)
     shapes = weights.shapes(Encoder(**section), (1, section["image"], section["image"], 3))
-    fresh = {} if head else _fresh_head(section, config.seed)
+    fresh = {} if head else _drawn(_heads(section), config.seed)
     there = {path: shape for path, shape in shapes.items() if path not in fresh}
     aside = {found.names[name]: found.read(name) for name in torch_names.UNUSED if name in found.shapes}
     params = found.params(torch_names.layout(found.shapes)(there), there, unused=torch_names.UNUSED)
@@ -104,7 +101,9 @@ def sem(arguments, rest) -> None:
     if aside:
         print(f"kept aside, for nothing reads them: {', '.join(aside)}")
     if fresh:
-        print("there is no DINO head in the file: an untrained one stands in, which codes do not need and training must warm up")
+        print(
+            "there is no DINO head in the file: an untrained one stands in, which codes do not need and training must warm up first"
+        )
 
 
 def vae(arguments, rest) -> None:
@@ -134,10 +133,23 @@ def _fit(config, model: dict) -> None:
                 )
 
 
-def _fresh_head(section: dict, seed: int) -> dict[str, np.ndarray]:
+def _heads(section: dict) -> dict:
+    """Shapes of the DINO heads that an encoder of this section has."""
     head = DinoHead(**{name: section[name] for name in ("prototypes", "hidden", "bottleneck")})
-    params = jax.jit(head.init)(jax.random.key(seed), jnp.zeros((1, section["width"])))["params"]
-    return {f"head/{path}": np.asarray(array) for path, array in slots.flat(params).items()}
+    names = ("head", "patch_head") if section["separate_head"] else ("head",)
+    return {name: weights.abstract(head, (1, section["width"])) for name in names}
+
+
+def _drawn(heads: dict, seed: int) -> dict[str, np.ndarray]:
+    """Heads as training would start from."""
+    random = np.random.default_rng(seed)
+    constant = {"bias": 0.0, "gain": 1.0}
+    return {
+        path: np.full(shape, constant[kind], np.float32)
+        if (kind := path.rpartition("/")[2]) in constant
+        else 0.02 * random.standard_normal(shape, np.float32)
+        for path, shape in slots.shapes_of(heads).items()
+    }
 
 
 def _save(directory: Path, params: dict[str, np.ndarray], *, step: int, model: dict) -> None:

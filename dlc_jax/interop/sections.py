@@ -103,12 +103,13 @@ def simplicial(found: Found, positions: int | None, values: int | None, where: s
 
 
 def head(found: Found, where: str) -> dict:
-    """The keyword arguments of `Encoder` that are the DINO head's; none if the file has no such head."""
+    """The keyword arguments of `Encoder` that are the DINO heads'; none if the file has no such head."""
     if not any(name.startswith("dino_head.") for name in found):
         return {}
     prototypes, bottleneck = _shape(found, ("dino_head.last_layer.weight_v",), 2, where)
     hidden, _ = _shape(found, ("dino_head.mlp.0.weight",), 2, where)
-    return {"prototypes": prototypes, "hidden": hidden, "bottleneck": bottleneck}
+    separate = any(name.startswith("ibot_head.") for name in found)
+    return {"prototypes": prototypes, "hidden": hidden, "bottleneck": bottleneck, "separate_head": separate}
 
 
 def _shape(found: Found, names: Sequence[str], rank: int, where: str) -> tuple[int, ...]:

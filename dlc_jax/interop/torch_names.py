@@ -1,4 +1,4 @@
-"""Names of an encoder's tensors: DINOv2's own, with those of the simplicial and the DINO head, and transformers'.
+"""Names of an encoder's tensors: DINOv2's own, with those of the simplicial and the DINO heads, and transformers'.
 
 Both give {name: Slot} for the parameters that are there: without registers, LayerScale or heads the table has no such rows.
 """
@@ -11,6 +11,7 @@ from dlc_jax.interop.slots import Slot, slot
 
 PREFIXES = ("_orig_mod.", "module.", "backbone.")  # what compilers, parallel wrappers and DINOv2's teacher put before the names
 UNUSED = ("sem_cls_norm.weight", "sem_cls_norm.bias")  # in the published files, and read by nothing
+HEADS = {"dino_head": "head", "ibot_head": "patch_head"}  # the second where patches have a head of their own
 CHANNELS = 3
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -48,11 +49,12 @@ def official(shapes: Shapes) -> dict[str, Slot]:
     table.norm("sem_norm", "simplicial/norm")
     table.linear("sem_out", "simplicial/out")
     table.same("sem_bias", "simplicial/bias")
-    for layer in range(3):
-        table.linear(f"dino_head.mlp.{2 * layer}", f"head/fc{layer + 1}")
-    if "head/gain" in shapes:
-        table.same("dino_head.last_layer.weight_g", "head/gain", shape=(*shapes["head/gain"], 1))
-    table.matrix("dino_head.last_layer.weight_v", "head/direction")
+    for name, path in HEADS.items():
+        for layer in range(3):
+            table.linear(f"{name}.mlp.{2 * layer}", f"{path}/fc{layer + 1}")
+        if f"{path}/gain" in shapes:
+            table.same(f"{name}.last_layer.weight_g", f"{path}/gain", shape=(*shapes[f"{path}/gain"], 1))
+        table.matrix(f"{name}.last_layer.weight_v", f"{path}/direction")
     return table.rows
 
 

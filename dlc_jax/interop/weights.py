@@ -58,9 +58,12 @@ class Weights:
           unused: clean names that may be there beside the table's.
 
         Raises:
-          UserError: tensors are missing, have no place, are of another shape, or of a type that float32 does not hold.
+          UserError: tensors are missing, have no place, are of another shape, or of a type that float32 does not hold; the table has no
+            name for some parameter.
         """
         slots.check({name: shape for name, shape in self.shapes.items() if name not in unused}, table, self.where)
+        if unnamed := sorted(shapes.keys() - {slot.path for slot in table.values()}):
+            raise UserError(f"{self.where} has no names for {', '.join(unnamed[: slots.LISTED])}; no file of this kind has these")
         params = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
         for name, slot in table.items():
             tensor = self.read(name)

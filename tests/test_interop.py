@@ -1,0 +1,273 @@
+"""Names and files of other programs: every parameter has its place, nothing is used twice, and what is damaged or foreign is refused."""
+
+import pickle
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from foreign_weights import DEPTH, POSITIONS, VALUES, WIDTH, official, transformers
+from safetensors import numpy as safetensors_numpy
+
+from dlc_jax.errors import UserError
+from dlc_jax.interop import files, sections, slots, torch_names, weights
+from dlc_jax.models.simplicial import Encoder
+from dlc_jax.models.vit import ViT
+
+VARIANTS = {
+    "plain": dict(readout="plain", head=True),
+    "shared": dict(readout="shared", head=2),
+    "pos-shared": dict(readout="pos-shared", head=True, registers=0),
+    "swiglu": dict(readout="plain", head=True, mlp="swiglu"),
+}
+
+
+def encoder(state):
+    """(Encoder, {path: shape}) that a state dict's shapes ask for."""
+    found = {name: tensor.shape for name, tensor in state.items()}
+    section = sections.vit(found, "here") | sections.head(found, "here") | sections.simplicial(found, None, VALUES, "here")
+    model = Encoder(**section)
+    images = jnp.zeros((1, section["image"], section["image"], 3))
+    return model, slots.shapes_of(jax.eval_shape(model.init, jax.random.key(0), images)["params"])
+
+
+def weights_of(tmp_path, state, metadata=None):
+    files.save(tmp_path / "state.safetensors", state, metadata)
+    return weights.Weights(tmp_path / "state.safetensors", torch_names.clean)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_table_of_the_official_names_is_the_published_state_and_covers_the_model(variant):
+    state = official(**VARIANTS[variant])
+    model, shapes = encoder(state)
+    assert (model.readout, model.positions, model.values) == (VARIANTS[variant]["readout"], POSITIONS, VALUES)
+    table = torch_names.official(shapes)
+    unused = {"sem_cls_norm.weight", "sem_cls_norm.bias"}
+    assert {name: slot.shape for name, slot in table.items()} == {
+        name: tensor.shape for name, tensor in state.items() if name not in unused
+    }
+    # each entry of our parameters exactly once
+    counts = {path: np.zeros(shape, int) for path, shape in shapes.items()}
+    for slot in table.values():
+        counts[slot.path][slot.index] += 1
+    assert all((count == 1).all() for count in counts.values())
+
+
+@pytest.mark.parametrize("registers, mlp", [(4, "gelu"), (0, "gelu"), (4, "swiglu")])
+def test_both_layouts_give_the_same_parameters(tmp_path, registers, mlp):
+    state = official(registers=registers, mlp=mlp)
+    found = []
+    for theirs in (state, transformers(state)):
+        given = weights_of(tmp_path, theirs)
+        section = sections.vit(given.shapes, "here")
+        assert section | {"image": 12, "patch": 4, "width": 128, "depth": 2, "heads": 2, "mlp": mlp, "mlp_ratio": 4.0} == section
+        assert (section["registers"], section["pos_resize"]) == (registers, "antialias" if registers else "plain")
+        tree = jax.eval_shape(ViT(**section).init, jax.random.key(0), jnp.zeros((1, 12, 12, 3)))["params"]
+        shapes = slots.shapes_of({"vit": tree})
+        table = torch_names.layout(given.shapes)(shapes)
+        found.append(given.params(table, shapes))
+        back = weights.tensors(found[-1], table, "here")
+        assert back.keys() == theirs.keys() and all((back[name] == theirs[name]).all() for name in theirs)
+    assert found[0].keys() == found[1].keys() and all((found[0][path] == found[1][path]).all() for path in found[0])
+
+
+def test_where_single_entries_go(tmp_path):
+    state = official(readout="pos-shared", head=True)
+    _, shapes = encoder(state)
+    given = weights_of(tmp_path, state)
+    ours = given.params(torch_names.official(shapes), shapes, unused=torch_names.UNUSED)
+    # rows of the packed projection: queries, keys, values; then heads; then entries of a head
+    assert ours["vit/blocks/attention/qkv/kernel"][1, 7, 2, 1, 5] == state["blocks.1.attn.qkv.weight"][2 * WIDTH + 64 + 5, 7]
+    assert ours["vit/blocks/attention/qkv/bias"][1, 2, 1, 5] == state["blocks.1.attn.qkv.bias"][2 * WIDTH + 64 + 5]
+    # patches are flattened as row, column, channel
+    assert ours["vit/patch_embed/kernel"][(2 * 4 + 3) * 3 + 1, 9] == state["patch_embed.proj.weight"][9, 1, 2, 3]
+    # row i * V + v of the embedding, column of the second register
+    assert (
+        ours["simplicial/embed/kernel"][2 * WIDTH + 11, 3 * VALUES + 5]
+        == state["sem_embed.weight"][3 * VALUES + 5, 2 * WIDTH + 11]
+    )
+    assert ours["simplicial/bias"][4, 3] == state["sem_bias"][4, 3]
+    assert ours["head/direction"][3, 17] == state["dino_head.last_layer.weight_v"][17, 3]
+    assert ours["head/gain"][17] == state["dino_head.last_layer.weight_g"][17, 0]
+    assert ours["head/fc2/kernel"][3, 4] == state["dino_head.mlp.2.weight"][4, 3]
+
+
+@pytest.mark.parametrize(
+    "name, known",
+    [
+        ("module._orig_mod.backbone.blocks.0.ls1.gamma", "blocks.0.ls1.gamma"),
+        ("backbone.blocks.2.17.attn.qkv.weight", "blocks.17.attn.qkv.weight"),
+        ("blocks.3.mlp.fc1.weight", "blocks.3.mlp.fc1.weight"),
+        ("dino_head.mlp.0.weight", "dino_head.mlp.0.weight"),
+        ("encoder.layer.1.mlp.fc1.bias", "encoder.layer.1.mlp.fc1.bias"),
+        ("my.backbone.norm.weight", "my.backbone.norm.weight"),  # a prefix is one only in front
+    ],
+)
+def test_clean(name, known):
+    assert torch_names.clean(name) == known
+
+
+def test_codes_are_of_the_shape_that_tensors_or_the_caller_tell():
+    shapes = {name: tensor.shape for name, tensor in official(readout="plain").items()}
+    both = {"positions": POSITIONS, "values": VALUES, "readout": "plain"}
+    for given in ((POSITIONS, None), (None, VALUES), (POSITIONS, VALUES)):
+        assert sections.simplicial(shapes, *given, "here") == both
+    for given, words in (((None, None), "give --positions or --values"), ((5, None), "48, not 5 x 9"), ((6, 9), "not 6 x 9")):
+        with pytest.raises(UserError, match=words):
+            sections.simplicial(shapes, *given, "here")
+    shared = {name: tensor.shape for name, tensor in official(readout="shared").items()}
+    assert sections.simplicial(shared, None, None, "here") == both | {"readout": "shared"}
+    with pytest.raises(UserError, match="have 6 positions, not 3; leave --positions out"):
+        sections.simplicial(shared, 3, None, "here")
+
+
+# ---- what is refused
+
+
+def changed(change):
+    state = official(readout="plain", head=True)
+    if change == "missing":
+        del state["blocks.1.attn.qkv.bias"]
+    elif change == "hole":  # a block between others
+        state = {name: tensor for name, tensor in official(depth=3).items() if not name.startswith("blocks.1.")}
+    elif change == "extra":
+        state["sem_bias2"] = np.zeros((2, 2), np.float32)
+    elif change == "misshaped":
+        state["blocks.0.mlp.fc2.weight"] = state["blocks.0.mlp.fc2.weight"].T.copy()
+    elif change == "double":
+        state["norm.weight"] = state["norm.weight"].astype(np.float64)
+    elif change == "twice":
+        state["module.norm.weight"] = state["norm.weight"]
+    elif change == "foreign":
+        state = {"conv1.weight": np.zeros((4, 3, 3, 3), np.float32), "fc.bias": np.zeros(4, np.float32)}
+    elif change == "empty":
+        state = {}
+    elif change == "no blocks":
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("blocks")}
+    elif change == "no square":
+        state["pos_embed"] = state["pos_embed"][:, :8]
+    elif change == "width":
+        state["cls_token"] = state["cls_token"][..., :100]
+    elif change == "flat":
+        state["cls_token"] = state["cls_token"].reshape(-1)
+    elif change == "half":
+        state["blocks.0.mlp.fc1.bias"] = np.zeros((2, 3), np.float32)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("missing", r"blocks.1.attn.qkv.bias is missing\)"),
+        ("hole", "blocks.1.norm1.weight is missing; .*; and 4 more"),
+        ("extra", r"sem_bias2 has no place in this model\)"),
+        ("misshaped", r"blocks.0.mlp.fc2.weight is \(512, 128\) and not \(128, 512\)\)"),
+        ("double", "norm.weight is float64; convert it"),
+        ("twice", "holds two models: norm.weight and module.norm.weight|holds two models: module.norm.weight and norm.weight"),
+        ("foreign", "cls_token is missing; it has conv1.weight, fc.bias"),
+        ("empty", "cls_token is missing$"),
+        ("no blocks", "there is no blocks.0"),
+        ("no square", "7 positions of patches, which make no square"),
+        ("width", "100 wide"),
+        ("flat", r"cls_token is \(128,\), not of 3 dimensions"),
+        ("half", r"blocks.0.mlp.fc1.bias is \(2, 3\)"),
+    ],
+)
+def test_a_state_that_is_not_the_models_is_refused_in_one_line_that_names_tensors(tmp_path, change, words):
+    with pytest.raises(UserError, match=words) as refused:
+        given = weights_of(tmp_path, changed(change))
+        section = sections.vit(given.shapes, "here") | sections.head(given.shapes, "here")
+        if change != "hole":
+            section |= sections.simplicial(given.shapes, POSITIONS, VALUES, "here")
+        model = Encoder(**{"positions": 1, "values": 2, "prototypes": 1} | section)
+        shapes = slots.shapes_of(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 12, 12, 3)))["params"])
+        shapes = shapes if change != "hole" else {path: shape for path, shape in shapes.items() if path.startswith("vit/")}
+        given.params(torch_names.official(shapes), shapes, unused=torch_names.UNUSED)
+    assert "\n" not in str(refused.value) and str(refused.value).count(" is missing") <= 10
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, -1])
+def test_a_truncated_file_is_refused(tmp_path, kept):
+    files.save(tmp_path / "state.safetensors", official())
+    whole = (tmp_path / "state.safetensors").read_bytes()
+    (tmp_path / "state.safetensors").write_bytes(whole[:kept])
+    with pytest.raises(UserError, match="state.safetensors is damaged, or no safetensors file"):
+        files.load(tmp_path / "state.safetensors")
+
+
+def test_files_that_are_none(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="does not exist"):
+        files.load(tmp_path / "nothing.safetensors")
+    with pytest.raises(UserError, match="is a folder"):
+        files.load(tmp_path)
+    (tmp_path / "weights.npz").touch()
+    with pytest.raises(UserError, match="neither .safetensors nor one of .pth"):
+        files.load(tmp_path / "weights.npz")
+    (tmp_path / "pickle.safetensors").write_bytes(pickle.dumps(official()))
+    with pytest.raises(UserError, match="no safetensors file"):
+        files.load(tmp_path / "pickle.safetensors")
+    safetensors_numpy.save_file({"two\nlines": np.zeros(3)}, tmp_path / "odd.safetensors")
+    with pytest.raises(UserError, match=r"unprintable names \('two\\nlines'"):
+        files.load(tmp_path / "odd.safetensors")
+    (tmp_path / "weights.pth").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"install dlc_jax\[torch\], or convert it to safetensors"):
+        files.load(tmp_path / "weights.pth")
+
+
+def test_safetensors_of_every_type_come_back(tmp_path):
+    random = np.random.default_rng(0)
+    saved = {
+        dtype.__name__: random.standard_normal((3, 5)).astype(dtype) for dtype in (np.float32, np.float16, ml_dtypes.bfloat16)
+    }
+    saved |= {"turned": saved["float32"].T, "nothing": np.zeros((0, 3), np.float32)}
+    files.save(tmp_path / "x.safetensors", saved, {"L": "4"})
+    found = files.load(tmp_path / "x.safetensors")
+    assert found.metadata == {"L": "4"} and found.shapes == {name: tensor.shape for name, tensor in saved.items()}
+    for name, tensor in saved.items():
+        assert found.read(name).dtype == tensor.dtype and found.read(name).tobytes() == tensor.tobytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+    with pytest.raises(UserError, match="cannot write"):
+        files.save(tmp_path / "nowhere" / "x.safetensors", saved)
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("run by a pickle",)
+
+
+@pytest.mark.torch
+def test_files_of_pytorch(tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    state = {name: torch.from_numpy(tensor) for name, tensor in official().items()}
+    state["norm.weight"] = state["norm.weight"].to(torch.bfloat16)
+    state["norm.bias"] = state["norm.bias"].to(torch.float16)
+    path = tmp_path / "weights.pth"
+    for saved, options in ((state, {}), ({"teacher": state}, {}), (state, {"_use_new_zipfile_serialization": False})):
+        torch.save(saved, path, **options)
+        found = files.load(path)
+        assert list(found.shapes) == list(state)
+        for name, tensor in state.items():
+            assert (found.read(name).astype(np.float32) == tensor.float().numpy()).all()
+        assert (found.read("norm.weight").dtype, found.read("norm.bias").dtype) == (ml_dtypes.bfloat16, np.float16)
+    torch.save({"model": state, "epoch": 3}, path)
+    with pytest.raises(UserError, match="neither a dict of tensors.*'model', 'epoch'"):
+        files.load(path)
+    torch.save(state, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="damaged"):
+        files.load(path)
+    for dangerous in (state | {"code": Evil()}, Evil()):
+        torch.save(dangerous, path)
+        with pytest.raises(UserError, match="pickle of more than tensors"):
+            files.load(path)
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(UserError, match="pickle of more than tensors|damaged"):
+        files.load(path)
+    assert "run by a pickle" not in capsys.readouterr().out
+
+
+def test_the_depth_is_counted():
+    assert sections.vit({name: tensor.shape for name, tensor in official(depth=DEPTH + 1).items()}, "here")["depth"] == DEPTH + 1
