@@ -18,7 +18,7 @@ can be done in parts (`first`). Functions are compiled once per shape; the last 
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -108,6 +108,14 @@ class Pipeline:
         """
         images = inputs.fit(images, size=self.size)
         return self._run(self._encode, "encoder", images)
+
+    def encode_each(self, batches: Iterable[Sequence[np.ndarray]]) -> Iterator[np.ndarray]:
+        """`encode` of one batch after the other, each of at most `batch` images: the next is read while the devices work on the last."""
+        return self._each(self._encode, "encoder", ((inputs.fit(images, size=self.size),) for images in batches))
+
+    def load(self, network: str) -> None:
+        """Reads a network's parameters now. Of several processes all must, together, before one of them uses it."""
+        self._params(network)
 
     def simplices(self, images: np.ndarray | Sequence[np.ndarray], *, temperature: float = 1.0) -> np.ndarray:
         """Images, as in `encode`, to soft codes float32 [b, l, v]: softmax of logits / temperature (above 0), without noise."""
@@ -215,7 +223,10 @@ class Pipeline:
         if program == "encode":
             function, arguments = self._encode, [batch((self.size, self.size, 3), jnp.uint8)]
         elif program == "sample_codes":
-            function, arguments = functools.partial(self._sample_codes, calls=self.calls or model.positions, temperature=1.0), [keys]
+            function, arguments = (
+                functools.partial(self._sample_codes, calls=self.calls or model.positions, temperature=1.0),
+                [keys],
+            )
         else:
             function = functools.partial(self._decode, steps=self.steps, scale=self.guidance, method=self.method)
             arguments = [keys, *([batch((model.positions,), jnp.int32)] if model.positions else [])]
@@ -311,16 +322,31 @@ class Pipeline:
         keywords = ()
         if isinstance(function, functools.partial):
             function, keywords = function.func, tuple(sorted(function.keywords.items()))
+        starts = range(0, len(arrays[0]), self.batch)
+        batches = ([array[start : start + self.batch] for array in arrays] for start in starts)
+        return np.concatenate(list(self._each(function, network, batches, params=params, keywords=keywords)))
+
+    def _each(self, function, network: str, batches, *, params=None, keywords=()):
+        """Yields function(params, *arrays) of each batch, padded to the pipeline's size and cut again, one behind what is dispatched."""
         jitted = self._jit(function, keywords)
         mesh = self._mesh(network) if params is None else self.mesh
         params = self._params(network) if params is None else params
-        count, found = len(arrays[0]), []
-        for start in range(0, count, self.batch):
-            rows = np.minimum(np.arange(start, start + self.batch), count - 1)
+        before = None
+        for arrays in batches:
+            count = len(arrays[0])
+            rows = np.minimum(np.arange(self.batch), count - 1)
             with jax.set_mesh(mesh):
                 batch = [jax.device_put(array[rows], jax.NamedSharding(mesh, parallel.BATCH)) for array in arrays]
-                found.append(np.asarray(jitted(params, *batch)))
-        return np.concatenate(found)[:count]
+                found = jitted(params, *batch)
+            if before is not None:
+                yield _cut(*before)
+            before = found, count
+        if before is not None:
+            yield _cut(*before)
+
+
+def _cut(found, count: int):
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], found)
 
 
 def _keys(seed: int, count: int, first: int):
