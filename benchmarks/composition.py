@@ -58,12 +58,7 @@ def main(workdir: Path) -> None:
     print("Linear probe of one kind's positions, unseen images, %:", ", ".join(NAMES))
     for place, kind in enumerate(kinds):
         part = slice(place * share, (place + 1) * share)
-        right = [
-            linear_probe(
-                train[0][:, part], train[1][:, f], unseen[0][:, part], unseen[1][:, f], values=values, classes=CLASSES[f]
-            )
-            for f in range(4)
-        ]
+        right = linear_probe(train[0][:, part], train[1], unseen[0][:, part], unseen[1], values=values, classes=CLASSES).accuracy
         print(f"  {kind}: " + ", ".join(f"{100 * share:.0f}" for share in right))
 
 

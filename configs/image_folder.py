@@ -45,21 +45,27 @@ def pixels(image: int, patch: int) -> ConfigDict:
     positions, values = 32, 32
     encoder = dict(
         stage="encoder",
+        view=dict(),
+        threads=1,
         model=dict(
             image=image, patch=patch, width=128, depth=4, heads=4, positions=positions, values=values, prototypes=256,
-            relaxation="softmax", hidden=512, bottleneck=128, channels=3, registers=2, mlp_ratio=4.0, pos="learned", layer_scale=None,
-            qk_norm=False, remat="none", unroll=0, implementation=None,
+            relaxation="softmax", readout="plain", hidden=512, bottleneck=128, separate_head=False, channels=3, registers=2, mlp_ratio=4.0,
+            mlp="gelu", pos="learned", pos_resize="antialias", layer_scale=None, qk_norm=False, remat="none", unroll=0, implementation=None,
         ),
         objective=dict(
-            teacher="sinkhorn", student_temperature=0.1, teacher_temperature=(0.05, 0.05, 1), simplex_temperature=0.3, center_momentum=0.9,
-            momentum=(0.97, 1.0), dino=1.0, koleo=0.1, koleo_group=64, consistency=1.0, consistency_temperature=(0.7, 0.35),
+            teacher="sinkhorn", student_temperature=0.1, teacher_temperature=(0.05, 0.05, 1),
+            simplex_temperature=((0.3, 0.3, 1), (0.3, 0.3, 1)), center_momentum=0.9, momentum=(0.97, 1.0), dino=1.0, ibot=0.0, mask_share=0.5,
+            mask_ratio=(0.1, 0.5), mask_group=64, koleo=0.1, koleo_group=64, drop_path=0.0, drop_path_group=64, consistency=1.0,
+            consistency_temperature=(0.7, 0.35),
         ),
         crops=dict(all=dict(
             global_crops=2, global_size=image, global_scale=(0.5, 1.0), local_crops=0, local_size=image, local_scale=(0.1, 0.5),
             ratio=(3 / 4, 4 / 3), flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8, lightness=0.0, gray=0.2,
-            blur=(0.0, 0.0, 0.0), blur_sigma=(0.1, 1.0), solarize=(0.0, 0.0, 0.0), shift=0.0, interpolation="bilinear",
+            blur=(0.0, 0.0, 0.0), blur_quirk=False, blur_sigma=(0.1, 1.0), solarize=(0.0, 0.0, 0.0), shift=0.0,
+            interpolation="bilinear",
         )),
         optimizer=optimizer(2e-3, schedule="cosine", final=0.05, weight_decay=0.04),
+        monitor=dict(every=100, count=1000),
         train=train(steps=1000, batch=128),
     )  # fmt: skip
     prior = dict(
@@ -94,23 +100,31 @@ def latent256() -> ConfigDict:
     positions, values = 128, 256
     encoder = dict(
         stage="encoder",
+        view=dict(image="encoded"),  # crops are cut from whole images, not from their centers
+        threads=8,
         model=dict(
             image=224, patch=14, width=768, depth=12, heads=12, positions=positions, values=values, prototypes=16_384,
-            relaxation="softmax", hidden=2048, bottleneck=256, channels=3, registers=4, mlp_ratio=4.0, pos="learned", layer_scale=1e-5,
-            qk_norm=False, remat="dots", unroll=1, implementation=None,
+            relaxation="softmax", readout="plain", hidden=2048, bottleneck=256, separate_head=False, channels=3, registers=4, mlp_ratio=4.0,
+            mlp="gelu", pos="learned", pos_resize="antialias", layer_scale=1e-5, qk_norm=False, remat="dots", unroll=1, implementation=None,
         ),
         objective=dict(
-            teacher="centering", student_temperature=0.1, teacher_temperature=(0.04, 0.07, 10_000), simplex_temperature=1.0,
-            center_momentum=0.9, momentum=(0.992, 1.0), dino=1.0, koleo=0.1, koleo_group=64, consistency=0.0,
+            teacher="centering", student_temperature=0.1, teacher_temperature=(0.04, 0.07, 10_000),
+            simplex_temperature=((1.0, 1.0, 1), (1.0, 1.0, 1)), center_momentum=0.9, momentum=(0.992, 1.0), dino=1.0, ibot=1.0, mask_share=0.5,
+            mask_ratio=(0.1, 0.5), mask_group=64, koleo=0.1, koleo_group=64, drop_path=0.3, drop_path_group=64, consistency=0.0,
             consistency_temperature=(1.0, 0.5),
         ),
         crops=dict(all=dict(
             global_crops=2, global_size=224, global_scale=(0.32, 1.0), local_crops=8, local_size=98, local_scale=(0.05, 0.32),
             ratio=(3 / 4, 4 / 3), flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8, lightness=0.0, gray=0.2,
-            blur=(0.0, 0.9, 0.5), blur_sigma=(0.1, 2.0), solarize=(0.0, 0.2, 0.0), shift=0.0, interpolation="bicubic",
+            blur=(1.0, 0.1, 0.5), blur_quirk=True, blur_sigma=(0.1, 2.0), solarize=(0.0, 0.2, 0.0), shift=0.0,
+            interpolation="bicubic",
         )),
-        optimizer=optimizer(5e-5, schedule="cosine", final=0.01, warmup=2500, weight_decay=0.04, b2=0.999),
-        train=train(steps=30_000, batch=256, clip=3.0, dtype="bfloat16"),
+        optimizer=optimizer(5e-5, schedule="cosine", final=0.02, warmup=2500, weight_decay=0.04, b2=0.999) | dict(
+            weight_decay_final=10.0, decayed="(?!.*(bias$|norm|gamma)).*", layer_decay=0.9, multipliers=(("vit/patch_embed/.*", 0.2),),
+            freeze=(("head/(direction|gain)", 300),),  # 1 % of the run, as in the paper
+        ),
+        monitor=dict(every=5000, count=5000),
+        train=train(steps=30_000, batch=256, clip=3.0, clip_apart=("head/.*",), dtype="bfloat16"),
     )  # fmt: skip
     prior = dict(
         stage="prior",
@@ -145,7 +159,7 @@ def recipe(image: int, *, view: dict, encoder: dict, prior: dict, generator: dic
         dict(
             seed=0,
             steps=("encoder", "codes", "probe", "prior", "generator", "samples"),
-            mesh=dict(data=-1, fsdp=1, tensor=1),
+            mesh=dict(data=-1, fsdp=1, tensor=1, dcn_data=1, dcn_fsdp=1),
             log=dict(tensorboard=True, wandb=""),
             data=dict(
                 name="images", path=placeholder(str), image=image, crop="center", validation=0.1, limit=100, cache=placeholder(str),
@@ -153,7 +167,13 @@ def recipe(image: int, *, view: dict, encoder: dict, prior: dict, generator: dic
             ),
             encoder=encoder,
             codes=dict(stage="codes", path="", encoder="encoder", view=view, splits=("train", "validation"), batch=256, shard_size=4096),
-            probe=dict(stage="probe", encoder="encoder", codes="codes", splits=("validation",), count=5000),
+            probe=dict(
+                stage="probe", encoder="encoder", codes="codes", splits=("validation",), count=5000, baselines=False,
+                fit=dict(
+                    rates=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0), epochs=50, batch=128, deviation=0.0,
+                    held=0.2, memory_gb=4.0,
+                ),
+            ),
             prior=prior,
             generator=generator,
             samples=dict(
@@ -170,6 +190,7 @@ def shorten(config: ConfigDict) -> None:
     config.encoder.objective.koleo_group = 32
     config.generator.grid.update(dict(every=12, count=8, sampling_steps=4))
     config.samples.update(dict(count=64, pairs=32, batch=64, sampling_steps=4))
+    config.encoder.monitor.update(dict(every=12, count=64))
     config.probe.count = 512
 
 
@@ -177,12 +198,13 @@ def optimizer(
     learning_rate: float, *, schedule: str, final: float, warmup: int = 100, weight_decay: float = 0.0, b2: float = 0.99
 ) -> dict:
     return dict(
-        learning_rate=learning_rate, schedule=schedule, warmup=warmup, final=final, weight_decay=weight_decay, b1=0.9, b2=b2, eps=1e-8
+        learning_rate=learning_rate, schedule=schedule, warmup=warmup, final=final, weight_decay=weight_decay, weight_decay_final=1.0,
+        decayed="(.*/)?kernel", layer_decay=1.0, multipliers=(), freeze=(), b1=0.9, b2=b2, eps=1e-8,
     )  # fmt: skip
 
 
-def train(*, steps: int, batch: int, clip: float = 1.0, dtype: str = "float32") -> dict:
+def train(*, steps: int, batch: int, clip: float = 1.0, clip_apart: tuple = (), dtype: str = "float32") -> dict:
     return dict(
-        steps=steps, batch=batch, accumulate=1, clip=clip, dtype=dtype, log_every=50, save_every=max(1, steps // 4),
-        validate_every=max(1, steps // 4), validate_batches=8, keep=2, patience=10, init_from="", init_new=(),
+        steps=steps, batch=batch, accumulate=1, clip=clip, clip_apart=clip_apart, dtype=dtype, log_every=50,
+        save_every=max(1, steps // 4), validate_every=max(1, steps // 4), validate_batches=8, keep=2, patience=10, init_from="", init_new=(),
     )  # fmt: skip

@@ -18,7 +18,7 @@ The paper: encoder about a day on two A100, prior two days and generator ten day
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-STEPS = ("encoder", "codes", "prior", "generator", "samples")
+STEPS = ("encoder", "codes", "probe", "prior", "generator", "samples")
 # of the generator: width, depth, heads
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16), "8B": (3584, 36, 28)}
 CODES = ("32x4096", "128x1024", "512x256")
@@ -43,28 +43,36 @@ def get_config(variant: str = "") -> ConfigDict:
     positions, values = map(int, code.split("x"))
     width, depth, heads = SIZES[size]
     batch = 512  # of the encoder
+    rate = 1e-4 * (batch / 1024) ** 0.5
 
     encoder = dict(
         stage="encoder",
+        view=dict(image="encoded"),  # crops are cut from whole images, not from their centers
+        threads=8,
         model=dict(
             image=224, patch=14, width=1024, depth=24, heads=16, positions=positions, values=values, prototypes=65_536,
-            relaxation="softmax", hidden=2048, bottleneck=256, channels=3, registers=4, mlp_ratio=4.0, pos="learned", layer_scale=1e-5,
-            qk_norm=False, remat="dots", unroll=1, implementation=None,
+            relaxation="softmax", readout="plain", hidden=2048, bottleneck=256, separate_head=False, channels=3, registers=4, mlp_ratio=4.0,
+            mlp="gelu", pos="learned", pos_resize="antialias", layer_scale=1e-5, qk_norm=False, remat="dots", unroll=1, implementation=None,
         ),
         objective=dict(
-            teacher="centering", student_temperature=0.1, teacher_temperature=(0.04, 0.07, 37_500), simplex_temperature=1.0,
-            center_momentum=0.9, momentum=(0.992, 1.0), dino=1.0, koleo=0.1, koleo_group=64,
-            consistency=0.0, consistency_temperature=(1.0, 0.5),
+            teacher="centering", student_temperature=0.1, teacher_temperature=(0.04, 0.07, 37_500),
+            simplex_temperature=((1.0, 1.0, 1), (1.0, 1.0, 1)), center_momentum=0.9, momentum=(0.992, 1.0), dino=1.0, ibot=1.0, mask_share=0.5,
+            mask_ratio=(0.1, 0.5), mask_group=64, koleo=0.1, koleo_group=64, drop_path=0.3, drop_path_group=64, consistency=0.0,
+            consistency_temperature=(1.0, 0.5),
         ),
         crops=dict(all=dict(
             global_crops=2, global_size=224, global_scale=(0.32, 1.0), local_crops=8, local_size=98, local_scale=(0.05, 0.32),
-            ratio=(3 / 4, 4 / 3), flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8, lightness=0.0, gray=0.2, blur=(0.0, 0.9, 0.5),
-            blur_sigma=(0.1, 2.0), solarize=(0.0, 0.2, 0.0), shift=0.0, interpolation="bicubic",
+            ratio=(3 / 4, 4 / 3), flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8, lightness=0.0, gray=0.2,
+            blur=(1.0, 0.1, 0.5), blur_quirk=True, blur_sigma=(0.1, 2.0), solarize=(0.0, 0.2, 0.0), shift=0.0, interpolation="bicubic",
         )),
+        # Decays what DINOv2's code decays: tokens and positions too, but no biases, norms or LayerScale.
         optimizer=dict(
-            learning_rate=1e-4 * (batch / 1024) ** 0.5, schedule="cosine", warmup=12_500, final=0.01, weight_decay=0.04, b1=0.9, b2=0.999, eps=1e-8
+            learning_rate=rate, schedule="cosine", warmup=12_500, final=1e-6 / rate, weight_decay=0.04, weight_decay_final=10.0,
+            decayed="(?!.*(bias$|norm|gamma)).*", layer_decay=0.9, multipliers=(("vit/patch_embed/.*", 0.2),),
+            freeze=(("head/(direction|gain)", 1250),), b1=0.9, b2=0.999, eps=1e-8,
         ),
-        train=train(steps=125_000, batch=batch, clip=3.0),
+        monitor=dict(every=6250, count=10_000),
+        train=train(steps=125_000, batch=batch, clip=3.0, clip_apart=("head/.*",)),
     )  # fmt: skip
     prior = dict(
         stage="prior",
@@ -74,7 +82,10 @@ def get_config(variant: str = "") -> ConfigDict:
             remat="dots", unroll=1, implementation=None,
         ),
         ema_decay=0.9999,
-        optimizer=dict(learning_rate=3e-4, schedule="constant", warmup=2500, final=0.0, weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8),
+        optimizer=dict(
+            learning_rate=3e-4, schedule="constant", warmup=2500, final=0.0, weight_decay=0.0, weight_decay_final=1.0,
+            decayed="(.*/)?kernel", layer_decay=1.0, multipliers=(), freeze=(), b1=0.9, b2=0.999, eps=1e-8,
+        ),
         train=train(steps=500_456, batch=512, clip=1.0),
     )  # fmt: skip
     generator = dict(
@@ -88,14 +99,17 @@ def get_config(variant: str = "") -> ConfigDict:
         objective=dict(prediction="v", floor=0.1, time=(0.0, 1.0), drop=0.1, drop_positions=0.0, foreign=0.0),
         ema_decay=0.9999,
         grid=dict(every=50_000, count=16, sampling_steps=50, guidance=1.5, method="heun"),
-        optimizer=dict(learning_rate=1e-4, schedule="constant", warmup=0, final=0.0, weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8),
+        optimizer=dict(
+            learning_rate=1e-4, schedule="constant", warmup=0, final=0.0, weight_decay=0.0, weight_decay_final=1.0,
+            decayed="(.*/)?kernel", layer_decay=1.0, multipliers=(), freeze=(), b1=0.9, b2=0.999, eps=1e-8,
+        ),
         train=train(steps=6_000_000, batch=256, clip=0.0),
     )  # fmt: skip
     return ConfigDict(
         dict(
             seed=0,
             steps=tuple(steps) or STEPS,
-            mesh=dict(data=1, fsdp=-1, tensor=1),
+            mesh=dict(data=1, fsdp=-1, tensor=1, dcn_data=1, dcn_fsdp=1),
             log=dict(tensorboard=True, wandb=""),
             data=dict(
                 name="tfds", dataset="imagenet2012", train="train", validation="validation", image=pixels, field="image",
@@ -104,6 +118,13 @@ def get_config(variant: str = "") -> ConfigDict:
             encoder=encoder,
             codes=dict(
                 stage="codes", path="", encoder="encoder", view=dict(image=224), splits=("train", "validation"), batch=512, shard_size=16_384
+            ),
+            probe=dict(  # the paper's, but for its training on codes of augmented crops: these are of the codes step's view
+                stage="probe", encoder="encoder", codes="codes", splits=("validation",), count=1_300_000, baselines=False,
+                fit=dict(
+                    rates=(1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1), epochs=10, batch=1024,
+                    deviation=0.01, held=0.02, memory_gb=40.0,
+                ),
             ),
             prior=prior,
             generator=generator,
@@ -115,8 +136,8 @@ def get_config(variant: str = "") -> ConfigDict:
     )  # fmt: skip
 
 
-def train(*, steps: int, batch: int, clip: float) -> dict:
+def train(*, steps: int, batch: int, clip: float, clip_apart: tuple = ()) -> dict:
     return dict(
-        steps=steps, batch=batch, accumulate=1, clip=clip, dtype="bfloat16", log_every=100, save_every=5000, validate_every=5000,
-        validate_batches=8, keep=3, patience=20, init_from="", init_new=(),
+        steps=steps, batch=batch, accumulate=1, clip=clip, clip_apart=clip_apart, dtype="bfloat16", log_every=100, save_every=5000,
+        validate_every=5000, validate_batches=8, keep=3, patience=20, init_from="", init_new=(),
     )  # fmt: skip

@@ -47,7 +47,8 @@ def make(config, workdir: Path, mesh) -> dict[str, Stage | Job]:
     made = {name: STAGES[config[name].stage](config, step=name, workdir=workdir) for name in config.steps}
     for name, step in made.items():
         if isinstance(step, Stage):
-            parallel.check_batch(step.plan.batch, mesh, accumulate=step.plan.accumulate, where=f"{name}.train")
+            plan = step.plan
+            parallel.check_batch(plan.batch, mesh, accumulate=plan.accumulate, group=step.group, where=f"{name}.train")
         else:  # now, and not when days of training are over
             for program in step.programs.values():
                 parallel.check_batch(program.batch, mesh, accumulate=1, where=name)
@@ -56,7 +57,7 @@ def make(config, workdir: Path, mesh) -> dict[str, Stage | Job]:
 
 def operational(made: dict[str, Stage | Job]) -> tuple[str, ...]:
     """Regular expressions of the fields that may change in this workdir: those of every workdir, and the jobs' settings."""
-    own = [rf"{re.escape(name)}\.{field}" for name, step in made.items() for field in _settings(step)]
+    own = [rf"{re.escape(name)}\.{field}(\..*)?" for name, step in made.items() for field in _settings(step)]
     return (*home.OPERATIONAL, *own)
 
 
@@ -74,7 +75,7 @@ def read(config, workdir: Path, made: dict[str, Stage | Job]) -> list[Entry]:
     for name, step in made.items():
         need = step.plan.steps if isinstance(step, Stage) else 0
         after = {above: trained[above] for above in recipe.upstream(config, name) if trained.get(above)}
-        facts = {"steps": need, "after": after, "settings": {field: config[name][field] for field in _settings(step)}}
+        facts = {"steps": need, "after": after, "settings": {field: config[name].to_dict()[field] for field in _settings(step)}}
         skip = ""
         if name in absent:
             skip = f"not needed, {absent[name]}"

@@ -157,10 +157,21 @@ def _check_tuples(argv: list[str], given: dict) -> None:
         usual = recipe.value
         for field in name.split("."):
             usual = usual[field]
-        numbers = bool(usual) and all(isinstance(entry, int | float) for entry in usual)
-        kinds = (int, float) if numbers else str
-        if usual and (not all(isinstance(entry, kinds) for entry in value) or (numbers and len(value) != len(usual))):
+        if not _like(value, usual):
             raise ValueError(f"{name}={value} is not of the kind of {usual}, which the recipe has")
+
+
+def _like(value, usual) -> bool:
+    """Whether a value could stand for the usual one: numbers as many, words or rows any number; of an empty tuple nothing is known."""
+    if not isinstance(usual, tuple):
+        return isinstance(value, (int, float) if isinstance(usual, int | float) else str)
+    if not usual:
+        return True
+    if not isinstance(value, tuple):
+        return False
+    if all(isinstance(entry, (str, tuple)) for entry in usual):
+        return all(_like(entry, usual[0]) for entry in value)
+    return len(value) == len(usual) and all(_like(entry, other) for entry, other in zip(value, usual))
 
 
 def _sentence(error: Exception) -> str:

@@ -147,13 +147,18 @@ def shares(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_batch(batch: int, mesh: Mesh, *, accumulate: int, where: str) -> None:
-    """Refuses a global batch that does not split evenly over the mesh and the microbatches."""
-    parts = shares(mesh) * accumulate
+def check_batch(batch: int, mesh: Mesh, *, accumulate: int, where: str, group: int = 1) -> None:
+    """Refuses a global batch that does not split evenly over the mesh and the microbatches, or whose microbatches would cut groups.
+
+    One microbatch may have groups that lie across devices: they then ask each other, and nothing else changes.
+    """
+    each = group if accumulate > 1 else 1
+    parts = shares(mesh) * accumulate * each
     if batch < 1 or batch % parts:
+        groups = f" x groups of {each}" if each > 1 else ""
         raise UserError(
             f"{where}.batch={batch} does not divide by {parts} (mesh data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']} "
-            f"x accumulate {accumulate}); the nearest that does is {max(1, round(batch / parts)) * parts}"
+            f"x accumulate {accumulate}{groups}); the nearest that does is {max(1, round(batch / parts)) * parts}"
         )
 
 

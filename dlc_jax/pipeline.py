@@ -99,15 +99,31 @@ class Pipeline:
         """Side of the images that the encoder reads."""
         return self._section("encoder").model.image
 
-    def encode(self, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+    def encode(self, images: np.ndarray | Sequence[np.ndarray], *, params=None) -> np.ndarray:
         """Images uint8 [b, y, x, c] to codes int32 [b, l]: the likeliest value of every position.
 
         Gray is repeated, and another size than the encoder's is scaled and center-cropped; a list may hold several sizes.
 
+        Args:
+          params: of the encoder; None are those saved in the workdir.
+
         Raises: UserError if these are no such images.
         """
         images = inputs.fit(images, size=self.size)
-        return self._run(self._encode, "encoder", images)
+        return self._run(self._encode, "encoder", images, params=params)
+
+    def features(self, images: np.ndarray | Sequence[np.ndarray], *, params=None) -> np.ndarray:
+        """Images and `params`, as in `encode`, to features of the ViT, float32 [b, 2 d]: normalized class token, and mean of the patches'."""
+        images = inputs.fit(images, size=self.size)
+        return self._run(self._features, "encoder", images, params=params)
+
+    def untrained(self):
+        """Parameters of an encoder that has learned nothing, from the run's seed: what `params` may be, to compare with."""
+        model, shapes = self._model("encoder")
+        images = jnp.zeros((1, self.size, self.size, 3))
+        placed = parallel.shardings(shapes, self.mesh, rules=RULES, strict=False)
+        params = jax.jit(lambda key: model.init(key, images)["params"], out_shardings=placed)(jax.random.key(self.config.seed))
+        return cast(params, self._dtype("encoder"))
 
     def encode_each(self, batches: Iterable[Sequence[np.ndarray]]) -> Iterator[np.ndarray]:
         """`encode` of one batch after the other, each of at most `batch` images: the next is read while the devices work on the last."""
@@ -235,6 +251,13 @@ class Pipeline:
 
     def _encode(self, params, images):
         return self._model("encoder")[0].apply({"params": params}, standardize(images), method="codes")
+
+    def _features(self, params, images):
+        model, _ = self._model("encoder")
+        tokens = model.apply({"params": params}, standardize(images))
+        norm = functools.partial(model.apply, {"params": params}, method="normalize")
+        found = jnp.concatenate([norm(tokens["cls"]), norm(tokens["patches"]).mean(axis=1)], axis=-1)
+        return found.astype(jnp.float32)
 
     def _simplices(self, params, images, temperature):
         logits = self._model("encoder")[0].apply({"params": params}, standardize(images))["logits"]

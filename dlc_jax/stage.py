@@ -20,7 +20,8 @@ class Plan:
       steps: optimizer steps in all.
       batch: global batch, examples per step.
       accumulate: microbatches per step.
-      clip: largest global gradient norm; 0 never clips.
+      clip: largest gradient norm; 0 never clips.
+      clip_apart: regular expressions of parameters, each of whose gradients are clipped for themselves; all others together.
       dtype: of the computation, "float32" or "bfloat16".
       log_every, save_every, validate_every: cadences in steps; the last step is always saved and validated.
       validate_batches: batches of the fixed validation split.
@@ -34,6 +35,7 @@ class Plan:
     batch: int
     accumulate: int = 1
     clip: float = 0.0
+    clip_apart: tuple[str, ...] = ()
     dtype: str = "float32"
     log_every: int = 50
     save_every: int = 1000
@@ -89,6 +91,7 @@ class Stage:
       rules: how parameters are split that `parallel` would not split so by their size alone: (regular expression over the path, axis,
         mesh axis), each of which must match.
       evals: what to measure on the way.
+      group: examples in a row that belong together and must stay so in a microbatch.
       flops: model FLOPs of one optimizer step over the global batch: forward and twice that for backward of what is trained, forward
         alone of teachers; nothing that is computed again (remat). What each count leaves out is said beside its model.
       identity: what must not change under a checkpoint: the parts of the config that define model and data.
@@ -109,6 +112,7 @@ class Stage:
     plan: Plan
     rules: tuple[tuple[str, int, str], ...] = ()
     evals: tuple[Evaluator, ...] = ()
+    group: int = 1
     flops: float = 0.0
     identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reads: Callable[[], Mapping[str, Any]] = dict

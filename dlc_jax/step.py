@@ -1,12 +1,14 @@
 """One training step as a pure function: gradients, accumulation, clipping, mixed precision, averaging, skipped steps. Each exists only here."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from dlc_jax.errors import UserError
 from dlc_jax.stage import Stage
 from dlc_jax.typing import Array, Int, Key, Tree
 
@@ -81,15 +83,44 @@ def split(batch: Tree, accumulate: int, shares: int) -> Tree:
     return jax.tree.map(cut, batch)
 
 
+def clip_norms(grads: Tree, clip: float, apart: tuple[str, ...] = ()) -> Tree:
+    """The gradient scaled down to a norm of at most `clip`: each part that `apart` names for itself, and the rest together.
+
+    Args:
+      apart: regular expressions of whole names with slashes, as in head/fc1/kernel; the first that matches counts.
+
+    Raises:
+      UserError: one of them is none, or no parameter is left to it.
+    """
+    leaves, tree = jax.tree.flatten(grads)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(grads)]
+    try:
+        parts = [next((i for i, pattern in enumerate(apart) if re.fullmatch(pattern, name)), -1) for name in names]
+    except re.error as error:
+        raise UserError(f"train.clip_apart={apart} has what is no regular expression: {error}") from None
+    if missing := [pattern for i, pattern in enumerate(apart) if i not in parts]:
+        raise UserError(f"train.clip_apart: {missing[0]!r} matches no parameter; their names are like {', '.join(names[:3])}")
+    norms = {part: optax.tree.norm([leaf for leaf, its in zip(leaves, parts) if its == part]) for part in set(parts)}
+    clipped = [leaf * jnp.minimum(1.0, clip / (norms[part] + 1e-12)) for leaf, part in zip(leaves, parts)]
+    return jax.tree.unflatten(tree, clipped)
+
+
 def make_train_step(
-    stage: Stage, *, accumulate: int = 1, shares: int = 1, clip: float = 0.0, dtype: str = "float32", placed: Tree = None
+    stage: Stage,
+    *,
+    accumulate: int = 1,
+    shares: int = 1,
+    clip: float = 0.0,
+    clip_apart: tuple[str, ...] = (),
+    dtype: str = "float32",
+    placed: Tree = None,
 ) -> Callable[[TrainState, Tree, Tree, Key[Array, ""]], tuple[TrainState, dict]]:
     """(state, batch, frozen, root key) -> (state, metrics).
 
     Args:
       accumulate: microbatches per step; `prepare` sees the whole batch, `loss` one microbatch.
       shares: shares of the batch on the mesh, see `split`.
-      clip: largest global norm of the gradient; 0 never clips.
+      clip, clip_apart: see `clip_norms`; 0 never clips.
       dtype: of the computation, "float32" or "bfloat16"; parameters, gradients' sum and averages stay float32.
       placed: shardings of the parameters, which the gradients then have too, also while they are summed over microbatches.
 
@@ -127,7 +158,7 @@ def make_train_step(
 
         norm = optax.tree.norm(grads)
         if clip:
-            grads = jax.tree.map(lambda leaf: leaf * jnp.minimum(1.0, clip / (norm + 1e-12)), grads)
+            grads = clip_norms(grads, clip, clip_apart)
         updates, opt_state = stage.optimizer.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = None

@@ -28,6 +28,7 @@ def compile_step(stage: Stage, mesh):
         accumulate=plan.accumulate,
         shares=parallel.shares(mesh),
         clip=plan.clip,
+        clip_apart=plan.clip_apart,
         dtype=plan.dtype,
         placed=placed.params,
     )
@@ -65,7 +66,7 @@ def train(stage: Stage, directory: str | Path, *, mesh, seed: int, name: str, lo
       Interrupted: asked to stop by SIGTERM or SIGINT; everything is saved.
     """
     directory, plan = Path(directory), stage.plan
-    parallel.check_batch(plan.batch, mesh, accumulate=plan.accumulate, where=f"{name}.train")
+    parallel.check_batch(plan.batch, mesh, accumulate=plan.accumulate, group=stage.group, where=f"{name}.train")
     checkpoints = Checkpoints(directory / "checkpoints", keep=plan.keep)
     jitted, abstract = compile_step(stage, mesh)
     root = jax.device_put(

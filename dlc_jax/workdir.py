@@ -32,7 +32,7 @@ OPERATIONAL = (
     r"mesh\..*",
     r"log\..*",
     r"[^.]+\.batch",  # of a job; a stage's is in its `train`, and is learned from
-    r"[^.]+\.grid\..*",
+    r"[^.]+\.(grid|monitor)\..*",
     r".*\.train\.(steps|accumulate|log_every|save_every|validate_every|validate_batches|keep|patience)",
     r"(.*\.)?(path|data_dir|directory|cache|cache_gb|limit|threads|workers|prefetch)",
 )

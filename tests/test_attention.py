@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlc_jax.kernels.attention import IMPLEMENTATIONS, attention
-from dlc_jax.models.layers import rotary
+from dlc_jax.models.positions import rotary
 
 B, N, H, K = 2, 7, 3, 8
 implementations = pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))

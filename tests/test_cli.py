@@ -65,7 +65,7 @@ def untrained(tmp_path):
 # ---- without trained networks
 
 
-@pytest.mark.parametrize("verb", ["info", "sample", "encode", "compose"])
+@pytest.mark.parametrize("verb", ["info", "probe", "sample", "encode", "compose"])
 def test_help_has_an_example(verb, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main([verb, "--help"])

@@ -1,5 +1,6 @@
 """The command line in one process: which recipe, which fields, which workdir. What is wrong with it is in test_errors.py."""
 
+import ast
 import json
 from pathlib import Path
 
@@ -80,6 +81,27 @@ def test_fields_of_the_call_before_are_forgotten():
 def test_tuples_keep_their_kind(value):
     with pytest.raises(UserError, match=r"generator.objective.time=.* is not of the kind of \(0.8, 1.0\)"):
         parse(f"--config={RECIPE}", f"--config.generator.objective.time={value}")
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("objective.simplex_temperature", "((1.0, 0.3, 100), (0.5, 0.3, 100))"),
+        ("optimizer.multipliers", "(('vit/pos_embed', 0.5), ('head/.*', 2.0))"),
+        ("optimizer.freeze", "(('vit/.*', 500),)"),
+        ("optimizer.freeze", "()"),
+    ],
+)
+def test_tuples_of_tuples(field, value):
+    config, _ = parse("--config=configs/imagenet256.py", f"--config.encoder.{field}={value}")
+    section, name = field.split(".")
+    assert config.encoder[section][name] == ast.literal_eval(value)
+
+
+@pytest.mark.parametrize("value", ["('vit/.*', 500)", "(('vit/.*',),)", "((500, 'vit/.*'),)", "(500,)"])
+def test_tuples_of_tuples_keep_their_kind(value):
+    with pytest.raises(UserError, match=r"optimizer.freeze=.* is not of the kind of"):
+        parse("--config=configs/imagenet256.py", f"--config.encoder.optimizer.freeze={value}")
 
 
 def test_a_disk_that_refuses_is_one_line(capsys):

@@ -11,9 +11,10 @@ import jax
 import ml_collections
 import pytest
 
-from dlc_jax import optim, parallel, train
+from dlc_jax import checkup, optim, parallel, train
 from dlc_jax.data import sources
 from dlc_jax.data.transforms import MultiCrop
+from dlc_jax.evals.probe import Fit
 from dlc_jax.metrics import Writer
 from dlc_jax.models.dit import SIZES, DiT
 from dlc_jax.models.masked_transformer import MaskedTransformer
@@ -48,18 +49,22 @@ def test_sections_list_every_argument_of_their_constructor(path):
         if not isinstance(section, ml_collections.ConfigDict) or "stage" not in section:
             continue
         assert section.stage in STAGES, name
+        if section.stage == "probe":
+            assert set(section.fit) == arguments(Fit), name
         if "train" not in section:
             continue
         assert set(section.train) == arguments(Plan), name
         assert set(section.optimizer) == arguments(optim.make) - {"steps"}, name
         assert set(section.model) == arguments(MODELS[section.stage]), name
+        if section.stage == "encoder":
+            assert set(section.monitor) == arguments(checkup.Monitor), name
         if "grid" in section:
             assert set(section.grid) == arguments(generator.Grid), name
         if "objective" in section:
             assert set(section.objective) == arguments(OBJECTIVES[section.stage]), name
         if "crops" in section:
             assert all(set(kind) == arguments(MultiCrop) for kind in section.crops.values()), name
-    assert set(config.mesh) == {"data", "fsdp", "tensor"}
+    assert set(config.mesh) == arguments(parallel.make_mesh) - {"devices"}
     assert set(config.log) <= arguments(Writer) and {"tensorboard", "wandb"} == set(config.log)
     assert set(config.data) == {"name"} | arguments(sources.SOURCES[config.data.name]) - {"split"}
     assert all(name in config for name in config.steps)

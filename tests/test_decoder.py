@@ -12,14 +12,25 @@ import pytest
 from PIL import Image
 
 from dlc_jax.data import decoder
-from dlc_jax.data.decoder import decode_image
-from dlc_jax.data.transforms import center_crop
+from dlc_jax.data.decoder import Picture, center_crop, decode_image
+from dlc_jax.errors import UserError
 
 
 def encode(image, format="PNG", **options):
     file = io.BytesIO()
     image.save(file, format, **options)
     return file.getvalue()
+
+
+def noise(height, width):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def scene(height, width):
+    """A smooth picture, which JPEG keeps well, as uint8 [y, x, 3]."""
+    y, x = np.mgrid[:height, :width].astype(float)
+    waves = [np.sin(x / (11 + c) + c) * np.cos(y / (17 - 3 * c)) + x / width - y / height for c in range(3)]
+    return np.clip(128 + 50 * np.stack(waves, -1), 0, 255).astype(np.uint8)
 
 
 @pytest.fixture
@@ -150,3 +161,84 @@ except ValueError as error: print(error)
     root = pathlib.Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert (done.stdout, done.stderr) == ("image of 10000 x 10000 pixels\n", "")
+
+
+def test_center_crop_scales_the_short_side_and_keeps_the_center():
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:, 20:60] = 255
+    out = np.asarray(center_crop(Image.fromarray(image), size=10))
+    assert out.shape == (10, 10, 3)
+    assert (out == 255).all()
+    odd = center_crop(Image.fromarray(noise(7, 300)), size=16)
+    assert odd.size == (16, 16)
+    same = noise(16, 16)
+    np.testing.assert_array_equal(center_crop(Image.fromarray(same), size=16), same)
+
+
+def test_center_crop_halves_by_box_averages():
+    image = noise(64, 64)
+    boxes = image.astype(np.float64)
+    for _ in range(2):
+        boxes = boxes.reshape(boxes.shape[0] // 2, 2, boxes.shape[1] // 2, 2, 3).mean((1, 3))
+    out = np.asarray(center_crop(Image.fromarray(image), size=16)).astype(float)
+    assert np.abs(out - boxes).max() <= 2.5  # Pillow rounds after each of four passes
+
+
+def exif(orientation):
+    made = Image.Exif()
+    made[0x0112] = orientation
+    return made
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
+def test_a_picture_knows_its_size_and_is_what_decode_image_gives(format, orientation):
+    data = encode(Image.fromarray(scene(32, 48)), format, exif=exif(orientation))
+    picture, want = Picture(data), decode_image(data)
+    assert picture.size == want.shape[1::-1] == ((48, 32) if orientation < 5 else (32, 48))
+    found, shrink = picture.decode()
+    assert shrink == 1
+    np.testing.assert_array_equal(np.asarray(found), want)
+
+
+def test_a_jpeg_is_not_decoded_before_its_scale_is_known():
+    data = encode(Image.fromarray(scene(256, 256)), "JPEG")
+    assert Picture(data[: len(data) // 2]).size == (256, 256)
+    with pytest.raises(OSError, match="truncated"):
+        Picture(data[: len(data) // 2]).decode(2)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+def test_a_coarse_picture_is_the_mean_of_its_pixels(mode, shrink):
+    data = encode(Image.fromarray(scene(128, 192)).convert(mode), "JPEG", quality=95)
+    found, scale = Picture(data).decode(shrink)
+    assert scale == shrink and found.mode == "RGB" and found.size == (192 // shrink, 128 // shrink)
+    whole = decode_image(data).astype(float)
+    want = whole.reshape(128 // shrink, shrink, 192 // shrink, shrink, 3).mean((1, 3))
+    assert np.abs(np.asarray(found) - want).mean() < 1.5
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_turned_picture_is_coarse_only_where_that_moves_nothing(orientation):
+    for side, scale in ((64, 4), (66, 1)):
+        data = encode(Image.fromarray(scene(64, side)), "JPEG", quality=95, exif=exif(orientation))
+        found, shrink = Picture(data).decode(4)
+        assert shrink == scale
+        want = Image.fromarray(decode_image(data)).resize(found.size, Image.Resampling.BOX)
+        assert np.abs(np.asarray(found).astype(float) - np.asarray(want)).mean() < 3
+
+
+def test_pictures_of_pixels_and_of_other_formats_come_whole(colors):
+    for data in (colors, encode(Image.fromarray(colors))):
+        found, shrink = Picture(data).decode(8)
+        assert shrink == 1 and found.size == (18, 12)
+        np.testing.assert_array_equal(np.asarray(found), colors)
+    with pytest.raises(ValueError, match="uint8"):
+        Picture(colors / 255.0)
+
+
+@pytest.mark.parametrize("image", [0, -8, "whole", 3.5])
+def test_nonsense_sizes_are_refused(image):
+    with pytest.raises(UserError, match="no size of images"):
+        decoder.check_image(image)

@@ -150,6 +150,7 @@ def test_every_kind_gives_the_same_batches(kind, folder, tmp_path):
         dict(transform=None, image=24),
         dict(transform=None, image=24, split="validation"),
         dict(transform=crops, fields=("global", "local", "label")),
+        dict(transform=crops, fields=("global", "local", "label"), image="encoded"),
     ]:
         want, found = draw(folder, tmp_path / "cache", **options), draw(place, tmp_path / "cache", **options)
         for a, b in zip(found, want, strict=True):

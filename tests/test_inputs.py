@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from dlc_jax.data import inputs
-from dlc_jax.data.transforms import center_crop
+from dlc_jax.data.decoder import center_crop
 from dlc_jax.errors import UserError
 
 

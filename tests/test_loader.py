@@ -285,6 +285,9 @@ def test_tfds_without_tensorflow(tmp_path):
     assert len(sources.source("tfds", "validation", dataset="few", data_dir=str(tmp_path), validation="train[:1]")) == 1
     small = sources.source("tfds", "train[:50%]", dataset="few", data_dir=str(tmp_path), image=4)
     assert len(small) == 2 and small[0]["image"].shape == (4, 4, 3)
+    files = sources.source("tfds", "train", dataset="few", data_dir=str(tmp_path), image="encoded")
+    assert files[2].keys() == source[2].keys()
+    np.testing.assert_array_equal(sources.decode_image(files[2]["image"]), source[2]["image"])
     (batch,) = take(make(small, batch=2, transform=None), 1)
     assert batch["label"].dtype == np.int32
     assert "tensorflow" not in sys.modules

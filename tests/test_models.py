@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dlc_jax.errors import UserError
-from dlc_jax.models import dit, layers, masked_transformer, simplicial, vit
+from dlc_jax.models import dit, layers, masked_transformer, positions, simplicial, vit
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.typing import Condition
 
@@ -40,7 +40,7 @@ def drawn(model, *args, scale=0.2, seed=1):
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "method"))
+@functools.partial(jax.jit, static_argnames=("model", "method", "every", "read"))
 def apply(model, variables, *args, method=None, **options):
     """Compiled once for each model and kind of call."""
     return model.apply(variables, *args, method=method, **options)
@@ -108,18 +108,6 @@ def test_sincos_1d():
     frequency = 10000.0 ** -(np.arange(128) / 128)
     expected = np.concatenate([np.cos(np.outer(x, frequency)), np.sin(np.outer(x, frequency))], axis=1)
     np.testing.assert_allclose(layers.sincos_1d(jnp.asarray(x, jnp.float32), 256), expected, atol=2e-4)
-
-
-def test_sincos_2d():
-    table = layers.sincos_2d(3, 2, 8)
-    for row in range(3):
-        for col in range(2):
-            parts = [f(position * w) for position in (col, row) for f in (np.sin, np.cos) for w in (1, 0.01)]
-            np.testing.assert_allclose(table[row * 2 + col], parts, atol=1e-6)
-    # a grid of half the size, stretched: its first cell lies between the first two of the full one
-    np.testing.assert_allclose(layers.sincos_2d(2, 2, 8, extent=4)[0, :2], np.sin([0.5, 0.005]), atol=1e-6)
-    with pytest.raises(UserError, match="18"):
-        layers.sincos_2d(2, 2, 18)
 
 
 def test_patches():
@@ -226,7 +214,7 @@ def test_vit_block_scales_its_residuals():
     np.testing.assert_allclose(apply(plain, unscaled, x), apply(block, ones, x), atol=1e-6)
 
 
-@pytest.mark.parametrize("pos", ["learned", "sincos"])
+@pytest.mark.parametrize("pos", ["learned", "sincos", "rope"])
 def test_vit_takes_other_sizes(pos):
     model = small_vit(pos=pos)
     variables = drawn(model, jnp.zeros((1, 8, 8, 3)))
@@ -238,26 +226,74 @@ def test_vit_takes_other_sizes(pos):
         small_vit(image=9).init(KEY, jnp.zeros((1, 8, 8, 3)))
 
 
-def cubic_resize(size, base):
-    """Rows of weights that resize `base` numbers to `size`: Keys' kernel with a = -0.5, widened when shrinking."""
-    stretch = max(base / size, 1)
-    center = (np.arange(size) + 0.5) * base / size
-    d = np.abs(center[:, None] - np.arange(base) - 0.5) / stretch
-    weight = np.where(d < 1, 1.5 * d**3 - 2.5 * d**2 + 1, np.where(d < 2, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2, 0))
-    return weight / weight.sum(1, keepdims=True)
-
-
-@pytest.mark.parametrize("size", [3, 4, 10])
-def test_learned_positions_are_resized_like_the_reference(size):
-    base = 7
-    model = small_vit(image=2 * base)
+@pytest.mark.parametrize("antialias", [True, False])
+def test_learned_positions_are_resized(antialias):
+    model = small_vit(image=14, pos_resize="antialias" if antialias else "plain")
     variables = drawn(model, jnp.zeros((1, 14, 14, 3)))
-    cls, patches = nn.apply(lambda model: model._positions(size), model)(variables)
-    table = np.asarray(variables["params"]["pos_embed"], np.float64)
-    np.testing.assert_array_equal(cls, table[:1])
-    weight = cubic_resize(size, base)
-    expected = np.einsum("yr,xc,rcd->yxd", weight, weight, table[1:].reshape(base, base, 16))
-    np.testing.assert_allclose(patches, expected.reshape(size * size, 16), atol=1e-5)
+    table = variables["params"]["pos_embed"]
+    for side in (3, 10):
+        cls, patches = nn.apply(lambda model, side=side: model._positions(side), model)(variables)
+        np.testing.assert_array_equal(cls, table[:1])
+        np.testing.assert_array_equal(patches, positions.resize(table[1:], side, antialias=antialias))
+
+
+def test_vit_turns_queries_and_keys_of_patches():
+    """All blocks read the same angles, and no position is added."""
+    images = normal(0, 2, 8, 8, 3)
+    model = small_vit(pos="rope")
+    variables = drawn(model, images)
+    p = variables["params"]
+    assert "pos_embed" not in p
+    patches = layers.patchify(images, 2) @ p["patch_embed"]["kernel"] + p["patch_embed"]["bias"]
+    tokens = [jnp.broadcast_to(p[name], (2, *p[name].shape[1:])) for name in ("cls_token", "register_tokens")]
+    x = jnp.concatenate([*tokens, patches], axis=1)
+    angles = positions.axial_rotary(4, 8, before=3)
+    for layer in range(2):
+        block = {"params": jax.tree.map(lambda leaf, layer=layer: leaf[layer], p["blocks"])}
+        x = apply(vit.Block(2, 4.0, 1.0, False, None), block, x, angles)
+    out = apply(model, variables, images, every=True)
+    np.testing.assert_allclose(out["blocks"][-1], x, atol=1e-4)
+    assert np.abs(out["patches"] - apply(small_vit(pos="sincos"), variables, images)["patches"]).max() > 1e-2
+
+
+def test_vit_gives_every_block():
+    images = normal(0, 2, 8, 8, 3)
+    model = small_vit()
+    variables = drawn(model, images)
+    out, every = apply(model, variables, images), apply(model, variables, images, every=True)
+    assert every["blocks"].shape == (2, 2, 1 + 2 + 16, 16)
+    joined = jnp.concatenate([out["cls"][:, None], out["registers"], out["patches"]], axis=1)
+    np.testing.assert_allclose(every["blocks"][-1], joined, atol=1e-5)
+    half = jax.tree.map(lambda leaf: leaf[:1], variables["params"]["blocks"])
+    first = apply(small_vit(depth=1), {"params": variables["params"] | {"blocks": half}}, images)
+    np.testing.assert_allclose(every["blocks"][0, :, 3:], first["patches"], atol=1e-5)
+    assert set(every) - set(out) == {"blocks"}
+
+
+def test_swiglu():
+    x = normal(0, 2, 3, 8)
+    mlp = layers.SwiGlu(24)
+    variables = drawn(mlp, x)
+    p = variables["params"]
+    assert p["fc1"]["kernel"].shape == (8, 2, 24) and p["fc1"]["bias"].shape == (2, 24)
+    gate, up = (x @ p["fc1"]["kernel"][:, part] + p["fc1"]["bias"][part] for part in (0, 1))
+    expected = (gate / (1 + jnp.exp(-gate)) * up) @ p["fc2"]["kernel"] + p["fc2"]["bias"]
+    np.testing.assert_allclose(apply(mlp, variables, x), expected, atol=1e-5)
+    assert layers.mlp_hidden(1536, 4.0, mlp="swiglu") == 4096
+    assert layers.mlp_hidden(96, 4.0, mlp="swiglu") == 256
+    assert layers.mlp_hidden(100, 4.0, mlp="swiglu") == 272  # 266 rounded up
+    assert layers.mlp_hidden(100, 2.3) == 229
+
+
+def test_vit_sizes_and_unknown_words():
+    for size, million in {"S": 22.1, "B": 86.6, "L": 304.4, "g": 1136.5}.items():  # DINOv2's own, for 518 pixels
+        model = vit.ViT(518, 14, registers=0, **vit.SIZES[size])
+        params = jax.eval_shape(model.init, KEY, jnp.zeros((1, 14, 14, 3)))["params"]
+        assert round(count(params) / 1e6, 1) == million
+    assert params["blocks"]["mlp"]["fc1"]["kernel"].shape == (40, 1536, 2, 4096)
+    for field, known in vit.CHOICES.items():
+        with pytest.raises(UserError, match=f"{field}='some' is not one of {', '.join(known)}"):
+            small_vit(**{field: "some"}).init(KEY, jnp.zeros((1, 8, 8, 3)))
 
 
 def test_vit_masked_patches_are_not_read():
@@ -288,6 +324,49 @@ def test_simplicial_normalizes_positions_jointly():
     raw = (raw - raw.mean(-1, keepdims=True)) / np.sqrt(raw.var(-1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(logits, raw.reshape(3, L, V), atol=1e-5)
     assert np.abs(logits.mean(-1)).max() > 0.05  # one norm for each position would make this 0
+
+
+@pytest.mark.parametrize("read", [None, (1, 3)])
+@pytest.mark.parametrize("readout", simplicial.READOUTS)
+def test_readouts(readout, read):
+    tokens = normal(0, 3, 12)
+    head = simplicial.Simplicial(L, V, 16, readout=readout)
+    variables = drawn(head, tokens)
+    p = variables["params"]
+    out = apply(head, variables, tokens, read=read)
+    low, high = read or (0, L)
+    kernel = p["out"]["kernel"]
+    expected = np.zeros((3, 16))
+    for place in range(low, high):
+        if readout == "plain":
+            assert kernel.shape == (L * V, 16)
+            expected += out["simplices"][:, place] @ kernel[place * V : (place + 1) * V]
+        else:
+            assert kernel.shape == (V, 16)
+            expected += out["simplices"][:, place] @ kernel / (high - low)
+        if readout == "pos-shared":
+            assert p["bias"].shape == (L, 16)
+            expected += p["bias"][place] / (high - low)
+    assert ("bias" in p) == (readout == "pos-shared")
+    np.testing.assert_allclose(out["vector"], expected, atol=1e-5)
+    narrow = apply(head, to_bfloat16(variables), tokens.astype(jnp.bfloat16), read=read)
+    assert narrow["vector"].dtype == jnp.bfloat16 and narrow["logits"].dtype == jnp.float32
+
+
+def test_readouts_start_as_the_reference():
+    params = simplicial.Simplicial(64, 100, 64, readout="pos-shared").init(KEY, jnp.zeros((1, 400)))["params"]
+    assert 0.099 < np.abs(params["out"]["kernel"]).max() <= 0.1
+    np.testing.assert_allclose(params["bias"].std(), 0.02, rtol=0.05)
+
+
+def test_heads_that_cannot_be_are_refused():
+    for fields, message in (
+        ({"readout": "mean"}, "readout='mean' is not one of plain, shared, pos-shared"),
+        ({"values": 2**16 + 1}, "values=65537 is more than 65536"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            simplicial.Simplicial(**{"positions": 1, "values": 3, "width": 2, **fields}).init(KEY, jnp.zeros((1, 2)))
+        assert "\n" not in str(error.value)
 
 
 def test_simplicial_init_bounds():
@@ -385,6 +464,18 @@ def test_encoder_reads_registers_and_class_token_only():
     flat = jnp.concatenate([out["cls"], out["registers"][:, 0], out["registers"][:, 1]], axis=-1)
     head = apply(simplicial.Simplicial(L, V, 16), {"params": variables["params"]["simplicial"]}, flat)
     np.testing.assert_allclose(out["logits"], head["logits"], atol=1e-5)
+
+
+@pytest.mark.parametrize("readout", simplicial.READOUTS)
+def test_encoder_without_registers_reads_the_class_token(readout):
+    images = normal(0, 3, 8, 8, 3)
+    model = small_encoder(registers=0, readout=readout, mlp="swiglu", pos_resize="plain")
+    variables = drawn(model, images)
+    out = apply(model, variables, images)
+    assert out["registers"].shape == (3, 0, 16)
+    head = apply(simplicial.Simplicial(L, V, 16, readout=readout), {"params": variables["params"]["simplicial"]}, out["cls"])
+    np.testing.assert_allclose(out["logits"], head["logits"], atol=1e-5)
+    np.testing.assert_allclose(out["vector"], apply(model, variables, head["vector"], method="normalize"), atol=1e-4)
 
 
 # diffusion transformer
@@ -565,7 +656,7 @@ def test_masked_transformer_with_sigma():
 
 
 def test_masked_transformer_block_order_is_shift_scale_gate():
-    x, c, angles = normal(0, 2, L, 16), normal(1, 2, 8), layers.rotary(L, 8)
+    x, c, angles = normal(0, 2, L, 16), normal(1, 2, 8), positions.rotary(L, 8)
     block = masked_transformer.Block(2, 4.0, None)
     p = drawn(block, x, angles, c)["params"]
     parts = jnp.split(c @ p["modulation"]["kernel"] + p["modulation"]["bias"], 6, axis=-1)

@@ -12,7 +12,7 @@ import pytest
 
 from dlc_jax.models.dit import DiT
 from dlc_jax.models.masked_transformer import MaskedTransformer
-from dlc_jax.models.simplicial import Encoder
+from dlc_jax.models.simplicial import READOUTS, Encoder
 from dlc_jax.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,6 +78,17 @@ def table(params):
 @pytest.mark.parametrize("name", ["encoder", "prior", "generator"])
 def test_table_of_the_published_network(name):
     check(f"parameters_{name}.txt", table(published(name)))
+
+
+def test_tables_of_the_readouts():
+    """Of the simplicial head alone, as the published variants of the encoder have it."""
+    section = recipe().encoder.model.to_dict()
+    pixels = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    tables = []
+    for readout in READOUTS:
+        params = jax.eval_shape(Encoder(**section | {"readout": readout}).init, KEY, pixels)["params"]
+        tables.append(f"{readout}\n{table(params['simplicial'])}")
+    check("parameters_readouts.txt", "\n".join(tables))
 
 
 def test_totals_of_the_recipe():

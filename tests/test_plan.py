@@ -83,9 +83,10 @@ def test_programs_of_every_step():
     config = load(ROOT / "configs" / "imagenet256.py")
     names = {step: set(estimate.programs(config, step)) for step in config.steps}
     assert names.pop("samples") == {"sample_codes", "decode"} and names.pop("codes") == {"encode"}
+    assert names.pop("probe") == set()
     assert set(map(frozenset, names.values())) == {frozenset({"train"})}
-    with pytest.raises(UserError, match="no step 'probe'; it has encoder, codes, prior, generator, samples"):
-        estimate.programs(config, "probe")
+    with pytest.raises(UserError, match="no step 'draw'; it has encoder, codes, probe, prior, generator, samples"):
+        estimate.programs(config, "draw")
 
 
 def test_search_climbs_to_the_best_that_fits(monkeypatch):
@@ -180,6 +181,17 @@ def test_tpu_step_fits_and_its_gradients_are_reduce_scattered():
     )  # bytes of the gradients, in bfloat16, of the one layer and of the codes
     assert moved["reduce-scatter"] >= kernels
     assert moved["all-reduce"] < (kernels + table) / 16 * 1.2  # what the eight replicas still sum are shares, and biases
+
+
+@needs_tpu
+@pytest.mark.slow
+def test_two_slices_are_set_by_the_fields_that_the_message_names():
+    recipe = (*SMALL, "--topology=2*v5e:2x4", "--config.mesh.data=2", "--config.mesh.fsdp=8")
+    refused = dlc(*recipe)
+    assert refused.returncode == 2 and "set mesh.dcn_data=2" in refused.stderr
+    done = dlc(*recipe, "--config.mesh.dcn_data=2")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "16 devices, mesh data 2 x fsdp 8" in done.stdout and "between slices" in done.stdout
 
 
 @needs_tpu

@@ -1,4 +1,4 @@
-"""Self-distillation against numpy in float64: pairs of crops, centering, Sinkhorn, KoLeo."""
+"""Self-distillation against numpy in float64: pairs of crops, masked patches, centering, Sinkhorn, KoLeo."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dlc_jax.errors import UserError
+from dlc_jax.losses import masked as buffer
 from dlc_jax.losses import ssl
 
 RNG = np.random.default_rng(0)
@@ -43,6 +44,45 @@ def test_dino_ignores_the_same_view_and_sends_nothing_to_the_teacher():
         ssl.dino(student[:, :1], teacher[:, :1])
 
 
+def reference_ibot(student, teacher, masked, temperature):
+    """Per image the mean over its masked patches, then the sum over images; [images, patches, p] logits and probabilities."""
+    total = 0.0
+    for logits, probs, mask in zip(student, teacher, masked):
+        if mask.any():
+            total += np.mean([-(p * log_softmax(x / temperature)).sum() for x, p in zip(logits[mask], probs[mask])])
+    return total
+
+
+def ragged():
+    """Logits and targets of six images of nine patches, of which none to nine are masked."""
+    masked = np.arange(9) < np.array([3, 0, 9, 1, 0, 5])[:, None]
+    masked = RNG.permuted(masked, axis=1)
+    return RNG.normal(size=(6, 9, 7)), np.exp(log_softmax(RNG.normal(size=(6, 9, 7)) * 4)), masked
+
+
+def test_ibot_counts_every_image_with_a_mask_once():
+    student, teacher, masked = ragged()
+    place, share = buffer.fill(jnp.asarray(masked).reshape(2, 3, 9), group=1, size=14)  # one group has 12 of 27, one 6
+    taken = [buffer.take(array.reshape(6, 9, 7), place) for array in floats(student, teacher)]
+    # the unfilled places hold other patches of the group: what stands there must not matter
+    found = ssl.ibot(*taken, share, temperature=0.1)
+    expected = [reference_ibot(student[i : i + 3], teacher[i : i + 3], masked[i : i + 3], 0.1) for i in (0, 3)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert ssl.ibot(*taken, jnp.zeros_like(share)).tolist() == [0, 0]
+
+
+def test_ibot_sends_gradients_to_the_students_masked_patches_alone():
+    student, teacher, masked = ragged()
+    place, share = buffer.fill(jnp.asarray(masked)[:, None], group=6, size=20)
+
+    def loss(student, teacher):
+        return ssl.ibot(buffer.take(student, place), buffer.take(teacher, place), share).sum()
+
+    to_student, to_teacher = jax.grad(loss, (0, 1))(*floats(student, teacher))
+    assert (to_teacher == 0).all()
+    np.testing.assert_array_equal((to_student != 0).any(-1), masked)
+
+
 def test_centering_against_numpy():
     logits, center = RNG.normal(size=(4, 2, 6)), RNG.normal(size=6)
     found = ssl.center_probs(*floats(logits, center), temperature=0.04)
@@ -72,6 +112,18 @@ def test_sinkhorn_against_numpy_and_its_sums():
     assert abs(found.sum((0, 1)) - 16 / 5).max() > 0.01  # three iterations are only on the way
 
 
+def test_sinkhorn_gives_no_mass_to_what_is_not_valid():
+    logits, valid = RNG.normal(size=(5, 6, 4)) * 0.3, RNG.random((5, 6)) < 0.6
+    logits[~valid] *= 100  # would take every prototype
+    found = ssl.sinkhorn(*floats(logits), temperature=0.1, valid=jnp.asarray(valid))
+    np.testing.assert_allclose(found[valid], reference_sinkhorn(logits[valid], 0.1, 3), atol=1e-5)
+    assert (np.asarray(found)[~valid] == 0).all()
+    long = ssl.sinkhorn(*floats(logits), temperature=0.1, iterations=200, valid=jnp.asarray(valid))
+    np.testing.assert_allclose(long.sum((0, 1)), valid.sum() / 4, atol=1e-3)
+    nothing = ssl.sinkhorn(*floats(logits), temperature=0.1, valid=jnp.zeros((5, 6), bool))
+    assert (np.asarray(nothing) == 0).all()
+
+
 def test_sinkhorn_survives_logits_far_apart():
     logits = np.array([[0.0, 10.0], [500.0, 490.0], [-500.0, -505.0]])
     found = np.asarray(ssl.sinkhorn(*floats(logits), temperature=0.04))
@@ -93,6 +145,11 @@ def reference_koleo(vectors, group):
 def test_koleo_against_numpy(group):
     vectors = RNG.normal(size=(12, 7)) * RNG.uniform(0.1, 10, size=(12, 1))
     np.testing.assert_allclose(ssl.koleo(*floats(vectors), group=group), reference_koleo(vectors, group), atol=1e-5)
+
+
+def test_koleo_without_a_group_looks_through_the_whole_batch():
+    (vectors,) = floats(RNG.normal(size=(12, 7)))
+    np.testing.assert_array_equal(ssl.koleo(vectors, group=0), ssl.koleo(vectors, group=12))
 
 
 def test_koleo_groups_are_apart():
@@ -134,3 +191,33 @@ def test_entropy_and_divergence():
     other = np.exp(log_softmax(RNG.normal(size=(5, 6))))
     expected = (other * (np.log(other) - log_softmax(logits / 0.5))).sum(-1)
     np.testing.assert_allclose(ssl.divergence(*floats(other, logits), temperature=0.5), expected, rtol=1e-5)
+
+
+def test_all_of_it_to_ten_digits_in_float64():
+    with jax.enable_x64(True):
+        student, teacher, masked = ragged()
+        center, valid = RNG.normal(size=7), masked.reshape(-1)
+        found, expected = [], []
+
+        def compare(ours, reference):
+            assert ours.dtype == jnp.float64
+            found.append(ours), expected.append(reference)
+
+        log_p = log_softmax(student / 0.1)
+        pairs = [-(teacher[:, t] * log_p[:, s]).sum(-1) for s in range(9) for t in range(2) if s != t]
+        compare(ssl.dino(jnp.asarray(student), jnp.asarray(teacher[:, :2])), sum(pairs) / 16)
+        place, share = buffer.fill(jnp.asarray(masked)[:, None], group=6, size=54)
+        taken = [buffer.take(jnp.asarray(array), place) for array in (student, teacher)]
+        compare(ssl.ibot(*taken, share).sum(), reference_ibot(student, teacher, masked, 0.1))
+        compare(
+            ssl.center_probs(jnp.asarray(student), jnp.asarray(center), temperature=0.04),
+            np.exp(log_softmax((student - center) / 0.04)),
+        )
+        mean = student.mean((0, 1))
+        compare(ssl.update_center(jnp.asarray(center), jnp.asarray(mean)), 0.9 * center + 0.1 * mean)
+        flat = 0.3 * student.reshape(-1, 7)
+        targets = ssl.sinkhorn(jnp.asarray(flat), temperature=0.1, valid=jnp.asarray(valid))
+        compare(targets[valid], reference_sinkhorn(flat[valid], 0.1, 3))
+        compare(ssl.koleo(jnp.asarray(flat), group=6), reference_koleo(flat, 6))
+        for ours, reference in zip(found, expected):
+            np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-10 * max(1, np.abs(reference).max()))

@@ -11,6 +11,7 @@ A verb is imported when it is called: `dlc --help` is quick, and `dlc plan` can 
 
 import argparse
 import importlib
+import keyword
 import os
 import sys
 
@@ -22,9 +23,12 @@ VERBS = {
     "plan": ("compile a step of a recipe for a machine that is not here: does it fit, what does it cost?", True),
     "train": ("run the steps of a recipe, each resumed or skipped", True),
     "info": ("what a workdir holds: how far each step is, sizes, metrics, versions", False),
+    "probe": ("what the codes and features of a run say of its images, beside their health", False),
     "sample": ("draw new images from a run", False),
     "encode": ("write down the codes of images", False),
     "compose": ("draw images that have something of each of several images", False),
+    "import": ("weights of other programs: DINOv2, an encoder with a simplicial head, an autoencoder", True),
+    "export": ("an encoder for other programs, by the published names or transformers'", False),
     "data": ("look at a place of images, or convert it to ArrayRecord shards", False),
 }
 
@@ -53,7 +57,8 @@ def _run(argv: list[str]) -> int | None:
     parser.epilog = "verbs:\n" + "\n".join(f"  {verb:<10} {what}" for verb, (what, _) in VERBS.items())
     verb = parser.parse_args(argv).verb
     what, recipe = VERBS[verb]
-    module = importlib.import_module(f"dlc_jax.cli.{verb}")
+    # a keyword of Python cannot name a module that is imported
+    module = importlib.import_module(f"dlc_jax.cli.{verb}{'_' * keyword.iskeyword(verb)}")
     inner = _Parser(
         prog=f"dlc {verb}",
         description=what[0].upper() + what[1:],

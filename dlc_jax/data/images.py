@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dlc_jax.data.decoder import check_crop, decode_image
+from dlc_jax.data.decoder import check_crop, check_image, decode_image
 from dlc_jax.data.files import open_files
 from dlc_jax.errors import UserError
 
@@ -10,14 +10,16 @@ from dlc_jax.errors import UserError
 class Images:
     """Images of a folder, an archive, IDX or Parquet files, ArrayRecord shards or TFDS, sorted by name; see `files.scan`.
 
-    Record i is {"image": uint8 [y, x, 3], "index": i}, and if the images are in classes also "label", int, and "factors", int32 [1].
+    Record i is {"image": uint8 [y, x, 3] or bytes, "index": i}, and if the images are in classes also "label", int, and "factors",
+    int32 [1].
     An image that cannot be used (damaged, far too large, too thin; see `decoder.decode_image`) raises; `sources.source` wraps this
     in `Resilient`, which puts another in its place.
 
     Args:
       split: "train", "validation" or "test".
       path: the place.
-      image: side of the images in pixels, or None for images as they are.
+      image: side of the images in pixels, None for images as they are, or "encoded" for the bytes of the files, which `transforms.MultiCrop`
+        decodes itself.
       crop: how they get there: "center" scales the short side and crops the center as ADM does, "stretch" scales both sides.
       validation: share held out where no folders say the split; see `listing.choose_rows`.
       limit: how many images may be unusable before the run stops.
@@ -47,6 +49,7 @@ class Images:
         field="image",
     ):
         check_crop(crop)
+        check_image(image)
         if path is None:
             raise UserError("no images: say where they are, --config.data.path=PATH (a folder, an archive, …; see docs/data.md)")
         self.image, self.crop, self.limit = image, crop, limit
@@ -58,8 +61,10 @@ class Images:
         return len(self._files)
 
     def __getitem__(self, index):
-        pixels = decode_image(self._files.read(index), image=self.image, crop=self.crop)
-        record = {"image": pixels, "index": index}
+        data = self._files.read(index)
+        if self.image != "encoded":
+            data = decode_image(data, image=self.image, crop=self.crop)
+        record = {"image": data, "index": index}
         if self.classes:
             label = self._files.label(index)
             record |= {"label": label, "factors": np.array([label], np.int32)}

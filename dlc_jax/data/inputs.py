@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dlc_jax.data.decoder import decode_image
+from dlc_jax.data.decoder import center_crop, decode_image
 from dlc_jax.data.listing import SUFFIXES
-from dlc_jax.data.transforms import center_crop
 from dlc_jax.errors import UserError
 
 

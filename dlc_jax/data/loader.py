@@ -25,6 +25,7 @@ def batches(
     repeat=True,
     threads=1,
     fields=None,
+    grouped=None,
     process_index=None,
     process_count=None,
 ):
@@ -38,8 +39,10 @@ def batches(
       shuffle: another order in every epoch; otherwise the source's order.
       repeat: without end, batches running across epochs. Otherwise one epoch, whose last batch is filled up with records from the
         start of the next one, so that shapes never change; the bool field `valid` [b] is False for those.
-      threads: that read ahead, each two batches; 0 reads in the caller. One is best for what is in memory, more for files.
+      threads: that read ahead, a batch each and one more; 0 reads in the caller. One is best for what is in memory, more for files.
       fields: the fields to keep, or None for all.
+      grouped: draws more fields, for groups of `grouped.group` records at a time: grouped(number) -> {field: [group, ...]} of the
+        `number`-th group of the run. A group on several processes is drawn by each of them, for its rows.
       process_index, process_count: default to JAX's.
 
     Returns:
@@ -68,7 +71,7 @@ def batches(
     records = records.random_map(reader, seed=draw_seed) if transform else records.map(reader)
     local = batch // process_count
     rows = range(process_index * local, (process_index + 1) * local)
-    return Batches(records, batch=batch, rows=rows, count=None if repeat else len(source), threads=threads)
+    return Batches(records, batch=batch, rows=rows, count=None if repeat else len(source), threads=threads, grouped=grouped)
 
 
 class Batches:
@@ -78,10 +81,10 @@ class Batches:
       steps: number of batches, or None if they never end.
     """
 
-    def __init__(self, records, *, batch, rows, count, threads):
+    def __init__(self, records, *, batch, rows, count, threads, grouped=None):
         self.steps = None if count is None else -(-count // batch)
         self._records, self._batch, self._rows, self._count, self._threads = records, batch, rows, count, threads
-        self._next, self._iterator = 0, None
+        self._next, self._iterator, self._grouped = 0, None, grouped
         self._position = np.arange(rows.start, rows.stop, dtype=np.int32)
 
     def __iter__(self):
@@ -91,8 +94,15 @@ class Batches:
         if self._count is not None and self._next >= self._count:
             raise StopIteration
         if self._iterator is None:  # made here, so that a state set before the first batch costs nothing
-            steps = _Steps(self._records, first=self._next, batch=self._batch, rows=self._rows, count=self._count)
-            ahead = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=2 * self._threads)
+            steps = _Steps(
+                self._records,
+                first=self._next,
+                batch=self._batch,
+                rows=self._rows,
+                count=self._count,
+                grouped=self._grouped,
+            )
+            ahead = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self._threads and self._threads + 1)
             self._iterator = iter(steps.to_iter_dataset(ahead))
         batch = next(self._iterator)
         batch["position"] = self._position.copy()
@@ -124,9 +134,9 @@ class Batches:
 class _Steps(grain.MapDataset):
     """Element k is this process's share of the k-th global batch from record `first` on."""
 
-    def __init__(self, records, *, first, batch, rows, count):
+    def __init__(self, records, *, first, batch, rows, count, grouped):
         super().__init__(records)
-        self._records, self._first, self._batch, self._rows = records, first, batch, rows
+        self._records, self._first, self._batch, self._rows, self._grouped = records, first, batch, rows, grouped
         left = sys.maxsize - first - batch if count is None else count - first
         self._length = -(-left // batch)
 
@@ -135,7 +145,16 @@ class _Steps(grain.MapDataset):
 
     def __getitem__(self, step):
         first = self._first + step * self._batch
-        return _stack([self._records[first + row] for row in self._rows])
+        out = _stack([self._records[first + row] for row in self._rows])
+        return out if self._grouped is None else out | self._draw(first)
+
+    def _draw(self, first):
+        """The grouped fields of this process's rows of the batch that begins at record `first`."""
+        group = self._grouped.group
+        numbers = range(self._rows.start // group, -(-self._rows.stop // group))
+        drawn = [self._grouped(first // group + number) for number in numbers]
+        here = slice(self._rows.start - numbers.start * group, self._rows.stop - numbers.start * group)
+        return {name: np.concatenate([each[name] for each in drawn])[here] for name in drawn[0]}
 
     def __str__(self):
         return "Steps"

@@ -1,6 +1,7 @@
 """Sources of examples by name.
 
-A source has a length and gives record i as a dict: `image`, uint8 [y, x, 3], `index`, and what else it knows.
+A source has a length and gives record i as a dict: `image`, uint8 [y, x, 3] or (`image="encoded"`) the bytes of a file, `index`, and
+what else it knows.
 """
 
 import inspect
@@ -54,7 +55,7 @@ def identity(name, split, **options):
 
 def factors(name, **options):
     """{factor: names of its values} of a data set whose records have `factors`, in their order; {} for one that knows none."""
-    if name == "images":
+    if name in ("images", "tfds"):
         classes = source(name, "train", **options).source.classes
         return {"label": classes} if classes else {}
     if name != "shapes":

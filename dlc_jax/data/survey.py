@@ -11,7 +11,6 @@ from PIL import Image
 
 from dlc_jax.data import decoder, files, listing, records
 from dlc_jax.data.sweep import sweep
-from dlc_jax.data.transforms import center_crop
 from dlc_jax.errors import UserError
 
 SHEET, TILE, GAP = 8, 112, 4  # images in a row and in a column; pixels
@@ -128,7 +127,7 @@ def _look(images, row, wanted):
         with Image.open(io.BytesIO(data), formats=decoder.FORMATS) as file:
             header = (file.format, file.mode, *file.size)
         pixels = decoder.decode_image(data)
-        return header, None, np.asarray(center_crop(Image.fromarray(pixels), size=TILE)) if wanted else None
+        return header, None, np.asarray(decoder.center_crop(Image.fromarray(pixels), size=TILE)) if wanted else None
     except UserError:
         raise
     except Image.UnidentifiedImageError:

@@ -7,7 +7,7 @@ import os
 import numpy as np
 from PIL import Image
 
-from dlc_jax.data.decoder import decode_image, to_pixels
+from dlc_jax.data.decoder import check_image, decode_image, to_pixels
 from dlc_jax.data.listing import SPLITS, Listing, digest
 from dlc_jax.errors import UserError
 
@@ -19,7 +19,7 @@ class Tfds:
       split: "train" or "validation", read from the options of that name; anything else is a TFDS split itself.
       dataset: TFDS name, such as "imagenet2012" or "my_set/config:1.0.0"; or the folder of a prepared version.
       train, validation: TFDS splits, such as "train[:99%]".
-      image: side of the center crop, or None for images as they are.
+      image: side of the center crop, None for images as they are, or "encoded" for the bytes of the files, see `Images`.
       field: name of the image feature; a record has it as `image`.
       data_dir: where it was prepared; TFDS's default if None.
 
@@ -30,6 +30,7 @@ class Tfds:
     def __init__(self, *, split, dataset, train="train", validation="validation", image=None, field="image", data_dir=None):
         import tensorflow_datasets as tfds
 
+        check_image(image)
         self.image, self.field = image, field
         split = {"train": train, "validation": validation}.get(split, split)
         try:
@@ -43,17 +44,23 @@ class Tfds:
         if field not in features:
             raise UserError(f"TFDS data set {dataset} has no field {field}; it has {', '.join(sorted(features))}")
         self._records = records
+        self.classes = _classes(builder.info.features)
 
     def __len__(self):
         return len(self._records)
 
     def __getitem__(self, index):
+        if self.image == "encoded":
+            data, record = self.encoded(index)
+            return {**record, "image": data, "index": index}
         record = dict(self._records[index])
         pixels = record.pop(self.field)
         if self._encoded:
             pixels = decode_image(bytes(pixels), image=self.image)
         elif self.image is not None:
             pixels = to_pixels(Image.fromarray(np.asarray(pixels, np.uint8)), image=self.image)
+        if self.classes:
+            record["factors"] = np.array([record["label"]], np.int32)
         return {**record, "image": pixels, "index": index}
 
     def encoded(self, index):
@@ -72,8 +79,6 @@ def open_tfds(dataset, *, field):
 
     Classes are those of a feature `label`, if it is a ClassLabel.
     """
-    import tensorflow_datasets as tfds
-
     try:
         info = _builder(dataset, None).info
     except Exception as error:
@@ -83,15 +88,23 @@ def open_tfds(dataset, *, field):
     skipped = {f"split {name} of TFDS": sizes[name] for name in sorted(set(sizes) - set(used))}
     parts = [Tfds(split=name, dataset=dataset, train="train", validation="validation", field=field) for name in used]
     names = [f"{name}/{k:08d}" for name in used for k in range(sizes[name])]
-    label = info.features["label"] if "label" in info.features else None
-    labels, classes = None, []
-    if isinstance(label, tfds.features.ClassLabel):
-        labels, classes = functools.partial(_label, parts), label.names or [str(k) for k in range(label.num_classes or 0)]
+    classes = _classes(info.features)
+    labels = functools.partial(_label, parts) if classes else None
     seals = [f"{name} {info.splits[name].shard_lengths} {info.splits[name].num_bytes}" for name in used]
     content = digest([info.full_name, field, *seals])
     return Listing(
         "tfds", names, functools.partial(_read, parts), content=content, labels=labels, classes=classes, skipped=skipped
     )
+
+
+def _classes(features):
+    """Names of the classes of a feature `label`, if it is a ClassLabel; else []."""
+    import tensorflow_datasets as tfds
+
+    label = features["label"] if "label" in features else None
+    if not isinstance(label, tfds.features.ClassLabel):
+        return []
+    return label.names or [str(k) for k in range(label.num_classes or 0)]
 
 
 def _builder(dataset, data_dir):

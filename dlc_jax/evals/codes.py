@@ -76,21 +76,28 @@ def mutual_information(a: np.ndarray, b: np.ndarray, *, values: int) -> float:
     return float(max(0.0, single[0] + single[1] - _entropy(joint)))
 
 
-def agreement(a: np.ndarray, b: np.ndarray) -> Mapping[str, float]:
-    """Compares two codes of the same images, such as two views, or an image and its reconstruction.
+def agreement(a: np.ndarray, b: np.ndarray, *, values: int) -> Mapping[str, float]:
+    """Compares two codes of the same images, such as of two augmented views.
 
     Args:
-      a, b: int [n, l].
+      a, b: int [n, l], each in 0..values-1.
+      values: V.
 
     Returns:
-      `positions`: share of equal positions; `positions_min`: of the position that agrees least; `whole`: share of equal codes;
-      `count`: n.
+      `positions`: share of equal positions; `chance_positions`: that of codes that have nothing to do with each other, sum_v p_v^2 with
+      a position's shares p of both codes, mean over positions; `times_chance`: the first over the second, 1 for codes that are
+      constant; `positions_min`: of the position that agrees least; `whole`: share of equal codes; `count`: n.
     """
     if a.shape != b.shape:
         raise ValueError(f"codes of different shapes, {a.shape} and {b.shape}, cannot be compared")
+    a, b = _checked(a, values), _checked(b, values)
     same = a == b
+    shares = np.stack([np.bincount(column, minlength=values) for column in np.concatenate([a, b]).T]) / (2 * len(a))
+    chance = np.square(shares).sum(axis=1).mean()
     return {
         "positions": float(same.mean()),
+        "chance_positions": float(chance),
+        "times_chance": float(same.mean() / chance),
         "positions_min": float(same.mean(axis=0).min()),
         "whole": float(same.all(axis=1).mean()),
         "count": len(a),

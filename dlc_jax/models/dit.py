@@ -17,10 +17,10 @@ from dlc_jax.models.layers import (
     modulate,
     patchify,
     scan_blocks,
-    sincos_2d,
     time_embedding_flops,
     unpatchify,
 )
+from dlc_jax.models.positions import sincos_2d
 from dlc_jax.typing import Array, Condition, Float, Int
 
 SIZES = {

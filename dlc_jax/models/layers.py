@@ -1,4 +1,4 @@
-"""What every transformer here is made of: dense layers, norms, attention, positions, patches, and scanning over layers.
+"""What every transformer here is made of: dense layers, norms, attention, patches, drop path, and scanning over layers.
 
 Parameters are made in float32. A layer computes in the dtype of the parameters it is given, so casting the tree to bfloat16
 is all that mixed precision needs; norms and softmax stay in float32 inside.
@@ -15,7 +15,7 @@ import numpy as np
 from dlc_jax.errors import UserError
 from dlc_jax.kernels.attention import attention
 from dlc_jax.parallel import constrain, matmul
-from dlc_jax.typing import Array, Bool, Float
+from dlc_jax.typing import Array, Bool, Float, Int, Key
 
 XAVIER = nn.initializers.xavier_uniform()
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the reference's layers without an initialization of their own start from
@@ -90,6 +90,19 @@ class Mlp(nn.Module):
         return Dense(x.shape[-1], kernel_init=self.kernel_init, name="fc2")(h)
 
 
+class SwiGlu(nn.Module):
+    """fc2(silu(gate) * up), gate and up packed as fc1 in this order (GLU variants, arXiv 2002.05202)."""
+
+    hidden: int
+    kernel_init: Callable = XAVIER
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        h = Dense((2, self.hidden), kernel_init=self.kernel_init, name="fc1")(x)
+        h = jax.nn.silu(h[..., 0, :]) * h[..., 1, :]
+        return Dense(x.shape[-1], kernel_init=self.kernel_init, name="fc2")(h)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; the projection is packed as [d, 3, h, k] so that it can be sharded by head.
 
@@ -130,15 +143,22 @@ class TimeEmbedding(nn.Module):
         return Dense(self.width, kernel_init=self.kernel_init, name="fc2")(jax.nn.silu(h))
 
 
-def block_flops(tokens: int, width: int, *, mlp_ratio: float) -> float:
+def mlp_hidden(width: int, mlp_ratio: float, *, mlp: str = "gelu") -> int:
+    """Hidden units of a block's MLP. A "swiglu" has three matrices and, as in DINOv2, two thirds of them, rounded up to a multiple of 8."""
+    hidden = int(mlp_ratio * width)
+    return (int(hidden * 2 / 3) + 7) // 8 * 8 if mlp == "swiglu" else hidden
+
+
+def block_flops(tokens: int, width: int, *, mlp_ratio: float, mlp: str = "gelu") -> float:
     """FLOPs of a forward pass of one example's tokens through the attention and the MLP of one block.
 
     A FLOP count here and in the models is 2 for each multiply-add of every matrix product, the attention's own among them:
-    projections 8 n d^2, queries by keys and weights by values 4 n^2 d, MLP 4 n d hidden. Left out everywhere: norms, softmax,
-    activations, biases, positions, lookups in tables.
+    projections 8 n d^2, queries by keys and weights by values 4 n^2 d, MLP 4 n d hidden ("swiglu" 6). Left out everywhere: norms,
+    softmax, activations, biases, positions, lookups in tables.
     """
     projections, core = 8.0 * tokens * width**2, 4.0 * tokens**2 * width
-    return projections + core + 4.0 * tokens * width * int(mlp_ratio * width)
+    matrices = 3 if mlp == "swiglu" else 2
+    return projections + core + 2.0 * matrices * tokens * width * mlp_hidden(width, mlp_ratio, mlp=mlp)
 
 
 def time_embedding_flops(width: int) -> float:
@@ -156,34 +176,6 @@ def sincos_1d(x: Float[Array, "b"], width: int, *, period: float = 1e4) -> Float
     frequency = period ** (-np.arange(width // 2) / (width // 2))
     angle = x.astype(jnp.float32)[:, None] * frequency.astype(np.float32)
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-
-
-def sincos_2d(rows: int, cols: int, width: int, *, extent: int | None = None) -> np.ndarray:
-    """Positions of a grid as constants, [rows * cols, width] float32: column, then row, each [sin | cos] of width/4 frequencies.
-
-    `extent` is the side of the grid that the model was made for; another grid is stretched over it.
-
-    Raises:
-      UserError: the width is not a multiple of 4.
-    """
-    if width % 4:
-        raise UserError(f"width {width} is not a multiple of 4, which sine-cosine positions need")
-    frequency = 1e4 ** (-np.arange(width // 4) / (width // 4))
-    y, x = ((np.arange(size) + 0.5) * (extent or size) / size - 0.5 for size in (rows, cols))
-    grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2, 1) * frequency  # [n, (column, row), frequency]
-    return np.stack([np.sin(grid), np.cos(grid)], axis=2).reshape(rows * cols, width).astype(np.float32)
-
-
-def rotary(n: int, k: int, *, period: float = 1e4) -> tuple[Float[Array, "n half"], Float[Array, "n half"]]:
-    """Cosines and sines of the rotary angles of n tokens with heads of width k, [n, k/2] each (arXiv 2104.09864).
-
-    Raises:
-      UserError: k is odd.
-    """
-    if k % 2:
-        raise UserError(f"heads of width {k} cannot be rotated in pairs; choose width and heads so that width / heads is even")
-    angle = np.arange(n)[:, None] * period ** (-np.arange(k // 2) / (k // 2))
-    return jnp.asarray(np.cos(angle), jnp.float32), jnp.asarray(np.sin(angle), jnp.float32)
 
 
 def patchify(images: Float[Array, "b y x c"], patch: int) -> Float[Array, "b n p"]:
@@ -207,17 +199,70 @@ def unpatchify(patches: Float[Array, "b n p"], patch: int) -> Float[Array, "b y 
     return grid.reshape(b, side * patch, side * patch, -1)
 
 
+def drop_subsets(keys: Key[Array, "g"], *, depth: int, rows: int, rate: float) -> Int[Array, "depth 2 g keep"]:
+    """The rows whose residuals are computed under drop path: of every group and both residuals of every block, a random subset.
+
+    Stochastic depth (arXiv 1603.09382) by subsets of the batch, as DINOv2 trains: what is dropped is not computed. The groups are fixed,
+    so subsets depend neither on devices nor on processes, and whole groups on a device need nothing from another.
+
+    Args:
+      keys: one for each group.
+      rows: examples in a group.
+      rate: share that is dropped, from 0 to 1; keep = max(1, int(rows * (1 - rate))).
+
+    Returns:
+      places within the group, rising, int32.
+    """
+    keep = max(1, int(rows * (1 - rate)))
+    order = jnp.argsort(jax.vmap(lambda key: jax.random.uniform(key, (depth, 2, rows)))(keys), axis=-1)
+    return jnp.moveaxis(jnp.sort(order[..., :keep], axis=-1), 0, 2).astype(jnp.int32)
+
+
+def add_residual(x: Float[Array, "b n d"], residual: Callable, kept: Int[Array, "g keep"] | None = None) -> Float[Array, "b n d"]:
+    """x + residual(x), computed only for the rows `kept` of every group and there rows / keep times as large, so that its mean stays.
+
+    Shapes: residual takes and gives [rows, n, d], and treats each example alone. Other rows of x pass unchanged.
+
+    Args:
+      kept: see `drop_subsets`; the examples lie group by group. None computes every residual.
+
+    Raises:
+      UserError: the batch does not divide into the groups.
+    """
+    if kept is None:
+        return x + residual(x)
+    (b, *shape), (groups, keep) = x.shape, kept.shape
+    if b % groups:
+        raise UserError(f"a batch of {b} does not divide into {groups} groups of drop path")
+    known = {"unique_indices": True, "indices_are_sorted": True, "mode": "promise_in_bounds"}
+    grouped = x.reshape(groups, b // groups, *shape)
+    few = jax.vmap(lambda x, kept: x.at[kept].get(**known))(grouped, kept)
+    update = residual(few.reshape(groups * keep, *shape)) * (b // groups / keep)
+    return jax.vmap(lambda x, kept, y: x.at[kept].add(y, **known))(grouped, kept, update.reshape(few.shape)).reshape(x.shape)
+
+
 REMAT = ("none", "dots", "full")
 
 
-def scan_blocks(block: nn.Module, x: Array, *shared: object, depth: int, remat: str = "dots", unroll: int = 1) -> Array:
-    """Applies `depth` copies of a block, x = block(x, *shared), each with its own parameters, stacked along axis 0.
+def scan_blocks(
+    block: nn.Module,
+    x: Array,
+    *shared: object,
+    depth: int,
+    own: tuple = (),
+    every: bool = False,
+    remat: str = "dots",
+    unroll: int = 1,
+) -> Array:
+    """Applies `depth` copies of a block, x = block(x, *shared, *own), each with its own parameters, stacked along axis 0.
 
     One compiled layer serves them all, so that compile time does not grow with depth.
 
     Args:
       block: a module of the caller; its name becomes the name of the stacked parameters.
       shared: what every layer reads besides x: arrays, tuples of arrays, None.
+      own: what each layer reads of its own: arrays whose axis 0 counts layers, None.
+      every: returns the outputs of all blocks, [depth, ...], instead of the last one's.
       remat: what the backward pass finds stored: everything ("none"), the products of dense layers ("dots"), or only each block's
         input ("full"); the rest is computed again.
       unroll: layers in a turn of the loop, 0 for all: slower to compile, with fewer of the copies that a loop makes of what it stores.
@@ -228,8 +273,9 @@ def scan_blocks(block: nn.Module, x: Array, *shared: object, depth: int, remat: 
     if remat not in REMAT:
         raise UserError(f"remat={remat!r} is not one of {', '.join(REMAT)}")
 
-    def body(block, x, *shared):
-        return constrain(block(constrain(x), *shared)), None
+    def body(block, x, *inputs):
+        x = constrain(block(constrain(x), *inputs))
+        return x, (x if every else None)
 
     if remat != "none":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
@@ -239,8 +285,9 @@ def scan_blocks(block: nn.Module, x: Array, *shared: object, depth: int, remat: 
         body,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=nn.broadcast,
+        in_axes=(nn.broadcast,) * len(shared) + (0,) * len(own),
         length=depth,
         unroll=unroll or depth,
     )
-    return scanned(block, x, *shared)[0]
+    last, outputs = scanned(block, x, *shared, *own)
+    return outputs if every else last

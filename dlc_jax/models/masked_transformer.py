@@ -19,10 +19,10 @@ from dlc_jax.models.layers import (
     TimeEmbedding,
     block_flops,
     modulate,
-    rotary,
     scan_blocks,
     time_embedding_flops,
 )
+from dlc_jax.models.positions import rotary
 from dlc_jax.typing import Array, Float, Int
 
 SIZES = {

@@ -1,43 +1,56 @@
-"""The probe job: what do hard codes say about each factor of an image? A linear probe and nearest neighbors, on unseen images."""
+"""The probe job: what do hard codes, and the features they are made of, say about each factor of an image? And do two views agree?
 
-import numpy as np
+With `baselines` also what an untrained encoder's codes and plain pixels say: what is above those was learned.
+"""
 
-from dlc_jax import recipe
+import functools
+
+from dlc_jax import checkup, recipe
 from dlc_jax.data import sources
 from dlc_jax.data.codes import CodeStore
-from dlc_jax.evals import probe
+from dlc_jax.evals import codes as health
+from dlc_jax.evals.probe import Fit
+from dlc_jax.pipeline import Pipeline
 from dlc_jax.stage import Job
 
 
 def make(config, *, step: str, workdir) -> Job:
-    """The job of a recipe's section `step`: fits on `count` records of the train split, reports on `splits`."""
-    section = config[step]
+    """The job of a recipe's section `step`: fits on `count` records of the train split, reports on `splits`.
 
-    def read(split, count):
-        source = sources.source(split=split, **config.data)
-        rows = sources.choose(source, count)
-        codes = CodeStore(recipe.place(config, workdir, section.codes) / split).codes()[rows]
-        return codes, np.stack([source[int(index)]["factors"] for index in rows])
+    Codes are those of the store of `codes`. Agreement of views, health of codes and the rest of `checkup.probes` are of the same
+    records; without factors (classes) there is nothing to probe, and health and agreement are all.
+    """
+    section = config[step]
+    values = config[section.encoder].model["values"]
+    fit = Fit(**section.fit)
 
     def run(mesh, directory):
+        pipeline = Pipeline(config, workdir, mesh=mesh, batch=config[section.codes].batch, encoder=section.encoder)
+        view = config.data.to_dict() | config[section.codes].view.to_dict()
         labels = sources.factors(**config.data)
-        if not labels:
-            return {}
-        codes, factors = read("train", section.count)
-        results = {}
+        of = {"features": pipeline.features} if labels else {}
+        if labels and section.baselines:
+            of |= {"untrained": functools.partial(pipeline.encode, params=pipeline.untrained()), "pixels": checkup.pixels}
+
+        def read(split):
+            source = sources.source(split=split, **view)
+            rows = sources.choose(source, section.count)
+            codes = CodeStore(recipe.place(config, workdir, section.codes) / split).codes()[rows]
+            return {"codes": codes} | checkup.read(source, rows, of)
+
+        train, results = read("train") if labels else {}, {}
         for split in section.splits:
-            prefix = "probe" if split == "validation" else f"probe_{split}"
-            unseen = read(split, section.count)
-            found = probe.probe(
-                codes,
-                factors,
-                *unseen,
-                names=list(labels),
-                classes=[len(of) for of in labels.values()],
-                values=config[section.encoder].model["values"],
-            )
-            results |= {key.replace("probe", prefix, 1): value for key, value in found.items()}
-            results[f"{prefix}/count"] = len(unseen[0])
+            unseen = read(split)
+            after = "" if split == "validation" else f"_{split}"
+            found = health.health(unseen["codes"], values=values)
+            results |= {f"health{after}/{key}": value for key, value in found.items()}
+            source = sources.source(split=split, **config.data)
+            rows = sources.choose(source, section.count)
+            crops = config[section.encoder].crops.to_dict()
+            alike = checkup.agreement(source, rows, pipeline.encode, crops=crops, values=values, seed=config.seed)
+            results |= {f"agreement{after}/{key}": value for key, value in alike.items()}
+            if labels:
+                results |= checkup.probes(train, unseen, factors=labels, values=values, split=split, fit=fit)
         return results
 
-    return Job(run=run, settings=("splits", "count"))
+    return Job(run=run, settings=("splits", "count", "baselines", "fit"))

@@ -1,0 +1,159 @@
+"""dlc import dinov2 | sem | vae FILE --out DIR: weights of other programs, every tensor used or named, none left over in silence."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import logging
+
+from dlc_jax import command
+from dlc_jax import workdir as home
+from dlc_jax.checkpoint import Checkpoints
+from dlc_jax.cli import weights
+from dlc_jax.cli.networks import whole
+from dlc_jax.errors import UserError
+from dlc_jax.interop import files, sections, slots, torch_names, vae_names
+from dlc_jax.interop.weights import Weights
+from dlc_jax.models.autoencoder import Autoencoder
+from dlc_jax.models.simplicial import DinoHead, Encoder
+from dlc_jax.models.vit import ViT
+
+DINOV2 = "dlc import dinov2 dinov2_vitl14_reg4_pretrain.pth --out weights/dinov2"
+SEM = "dlc import sem model.safetensors --out runs/published --positions 512 --values 256"
+VAE = "dlc import vae diffusion_pytorch_model.safetensors --out weights/vae"
+EXAMPLE = f"{DINOV2}\n  {SEM}\n  {VAE}"
+
+
+def arguments(parser) -> None:
+    parser.epilog = f"examples:\n  {EXAMPLE}"
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def action(name, what, example, out):
+        made = actions.add_parser(
+            name, help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=f"example: {example}", allow_abbrev=False
+        )
+        made.add_argument("file", metavar="FILE", help=".safetensors; .pth, .pt or .bin with PyTorch installed")
+        made.add_argument("--out", required=True, metavar="DIR", help=out)
+        return made
+
+    action(
+        "dinov2", "a DINOv2 vision transformer, by its own names or transformers', to start training from", DINOV2, "a new folder"
+    )
+    sem = action("sem", "an encoder with a simplicial head, as a run whose encoder is complete", SEM, "folder of the run")
+    sem.add_argument("--positions", type=whole, metavar="L", help="of a code, where the shapes of the tensors leave it open")
+    sem.add_argument("--values", type=whole, metavar="V", help="of a position, likewise")
+    sem.add_argument(
+        "--config", default="configs/imagenet256.py", metavar="FILE",
+        help="recipe of the run, whose models take what is found; --config.NAME=VALUE sets a field; configs/imagenet256.py",
+    )  # fmt: skip
+    action("vae", "the autoencoder of latent diffusion, by diffusers' names", VAE, "a new folder")
+
+
+def run(arguments, rest) -> None:
+    if rest and arguments.action != "sem":
+        raise UserError(f"dlc import {arguments.action}: unexpected argument {rest[0]!r}; see dlc import --help")
+    logging.set_verbosity(logging.ERROR)
+    {"dinov2": dinov2, "sem": sem, "vae": vae}[arguments.action](arguments, rest)
+
+
+def dinov2(arguments, rest) -> None:
+    out, found = weights.absent(arguments.out), Weights(arguments.file, torch_names.clean)
+    model = sections.vit(found.shapes, found.where, heads=found.number("heads"))
+    head = sections.head(found.shapes, found.where)
+    parts = {"vit": weights.abstract(ViT(**model), (1, model["image"], model["image"], 3))}
+    if head:
+        parts["head"] = weights.abstract(DinoHead(**head), (1, model["width"]))
+    shapes = slots.shapes_of(parts)
+    params = found.params(torch_names.layout(found.shapes)(shapes), shapes)
+    _save(out, params, step=0, model=model | head)
+    print(f"wrote {out}: {_told(params, model)}\nto start from it:")
+    flags = [f"--config.{weights.STEP}.model.{name}={value}" for name, value in (model | head).items()]
+    new = ("simplicial.*",) if head else ("simplicial.*", "head.*")
+    flags += [f"--config.{weights.STEP}.train.init_from={out}", f'--config.{weights.STEP}.train.init_new="{new}"']
+    print(" ".join(flags))
+
+
+def sem(arguments, rest) -> None:
+    found = Weights(arguments.file, torch_names.clean)
+    model = sections.vit(found.shapes, found.where, heads=found.number("heads"))
+    head = sections.head(found.shapes, found.where)
+    code = sections.simplicial(
+        found.shapes, arguments.positions or found.number("L"), arguments.values or found.number("V"), found.where
+    )
+    config, _ = command.parse([*command.given(arguments), *rest])
+    _fit(config, model | head | code)
+    section, steps = config[weights.STEP].model.to_dict(), config[weights.STEP].train.steps
+    out = Path(arguments.out)
+    directory = weights.absent(out / weights.STEP)
+    shapes = weights.shapes(Encoder(**section), (1, section["image"], section["image"], 3))
+    fresh = {} if head else _fresh_head(section, config.seed)
+    there = {path: shape for path, shape in shapes.items() if path not in fresh}
+    aside = {found.names[name]: found.read(name) for name in torch_names.UNUSED if name in found.shapes}
+    params = found.params(torch_names.layout(found.shapes)(there), there, unused=torch_names.UNUSED)
+    with home.lock(out):
+        home.remember(out, config.to_dict())
+        _save(directory, params | fresh, step=steps, model=section)
+        if aside:
+            files.save(directory / weights.ASIDE, aside)
+        facts = {"file": arguments.file, "metadata": found.metadata, "dtypes": found.dtypes, "fresh": sorted(fresh)}
+        home.write(directory / weights.RECORD, facts)
+        home.mark_done(directory, {"steps": steps, "after": {}, "settings": {}})
+    print(f"wrote {out}: {_told(params, model)}, codes of {code['positions']} x {code['values']}, {code['readout']} readout")
+    if aside:
+        print(f"kept aside, for nothing reads them: {', '.join(aside)}")
+    if fresh:
+        print("there is no DINO head in the file: an untrained one stands in, which codes do not need and training must warm up")
+
+
+def vae(arguments, rest) -> None:
+    out, found = weights.absent(arguments.out), Weights(arguments.file, vae_names.clean)
+    model = vae_names.section(found.shapes, found.where)
+    shapes = weights.shapes(Autoencoder(**model), (1, 2 ** len(model["channels"]), 2 ** len(model["channels"]), 3))
+    params = found.params(vae_names.table(shapes), shapes)
+    _save(out, params, step=0, model=model)
+    settings = ", ".join(f"{name} {value}" for name, value in model.items())
+    print(f"wrote {out}: {_count(params)}, {settings}")
+
+
+def _fit(config, model: dict) -> None:
+    """Puts the sizes that were found into the recipe's encoder, and those of its codes into all that reads codes."""
+    if weights.STEP not in config or config[weights.STEP].stage != "encoder":
+        raise UserError(f"dlc import sem: the recipe has no step {weights.STEP!r} that is an encoder; give another --config")
+    config[weights.STEP].model.update(model)
+    for section in config.values():
+        if isinstance(section, ml_collections.ConfigDict) and "model" in section and section.model.get("positions"):
+            section.model.update({name: model[name] for name in ("positions", "values")})
+    for kind, crops in config[weights.STEP].crops.items():
+        for name in ("global_size", "local_size"):
+            if crops[name] % model["patch"]:
+                raise UserError(
+                    f"{weights.STEP}.crops.{kind}.{name}={crops[name]} cannot be cut into patches of {model['patch']}; give "
+                    f"--config.{weights.STEP}.crops.{kind}.{name}={crops[name] // model['patch'] * model['patch']}"
+                )
+
+
+def _fresh_head(section: dict, seed: int) -> dict[str, np.ndarray]:
+    head = DinoHead(**{name: section[name] for name in ("prototypes", "hidden", "bottleneck")})
+    params = jax.jit(head.init)(jax.random.key(seed), jnp.zeros((1, section["width"])))["params"]
+    return {f"head/{path}": np.asarray(array) for path, array in slots.flat(params).items()}
+
+
+def _save(directory: Path, params: dict[str, np.ndarray], *, step: int, model: dict) -> None:
+    """Writes a checkpoint whose average the parameters are: the part that is loaded, and started from."""
+    checkpoints = Checkpoints(directory / "checkpoints")
+    checkpoints.save(step, {"ema": slots.nested(params)}, None, {"identity": {"model": model}})
+    checkpoints.close()
+
+
+def _told(params: dict[str, np.ndarray], model: dict) -> str:
+    extra = f", {model['registers']} registers" if model["registers"] else ""
+    return (
+        f"{_count(params)}, width {model['width']}, depth {model['depth']}, patch {model['patch']}, "
+        f"positions for {model['image']} pixels{extra}, {model['mlp']}"
+    )
+
+
+def _count(params: dict[str, np.ndarray]) -> str:
+    return f"{sum(array.size for array in params.values()):,} parameters"

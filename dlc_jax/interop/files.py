@@ -1,0 +1,130 @@
+"""Files of tensors: safetensors, and PyTorch's own where PyTorch is installed. A pickle that holds more than tensors is never run."""
+
+import contextlib
+import os
+import pickle
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
+
+from dlc_jax.errors import UserError
+
+TORCH = (".pth", ".pt", ".bin")
+
+
+class Tensors(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+      shapes: {name: shape}.
+      read: (name) -> the tensor; bfloat16 is that of ml_dtypes.
+      metadata: text by name, that safetensors may have.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
+    metadata: Mapping[str, str]
+
+
+def load(path: str | Path) -> Tensors:
+    """A file's tensors, none of them read yet: both formats are mapped into memory.
+
+    Of PyTorch's, {"teacher": {name: tensor}} as DINOv2 writes it counts as its teacher.
+
+    Raises:
+      UserError: no such file, damaged, of another kind, PyTorch's without PyTorch, or a pickle of more than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder; give the file of tensors in it" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}")
+    if path.suffix not in (".safetensors", *TORCH):
+        raise UserError(f"{path} is neither .safetensors nor one of {', '.join(TORCH)}")
+    found = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
+    if odd := [name for name in found.shapes if not name.isprintable()]:
+        raise UserError(f"{path} has tensors of unprintable names ({odd[0][:80]!r}, …); these are no weights that are known here")
+    return found
+
+
+def _safetensors(path: Path) -> Tensors:
+    try:
+        file = safetensors.safe_open(path, framework="numpy")
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged, or no safetensors file ({_first(error)}); fetch it again") from error
+
+    def read(name):
+        try:
+            return file.get_tensor(name)
+        except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:  # a type that numpy has not
+            raise _untyped(path, name, error) from error
+
+    return Tensors(shapes, read, dict(file.metadata() or {}))
+
+
+def _torch(path: Path) -> Tensors:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{path} needs PyTorch to be read: install dlc_jax[torch], or convert it to safetensors") from None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is a pickle of more than tensors, which could run anything; convert it to safetensors"
+        ) from error
+    except Exception as error:  # whatever a damaged archive brings about
+        raise UserError(f"{path} is damaged, or no file of PyTorch ({_first(error)}); fetch it again") from error
+    if isinstance(found, dict) and isinstance(found.get("teacher"), dict):
+        found = found["teacher"]
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in found.items()
+    ):
+        what = f"; it has {', '.join(map(ascii, list(found)[:5]))}" if isinstance(found, dict) else ""
+        raise UserError(f'{path} is neither a dict of tensors nor {{"teacher": one}}{what}')
+
+    def read(name):
+        tensor = found[name].detach().contiguous()
+        if tensor.dtype == torch.bfloat16:
+            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        try:
+            return tensor.numpy()
+        except TypeError as error:
+            raise _untyped(path, name, error) from error
+
+    return Tensors({name: tuple(tensor.shape) for name, tensor in found.items()}, read, {})
+
+
+def save(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes safetensors, the whole file or none of it.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    # Their memory is written as it lies, so that a transposed view would come out wrong without a word.
+    lying = {name: tensor if tensor.flags.c_contiguous else np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+        safetensors_numpy.save_file(lying, partial, dict(metadata) if metadata else None)
+        os.replace(partial, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or _first(error)}; make room") from error
+
+
+def _untyped(path: Path, name: str, error: Exception) -> UserError:
+    return UserError(f"{path}: {name} is of a type that is not read here ({_first(error)})")
+
+
+def _first(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

@@ -1,0 +1,122 @@
+"""Names of an encoder's tensors: DINOv2's own, with those of the simplicial and the DINO head, and transformers'.
+
+Both give {name: Slot} for the parameters that are there: without registers, LayerScale or heads the table has no such rows.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+from dlc_jax.interop.slots import Slot, slot
+
+PREFIXES = ("_orig_mod.", "module.", "backbone.")  # what compilers, parallel wrappers and DINOv2's teacher put before the names
+UNUSED = ("sem_cls_norm.weight", "sem_cls_norm.bias")  # in the published files, and read by nothing
+CHANNELS = 3
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def clean(name: str) -> str:
+    """A name without prefixes, and with blocks counted through: blocks.CHUNK.NUMBER.… is blocks.NUMBER.…"""
+    while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), ""):
+        name = name.removeprefix(prefix)
+    return re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", name)
+
+
+def official(shapes: Shapes) -> dict[str, Slot]:
+    """DINOv2's names, for parameters {path: shape}."""
+    table = _Table(shapes)
+    width = shapes["vit/cls_token"][-1]
+    table.same("cls_token", "vit/cls_token")
+    table.same("pos_embed", "vit/pos_embed", shape=(1, *shapes["vit/pos_embed"]))
+    table.same("register_tokens", "vit/register_tokens")
+    table.same("mask_token", "vit/mask_token", shape=(1, width))
+    table.patches("patch_embed.proj")
+    for number in range(shapes["vit/blocks/norm1/scale"][0]):
+        block = f"blocks.{number}"
+        table.norm(f"{block}.norm1", "vit/blocks/norm1", number)
+        table.norm(f"{block}.norm2", "vit/blocks/norm2", number)
+        table.linear(f"{block}.attn.qkv", "vit/blocks/attention/qkv", number)
+        table.linear(f"{block}.attn.proj", "vit/blocks/attention/out", number)
+        table.same(f"{block}.ls1.gamma", "vit/blocks/gamma1", number)
+        table.same(f"{block}.ls2.gamma", "vit/blocks/gamma2", number)
+        first, second = ("w12", "w3") if table.gated else ("fc1", "fc2")
+        table.linear(f"{block}.mlp.{first}", "vit/blocks/mlp/fc1", number)
+        table.linear(f"{block}.mlp.{second}", "vit/blocks/mlp/fc2", number)
+    table.norm("norm", "vit/norm")
+    table.linear("sem_embed", "simplicial/embed")
+    table.norm("sem_norm", "simplicial/norm")
+    table.linear("sem_out", "simplicial/out")
+    table.same("sem_bias", "simplicial/bias")
+    for layer in range(3):
+        table.linear(f"dino_head.mlp.{2 * layer}", f"head/fc{layer + 1}")
+    if "head/gain" in shapes:
+        table.same("dino_head.last_layer.weight_g", "head/gain", shape=(*shapes["head/gain"], 1))
+    table.matrix("dino_head.last_layer.weight_v", "head/direction")
+    return table.rows
+
+
+def transformers(shapes: Shapes) -> dict[str, Slot]:
+    """The names of Dinov2Model and Dinov2WithRegistersModel in their files; the vision transformer alone."""
+    table = _Table({path: shape for path, shape in shapes.items() if path.startswith("vit/")})
+    width = shapes["vit/cls_token"][-1]
+    table.same("embeddings.cls_token", "vit/cls_token")
+    table.same("embeddings.position_embeddings", "vit/pos_embed", shape=(1, *shapes["vit/pos_embed"]))
+    table.same("embeddings.register_tokens", "vit/register_tokens")
+    table.same("embeddings.mask_token", "vit/mask_token", shape=(1, width))
+    table.patches("embeddings.patch_embeddings.projection")
+    for number in range(shapes["vit/blocks/norm1/scale"][0]):
+        block = f"encoder.layer.{number}"
+        table.norm(f"{block}.norm1", "vit/blocks/norm1", number)
+        table.norm(f"{block}.norm2", "vit/blocks/norm2", number)
+        for part, name in enumerate(("query", "key", "value")):
+            qkv = "vit/blocks/attention/qkv"
+            table.matrix(f"{block}.attention.attention.{name}.weight", f"{qkv}/kernel", number, slice(None), part)
+            table.same(f"{block}.attention.attention.{name}.bias", f"{qkv}/bias", number, part, shape=(width,))
+        table.linear(f"{block}.attention.output.dense", "vit/blocks/attention/out", number)
+        table.same(f"{block}.layer_scale1.lambda1", "vit/blocks/gamma1", number)
+        table.same(f"{block}.layer_scale2.lambda1", "vit/blocks/gamma2", number)
+        first, second = ("weights_in", "weights_out") if table.gated else ("fc1", "fc2")
+        table.linear(f"{block}.mlp.{first}", "vit/blocks/mlp/fc1", number)
+        table.linear(f"{block}.mlp.{second}", "vit/blocks/mlp/fc2", number)
+    table.norm("layernorm", "vit/norm")
+    return table.rows
+
+
+def layout(names: Iterable[str]) -> Callable[[Shapes], dict[str, Slot]]:
+    """The table that these names are of."""
+    return transformers if any(name.startswith("embeddings.") for name in names) else official
+
+
+class _Table:
+    """Rows for the parameters that there are."""
+
+    def __init__(self, shapes: Shapes):
+        self.shapes, self.rows = shapes, {}
+        self.gated = len(shapes["vit/blocks/mlp/fc1/bias"]) == 3  # gate and value, packed
+
+    def _add(self, name: str, path: str, *index, form: str, shape: tuple[int, ...] = ()) -> None:
+        if path in self.shapes:
+            self.rows[name] = slot(self.shapes, path, *index, form=form, shape=shape)
+
+    def same(self, name: str, path: str, *index, shape: tuple[int, ...] = ()) -> None:
+        self._add(name, path, *index, form="same", shape=shape)
+
+    def matrix(self, name: str, path: str, *index) -> None:
+        self._add(name, path, *index, form="linear")
+
+    def linear(self, name: str, path: str, *index) -> None:
+        self.matrix(f"{name}.weight", f"{path}/kernel", *index)
+        if f"{path}/bias" in self.shapes:
+            bias = self.shapes[f"{path}/bias"][len(index) :]
+            self.same(f"{name}.bias", f"{path}/bias", *index, shape=(math.prod(bias),))
+
+    def norm(self, name: str, path: str, *index) -> None:
+        self.same(f"{name}.weight", f"{path}/scale", *index)
+        self.same(f"{name}.bias", f"{path}/bias", *index)
+
+    def patches(self, name: str) -> None:
+        pixels, width = self.shapes["vit/patch_embed/kernel"]
+        side = math.isqrt(pixels // CHANNELS)
+        self._add(f"{name}.weight", "vit/patch_embed/kernel", form="conv", shape=(width, CHANNELS, side, side))
+        self.same(f"{name}.bias", "vit/patch_embed/bias")

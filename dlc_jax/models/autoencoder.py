@@ -1,0 +1,148 @@
+"""The convolutional autoencoder whose latents a generator draws, with a Gaussian posterior (arXiv 2112.10752).
+
+    image [y, x, 3] in [-1, 1] ──► encode ──► mean and log-variance [y/8, x/8, 4] ──► latents ──► decode ──► image
+
+The shape is that of the published `sd-vae-ft-ema`, whose weights `dlc import vae` reads; nothing here trains it.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dlc_jax.errors import UserError
+from dlc_jax.models.layers import FAN_IN, ZEROS, Attention
+from dlc_jax.typing import Array, Float
+
+LOGVAR = (-30.0, 20.0)  # what the log-variances are clipped to
+
+
+class Conv(nn.Module):
+    """Convolution of a square kernel; "same" zero padding, or (0, 1) below and to the right where the stride is 2."""
+
+    features: int
+    size: int = 3
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b yy xx d"]:
+        kernel = self.param("kernel", FAN_IN, (self.size, self.size, x.shape[-1], self.features))
+        bias = self.param("bias", ZEROS, (self.features,))
+        pad = (0, 1) if self.stride == 2 else (self.size // 2, self.size // 2)
+        y = jax.lax.conv_general_dilated(
+            x.astype(kernel.dtype), kernel, (self.stride,) * 2, (pad, pad), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return y + bias
+
+
+class GroupNorm(nn.Module):
+    """Group normalization over a group's channels and all pixels (arXiv 1803.08494), in float32; the result has the input's dtype."""
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y x c"]:
+        norm = nn.GroupNorm(self.groups, epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name="norm")
+        nn.share_scope(self, norm)
+        return norm(x).astype(x.dtype)
+
+
+class Residual(nn.Module):
+    """x + conv(silu norm conv(silu norm x)); a 1x1 convolution on the shortcut where the number of channels changes."""
+
+    features: int
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y x d"]:
+        y = Conv(self.features, name="conv1")(jax.nn.silu(GroupNorm(self.groups, name="norm1")(x)))
+        y = Conv(self.features, name="conv2")(jax.nn.silu(GroupNorm(self.groups, name="norm2")(y)))
+        return y + (x if x.shape[-1] == self.features else Conv(self.features, size=1, name="shortcut")(x))
+
+
+class Middle(nn.Module):
+    """At the smallest resolution: a residual, attention of one head over all pixels, a residual."""
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y x c"]:
+        b, height, width, c = x.shape
+        x = Residual(c, self.groups, name="residual0")(x)
+        tokens = GroupNorm(self.groups, name="norm")(x).reshape(b, height * width, c)
+        x = x + Attention(1, name="attention")(tokens).reshape(x.shape)
+        return Residual(c, self.groups, name="residual1")(x)
+
+
+class Autoencoder(nn.Module):
+    """Images to the moments of their latents, and latents to images.
+
+    Attributes:
+      channels: of each level; every level but the first halves the sides.
+      residuals: of a level going down; going up there is one more.
+      latent: channels of a latent.
+      groups: of the normalizations.
+      scaling: of latents: those that `latents` gives, and that `decode` takes, have about unit variance.
+    """
+
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    residuals: int = 2
+    latent: int = 4
+    groups: int = 32
+    scaling: float = 0.18215
+
+    def setup(self):
+        self.encoder_in = Conv(self.channels[0])
+        self.down = [[Residual(width, self.groups) for _ in range(self.residuals)] for width in self.channels]
+        self.smaller = [Conv(width, stride=2) for width in self.channels[:-1]]
+        self.encoder_middle = Middle(self.groups)
+        self.encoder_norm = GroupNorm(self.groups)
+        self.encoder_out = Conv(2 * self.latent)
+        self.quant = Conv(2 * self.latent, size=1)
+        self.post_quant = Conv(self.latent, size=1)
+        self.decoder_in = Conv(self.channels[-1])
+        self.decoder_middle = Middle(self.groups)
+        self.up = [[Residual(width, self.groups) for _ in range(self.residuals + 1)] for width in reversed(self.channels)]
+        self.larger = [Conv(width) for width in reversed(self.channels[1:])]
+        self.decoder_norm = GroupNorm(self.groups)
+        self.decoder_out = Conv(3)
+
+    def __call__(self, images: Float[Array, "b y x 3"]) -> Float[Array, "b y x 3"]:
+        """Images as they come back from the mean of their posterior; makes every parameter, for `init`."""
+        return self.decode(self.scaling * self.encode(images)["mean"])
+
+    def encode(self, images: Float[Array, "b y x 3"]) -> dict[str, Array]:
+        """Images in [-1, 1] to the posterior's mean and logvar, [b, y/8, x/8, 4] float32 with four levels, before scaling.
+
+        Raises:
+          UserError: the levels do not halve the sides evenly.
+        """
+        part = 2 ** (len(self.channels) - 1)
+        if images.shape[1] % part or images.shape[2] % part:
+            raise UserError(
+                f"images of {images.shape[1]}x{images.shape[2]} pixels have no latents; their sides must be multiples of {part}"
+            )
+        x = self.encoder_in(images)
+        for level, residuals in enumerate(self.down):
+            for residual in residuals:
+                x = residual(x)
+            if level < len(self.smaller):
+                x = self.smaller[level](x)
+        x = self.encoder_out(jax.nn.silu(self.encoder_norm(self.encoder_middle(x))))
+        mean, logvar = jnp.split(self.quant(x).astype(jnp.float32), 2, axis=-1)
+        return {"mean": mean, "logvar": jnp.clip(logvar, *LOGVAR)}
+
+    def latents(
+        self, mean: Float[Array, "b y x c"], logvar: Float[Array, "b y x c"], noise: Float[Array, "b y x c"]
+    ) -> Float[Array, "b y x c"]:
+        """Draws of the posterior from standard normal noise, scaled: what a generator learns to draw."""
+        return self.scaling * (mean + jnp.exp(0.5 * logvar) * noise)
+
+    def decode(self, latents: Float[Array, "b y x c"]) -> Float[Array, "b yy xx 3"]:
+        """Scaled latents to images, about in [-1, 1], of eight times their sides with four levels."""
+        x = self.decoder_middle(self.decoder_in(self.post_quant(latents / self.scaling)))
+        for level, residuals in enumerate(self.up):
+            for residual in residuals:
+                x = residual(x)
+            if level < len(self.larger):
+                x = self.larger[level](jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
+        return self.decoder_out(jax.nn.silu(self.decoder_norm(x))).astype(jnp.float32)

@@ -1,0 +1,188 @@
+"""The ViT against transformers' Dinov2Model and Dinov2WithRegistersModel: every block's output, and the codes made of it, in float32."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlc_jax.models import simplicial, vit
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+L, V = 128, 64
+SMALL = {"width": 96, "depth": 4, "heads": 3}
+
+
+def reference(width, depth, heads, registers, mlp="gelu"):
+    """A model of transformers with nothing at zero, at one or alike: LayerScale in 0.1..1, norms, biases and positions drawn too."""
+    config = dict(
+        hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, image_size=518, patch_size=14, layer_norm_eps=1e-6
+    )
+    config |= {"use_swiglu_ffn": mlp == "swiglu"} | ({"num_register_tokens": registers} if registers else {})
+    name = "Dinov2WithRegisters" if registers else "Dinov2"
+    model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**config)).eval()
+    random = np.random.default_rng(0)
+    for path, leaf in model.named_parameters():
+        if "lambda1" in path:
+            value = random.uniform(0.1, 1, leaf.shape)
+        elif "norm" in path:
+            value = path.endswith("weight") + 0.2 * random.normal(size=leaf.shape)
+        elif path.endswith("weight"):
+            value = random.normal(size=leaf.shape) / np.prod(leaf.shape[1:]) ** 0.5
+        else:
+            value = 0.3 * random.normal(size=leaf.shape)
+        leaf.data = torch.from_numpy(value.astype(np.float32))
+    return model
+
+
+def converted(model, heads):
+    """Its parameters under our names."""
+    given = {path: leaf.detach().numpy() for path, leaf in model.named_parameters()}
+
+    def linear(path):
+        return {"kernel": given[f"{path}.weight"].T, "bias": given[f"{path}.bias"]}
+
+    def packed(paths, *shape):
+        parts = [linear(path) for path in paths]
+        stacked = {name: np.stack([part[name] for part in parts], axis=-2) for name in ("kernel", "bias")}
+        return {name: leaf.reshape(*leaf.shape[:-1], *(shape or (-1,))) for name, leaf in stacked.items()}
+
+    def norm(path):
+        return {"scale": given[f"{path}.weight"], "bias": given[f"{path}.bias"]}
+
+    def block(path):
+        swiglu = f"{path}.mlp.gate_proj.weight" in given
+        return {
+            "norm1": norm(f"{path}.norm1"),
+            "norm2": norm(f"{path}.norm2"),
+            "gamma1": given[f"{path}.layer_scale1.lambda1"],
+            "gamma2": given[f"{path}.layer_scale2.lambda1"],
+            "attention": {
+                "qkv": packed([f"{path}.attention.{name}_proj" for name in "qkv"], heads, -1),
+                "out": linear(f"{path}.attention.o_proj"),
+            },
+            "mlp": {
+                "fc1": packed([f"{path}.mlp.{name}_proj" for name in ("gate", "up")]) if swiglu else linear(f"{path}.mlp.fc1"),
+                "fc2": linear(f"{path}.mlp.{'down_proj' if swiglu else 'fc2'}"),
+            },
+        }
+
+    patches = given["embeddings.patch_embeddings.projection.weight"]
+    params = {
+        "patch_embed": {
+            "kernel": patches.transpose(2, 3, 1, 0).reshape(-1, len(patches)),
+            "bias": given["embeddings.patch_embeddings.projection.bias"],
+        },
+        "cls_token": given["embeddings.cls_token"],
+        "mask_token": given["embeddings.mask_token"][None],
+        "pos_embed": given["embeddings.position_embeddings"][0],
+        "norm": norm("layernorm"),
+        "blocks": jax.tree.map(
+            lambda *layers: np.stack(layers), *(block(f"encoder.layer.{i}") for i in range(model.config.num_hidden_layers))
+        ),
+    }
+    if "embeddings.register_tokens" in given:
+        params["register_tokens"] = given["embeddings.register_tokens"]
+    return params
+
+
+def ours(width, depth, heads, registers, mlp="gelu"):
+    """As transformers has it: without registers positions are resized without antialiasing."""
+    resize = "antialias" if registers else "plain"
+    return vit.ViT(518, 14, width, depth, heads, registers=registers, mlp=mlp, pos_resize=resize, remat="none")
+
+
+@functools.cache
+def pair(registers, mlp="gelu", size=None):
+    sizes = vit.SIZES[size] if size else SMALL
+    model = reference(**sizes, registers=registers, mlp=mlp)
+    return model, ours(**sizes, registers=registers, mlp=mlp), {"params": converted(model, sizes["heads"])}
+
+
+def images(number, side):
+    return np.random.default_rng(side).normal(size=(number, side, side, 3)).astype(np.float32)
+
+
+def outputs(model, pixels, masked=None):
+    """Of every block, [depth, b, n, d], and the normalized class token."""
+    given = {} if masked is None else {"bool_masked_pos": torch.from_numpy(masked)}
+    with torch.no_grad():
+        out = model(torch.from_numpy(pixels.transpose(0, 3, 1, 2)), output_hidden_states=True, **given)
+    return np.stack([states.numpy() for states in out.hidden_states[1:]]), out.pooler_output.numpy()
+
+
+def compare(given, side, number=2, masked=None):
+    model, network, variables = given
+    pixels = images(number, side)
+    expected, vector = outputs(model, pixels, masked)
+    out = jax.jit(functools.partial(network.apply, every=True))(variables, pixels, masked=masked)
+    assert out["blocks"].shape == expected.shape
+    for layer, (a, b) in enumerate(zip(np.asarray(out["blocks"]), expected)):
+        assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max(), f"block {layer}: {np.abs(a - b).max() / np.abs(b).max():.1e}"
+    assert np.abs(out["vector"] - vector).max() <= 1e-5 * np.abs(vector).max()
+
+
+@pytest.mark.parametrize("side", [224, 98, 518])
+@pytest.mark.parametrize("registers, mlp", [(0, "gelu"), (4, "gelu"), (4, "swiglu"), (0, "swiglu")])
+def test_every_block(registers, mlp, side):
+    compare(pair(registers, mlp), side, number=1 if side == 518 else 2)
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_masked_patches(registers):
+    masked = np.random.default_rng(1).random((2, 49)) < 0.4
+    compare(pair(registers), 98, masked=masked)
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+@pytest.mark.parametrize("side", [224, 98, 518])
+def test_every_block_of_size_s(registers, side):
+    compare(pair(registers, size="S"), side, number=1)
+
+
+@pytest.mark.parametrize("registers, size", [(0, None), (4, None), (4, "S")])
+def test_codes(registers, size, capsys):
+    """The same simplicial head on both outputs. Codes may differ only where torch's two largest logits all but tie."""
+    model, network, variables = pair(registers, size=size)
+    width, depth, heads = network.width, network.depth, network.heads
+    random = np.random.default_rng(2)
+    embed = random.uniform(-1, 1, ((1 + registers) * width, L * V)).astype(np.float32) / ((1 + registers) * width) ** 0.5
+    scale, bias = (1 + 0.2 * random.normal(size=L * V)).astype(np.float32), 0.2 * random.normal(size=L * V).astype(np.float32)
+    pixels = images(16, 224)
+
+    states, _ = outputs(model, pixels)
+    tokens = torch.from_numpy(states[-1][:, : 1 + registers].reshape(len(pixels), -1))
+    joint = torch.nn.functional.layer_norm(
+        tokens @ torch.from_numpy(embed), (L * V,), torch.from_numpy(scale), torch.from_numpy(bias), 1e-6
+    )
+    expected = joint.reshape(-1, L, V).numpy()
+
+    encoder = simplicial.Encoder(
+        518, 14, width, depth, heads, positions=L, values=V, prototypes=8, registers=registers, pos_resize=network.pos_resize,
+        hidden=8, bottleneck=4, remat="none",
+    )  # fmt: skip
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 14, 14, 3)))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)["params"]
+    params |= {"vit": variables["params"]}
+    params["simplicial"] |= {"embed": {"kernel": embed}, "norm": {"scale": scale, "bias": bias}}
+    logits = np.asarray(jax.jit(encoder.apply)({"params": params}, pixels)["logits"])
+    codes = jax.jit(functools.partial(encoder.apply, method="codes"))
+    found = np.asarray(codes({"params": params}, pixels))
+
+    error = np.abs(logits - expected).max()
+    second, first = np.sort(expected, axis=-1)[..., -2:].transpose(2, 0, 1)
+    clear = first - second > 10 * error
+    assert error < 1e-4 and 1 - clear.mean() < 1e-3
+    np.testing.assert_array_equal(found[clear], expected.argmax(-1)[clear])
+    narrow = np.asarray(codes({"params": jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params)}, pixels))
+    agreement = (narrow == expected.argmax(-1)).mean()
+    with capsys.disabled():
+        print(
+            f"\n{model.config.model_type}, width {width}, depth {depth}: logits within {error:.1e}, {1 - clear.mean():.3%} of {clear.size} "
+            f"codes too near a tie, {(found != expected.argmax(-1)).sum()} differ; bfloat16 agrees in {agreement:.2%}"
+        )
+    assert agreement > 0.8
