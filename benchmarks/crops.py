@@ -6,8 +6,9 @@
 Both make the paper's crops (2 of 224 pixels, 8 of 98, arXiv 2507.12318) of JPEGs of 500 x 375 pixels, from the same bytes. The plain chain is
 what torchvision does with Pillow images, written here: the file decoded in full, each crop cut and resized, ImageEnhance and HSV for
 the jitter, Pillow's Gaussian blur, then floats from 0 to 1, normalized. Ours is the loader's transform; uint8 goes to the device and
-is normalized there. They take turns, one thread each, so that whatever else the machine does falls on both. Files are those of
-../shared/data/imagenet_samples, where they are; otherwise made of random patches.
+is normalized there. They take turns, one thread each, and the clock is that thread's time on the processor: what else the machine does
+falls on both. The loader's threads are measured by the clock on the wall, which says something on an idle machine alone. Files are
+those of ../shared/data/imagenet_samples, where they are; otherwise made of random patches.
 """
 
 import argparse
@@ -101,11 +102,11 @@ def ours(data, rng):
 
 
 def seconds(make, data):
-    """Seconds for one image."""
-    start = time.perf_counter()
+    """Seconds of this thread for one image."""
+    start = time.thread_time()
     for index, file in enumerate(data):
         make(file, np.random.default_rng(index))
-    return (time.perf_counter() - start) / len(data)
+    return (time.thread_time() - start) / len(data)
 
 
 def table(header, rows):
@@ -172,9 +173,9 @@ def timed(owner, name, spent):
     function = getattr(owner, name)
 
     def measured(*args, **kwargs):
-        start = time.perf_counter()
+        start = time.thread_time()
         result = function(*args, **kwargs)
-        spent.append(time.perf_counter() - start)
+        spent.append(time.thread_time() - start)
         return result
 
     setattr(owner, name, measured)

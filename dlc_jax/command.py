@@ -5,8 +5,11 @@
 """
 
 import errno
+import os
 import re
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,7 +55,31 @@ def given(arguments) -> list[str]:
 
 
 def outcome(run: Callable[[], int | None]) -> int:
-    """Runs a command to its exit code: 0 (or its own) complete, 2 a mistake of the user, 75 stopped, saved and resumable."""
+    """Runs a command to its exit code: 0 (or its own) complete, 2 a mistake of the user, 75 stopped, saved and resumable.
+
+    One of several processes that fails ends here and now: the usual end would wait for the others, and they for this one.
+    """
+    try:
+        code = _outcome(run)
+    except BaseException:
+        if not _several():
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and _several():
+        if not sys.modules["jax"].process_index():
+            time.sleep(2)  # its end is the end of all: a mistake that all make, all may say
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _several() -> bool:
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
+def _outcome(run: Callable[[], int | None]) -> int:
     try:
         return run() or 0
     except UserError as error:

@@ -1,9 +1,13 @@
 """python -m dlc_jax.main --config=configs/quickstart.py [--workdir=DIR]: runs the steps of a recipe in order, each resumed or skipped.
 
+With JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set it is one of several processes, each with devices of its own, that share
+the workdir; see `parallel.join`. Process 0 says what happens.
+
 Exit codes: 0 complete, 2 a mistake of the user (one line says which), 75 stopped, saved and resumable.
 """
 
 import dataclasses
+import functools
 import sys
 import time
 from pathlib import Path
@@ -19,18 +23,23 @@ def run(config, workdir: Path) -> None:
     Raises:
       UserError, Interrupted: see errors.py; what is complete stays complete.
     """
-    from dlc_jax import agenda, metrics, parallel, report, train
+    import jax
+
+    from dlc_jax import agenda, checkpoint, metrics, parallel, report, train
     from dlc_jax import workdir as home
     from dlc_jax.stage import Stage
 
+    parallel.join()
+    say = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda line: None
     mesh = parallel.make_mesh(**config.mesh)
     made = agenda.make(config, workdir, mesh)
     with home.lock(workdir):
         entries = agenda.read(config, workdir, made)
         home.remember(workdir, config.to_dict(), agenda.operational(made))
+        checkpoint.meet("agenda")  # before any step is marked as complete: all have read the same
         for entry in entries:
             if entry.skip:
-                print(f"{entry.name}: {entry.skip}", flush=True)
+                say(f"{entry.name}: {entry.skip}")
                 continue
             step, name, directory, started = entry.step, entry.name, workdir / entry.name, time.monotonic()
             directory.mkdir(parents=True, exist_ok=True)
@@ -40,7 +49,7 @@ def run(config, workdir: Path) -> None:
                 found = train.train(step, directory, mesh=mesh, seed=config.seed, name=name, log=log)
                 found = {f"{name}/{key}": value for key, value in found.items()}
             else:
-                print(f"{name} ...", flush=True)
+                say(f"{name} ...")
                 found = dict(step.run(mesh, directory))
             found[f"seconds/{name}"] = home.seconds(directory, time.monotonic() - started)
             home.merge_results(workdir, found)
@@ -48,8 +57,9 @@ def run(config, workdir: Path) -> None:
             about = {"peak_memory_gb": metrics.peak_memory_gb(), "device": metrics.device(), "commit": home.commit()}
             home.merge_results(workdir, {key: value for key, value in about.items() if value})
         home.total_seconds(workdir)
-        report.write(workdir, workdir / "report.html")
-    print(f"wrote {workdir}/results.json and {workdir}/report.html", flush=True)
+        if jax.process_index() == 0:
+            report.write(workdir, workdir / "report.html")
+    say(f"wrote {workdir}/results.json and {workdir}/report.html")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,6 +12,7 @@ sums its gradient straight into shares.
 """
 
 import math
+import os
 import re
 from collections.abc import Mapping
 
@@ -31,6 +32,32 @@ STACKED = re.compile(r"(^|/)blocks/")  # parameters of scanned layers: axis 0 co
 
 # (regular expression over the path, axis of one layer's shape, mesh axis that splits it)
 Rules = tuple[tuple[str, int, str], ...]
+
+
+def join() -> None:
+    """Makes this process one of several, if the environment names them; to be called before anything asks for devices.
+
+    It names all three: JAX_COORDINATOR_ADDRESS=HOST:PORT, a free port of process 0's host, JAX_NUM_PROCESSES and JAX_PROCESS_ID. A process
+    that dies takes the others with it: at once if it is process 0, else once it was silent for half a minute.
+
+    Raises:
+      UserError: only some of the three are set, or they are no numbers that go together; the others do not come.
+    """
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, *numbers = (os.environ.get(name, "") for name in names)
+    if jax.distributed.is_initialized() or not any((address, *numbers)):
+        return
+    if not address or not all(number.isdecimal() for number in numbers) or int(numbers[1]) >= int(numbers[0]):
+        said = " ".join(f"{name}={value}" for name, value in zip(names, (address, *numbers), strict=True))
+        raise UserError(f"several processes need an address and the numbers from 0 in each; the environment says {said}")
+    jax.config.update("jax_enable_preemption_service", False)  # which swallows SIGTERM; training has its own handler
+    count, index = map(int, numbers)
+    try:
+        jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=30)
+    except RuntimeError as error:
+        raise UserError(
+            f"process {index} of {count} cannot meet the others at {address}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, dcn_data: int = 1, dcn_fsdp: int = 1, devices=None) -> Mesh:
@@ -107,6 +134,12 @@ def _nested(devices, inner: tuple[int, ...], outer: tuple[int, ...]) -> np.ndarr
 def unsplit(mesh: Mesh) -> Mesh:
     """The same devices without `fsdp`: batches lie as before, parameters are whole but for `tensor`."""
     return Mesh(mesh.devices.reshape(-1, 1, mesh.shape["tensor"]), AXES, axis_types=mesh.axis_types)
+
+
+def replicas(mesh: Mesh, *, local: bool = False) -> Mesh:
+    """The same devices, or this process's own ones, each for itself: every one holds all parameters and a share of the batch."""
+    devices = mesh.local_devices if local else mesh.devices.flatten()
+    return Mesh(np.reshape(devices, (-1, 1, 1)), AXES, axis_types=mesh.axis_types)
 
 
 def shares(mesh: Mesh) -> int:

@@ -18,7 +18,7 @@ can be done in parts (`first`). Functions are compiled once per shape; the last 
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -124,6 +124,14 @@ class Pipeline:
         placed = parallel.shardings(shapes, self.mesh, rules=RULES, strict=False)
         params = jax.jit(lambda key: model.init(key, images)["params"], out_shardings=placed)(jax.random.key(self.config.seed))
         return cast(params, self._dtype("encoder"))
+
+    def encode_each(self, batches: Iterable[Sequence[np.ndarray]]) -> Iterator[np.ndarray]:
+        """`encode` of one batch after the other, each of at most `batch` images: the next is read while the devices work on the last."""
+        return self._each(self._encode, "encoder", ((inputs.fit(images, size=self.size),) for images in batches))
+
+    def load(self, network: str) -> None:
+        """Reads a network's parameters now. Of several processes all must, together, before one of them uses it."""
+        self._params(network)
 
     def simplices(self, images: np.ndarray | Sequence[np.ndarray], *, temperature: float = 1.0) -> np.ndarray:
         """Images, as in `encode`, to soft codes float32 [b, l, v]: softmax of logits / temperature (above 0), without noise."""
@@ -337,16 +345,31 @@ class Pipeline:
         keywords = ()
         if isinstance(function, functools.partial):
             function, keywords = function.func, tuple(sorted(function.keywords.items()))
+        starts = range(0, len(arrays[0]), self.batch)
+        batches = ([array[start : start + self.batch] for array in arrays] for start in starts)
+        return np.concatenate(list(self._each(function, network, batches, params=params, keywords=keywords)))
+
+    def _each(self, function, network: str, batches, *, params=None, keywords=()):
+        """Yields function(params, *arrays) of each batch, padded to the pipeline's size and cut again, one behind what is dispatched."""
         jitted = self._jit(function, keywords)
         mesh = self._mesh(network) if params is None else self.mesh
         params = self._params(network) if params is None else params
-        count, found = len(arrays[0]), []
-        for start in range(0, count, self.batch):
-            rows = np.minimum(np.arange(start, start + self.batch), count - 1)
+        before = None
+        for arrays in batches:
+            count = len(arrays[0])
+            rows = np.minimum(np.arange(self.batch), count - 1)
             with jax.set_mesh(mesh):
                 batch = [jax.device_put(array[rows], jax.NamedSharding(mesh, parallel.BATCH)) for array in arrays]
-                found.append(np.asarray(jitted(params, *batch)))
-        return np.concatenate(found)[:count]
+                found = jitted(params, *batch)
+            if before is not None:
+                yield _cut(*before)
+            before = found, count
+        if before is not None:
+            yield _cut(*before)
+
+
+def _cut(found, count: int):
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], found)
 
 
 def _keys(seed: int, count: int, first: int):

@@ -65,7 +65,7 @@ def untrained(tmp_path):
 # ---- without trained networks
 
 
-@pytest.mark.parametrize("verb", ["info", "sample", "encode", "compose"])
+@pytest.mark.parametrize("verb", ["info", "probe", "sample", "encode", "compose"])
 def test_help_has_an_example(verb, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main([verb, "--help"])
@@ -137,11 +137,11 @@ def test_a_disk_that_refuses_is_told(tmp_path):
 
 
 def test_parts_cover_all_and_tell_the_time_left(capsys, monkeypatch):
-    clock = iter(range(0, 10_000, 30))
-    monkeypatch.setattr("dlc_jax.cli.progress.time.monotonic", lambda: next(clock))
+    clock = iter(range(0, 10_000, 60))
+    monkeypatch.setattr("dlc_jax.data.progress.time.monotonic", lambda: next(clock))
     assert list(networks.parts(10, 4, "work")) == [(0, 4), (4, 8), (8, 10)]
     out, err = capsys.readouterr()
-    assert out == "" and "work 4/10" in err and "ETA" in err
+    assert out == "" and "work: 4/10 images, " in err and " left" in err
 
 
 def test_info_of_a_run_that_has_only_begun(untrained, capsys):

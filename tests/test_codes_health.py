@@ -47,9 +47,25 @@ def test_pairs_are_sampled_alike_for_a_seed_and_one_position_has_none():
 
 def test_agreement_by_hand():
     a, b = np.array([[0, 1], [2, 3], [4, 5], [6, 7]]), np.array([[0, 1], [2, 0], [4, 0], [6, 7]])
-    assert health.agreement(a, b) == {"positions": 0.75, "positions_min": 0.5, "whole": 0.5, "count": 4}
+    found = health.agreement(a, b, values=8)
+    chance = (
+        4 * (2 / 8) ** 2 + (2 / 8) ** 2 + (1 / 8) ** 2 + (1 / 8) ** 2 + 2 * (2 / 8) ** 2
+    ) / 2  # second position: 0 1 7 twice, 3 5 once
+    assert found.pop("chance_positions") == pytest.approx(chance) and found.pop("times_chance") == pytest.approx(0.75 / chance)
+    assert found == {"positions": 0.75, "positions_min": 0.5, "whole": 0.5, "count": 4}
     with pytest.raises(ValueError, match="shapes"):
-        health.agreement(a, b[:2])
+        health.agreement(a, b[:2], values=8)
+    with pytest.raises(ValueError, match="0..6"):
+        health.agreement(a, b, values=7)
+
+
+def test_agreement_of_equal_independent_and_constant_codes():
+    random = np.random.default_rng(0)
+    a, b = (random.choice(4, p=(0.7, 0.1, 0.1, 0.1), size=(4000, 6)) for _ in range(2))
+    equal, independent = health.agreement(a, a, values=4), health.agreement(a, b, values=4)
+    assert equal["positions"] == equal["whole"] == 1 and equal["times_chance"] == pytest.approx(1 / 0.52, rel=0.02)
+    assert independent["positions"] == pytest.approx(0.52, abs=0.01) and independent["times_chance"] == pytest.approx(1, abs=0.02)
+    assert health.agreement(np.zeros((5, 2), int), np.zeros((5, 2), int), values=4)["times_chance"] == 1
 
 
 @pytest.mark.parametrize("codes", [np.array([[0, 4]]), np.array([[-1, 0]]), np.zeros((0, 3), int), np.zeros(3, int)])
@@ -63,3 +79,26 @@ def test_usage_by_hand():
     found = health.usage(codes, values=4)
     assert found == {"values": 4, "count": 4, "perplexity": [2.0, 1.0], "by_rank": [0.75, 0.25, 0.0, 0.0]}
     json.dumps(found)
+
+
+def test_all_numbers_against_counting_one_by_one():
+    random = np.random.default_rng(3)
+    codes = random.integers(0, 3, (40, 3))
+    codes[:, 2] = (codes[:, 0] + (random.random(40) < 0.2)) % 3
+    found = health.health(codes, values=4)
+    entropies = []
+    for i in range(3):
+        shares = [np.mean(codes[:, i] == value) for value in range(4)]
+        entropies.append(-sum(p * np.log(p) for p in shares if p))
+    assert found["entropy"] == pytest.approx(np.mean(entropies))
+    assert found["perplexity"] == pytest.approx(np.mean([np.exp(entropy) / 4 for entropy in entropies]))
+    assert found["dead"] == np.mean([not (codes[:, i] == value).any() for i in range(3) for value in range(4)])
+    informed = []
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        total = 0.0
+        for u in range(4):
+            for v in range(4):
+                both = np.mean((codes[:, i] == u) & (codes[:, j] == v))
+                total += both * np.log(both / np.mean(codes[:, i] == u) / np.mean(codes[:, j] == v)) if both else 0
+        informed.append(total)
+    assert found["mutual_information"] == pytest.approx(np.mean(informed))

@@ -17,15 +17,17 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from dlc_jax.errors import UserError
+from dlc_jax.errors import Interrupted, UserError
 
 log = logging.getLogger("dlc_jax.checkpoint")
 log.setLevel(logging.INFO)
 
 EMPTY = "it is empty"
 UNSEALED = "it has no seal: the run was killed while saving it"
+_MONTH = 30 * 24 * 3600 * 1000  # milliseconds
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR)
 
 
@@ -155,6 +157,20 @@ def agreed(answer: bool) -> bool:
 def barrier(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"dlc_jax.checkpoint.{name}")
+
+
+def meet(name: str) -> None:
+    """Waits for all processes, for as long as they take; no device takes part, so each may have run other programs meanwhile.
+
+    Raises:
+      Interrupted: one of them is gone.
+    """
+    if jax.process_count() == 1:
+        return
+    try:
+        ocp.multihost.get_barrier_sync_fn()(key=f"dlc_jax.{name}", timeout_ms=_MONTH)
+    except jax.errors.JaxRuntimeError as error:
+        raise Interrupted(f"{name}: another process has ended; the same command, in all of them, goes on") from error
 
 
 def storage_reason(error: BaseException | None) -> str | None:

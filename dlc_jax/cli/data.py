@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlc_jax.cli.progress import Progress
+from dlc_jax.data.progress import Progress
 from dlc_jax.errors import Interrupted, UserError
 
 INFO = "dlc data info photographs/ --out contact.png"

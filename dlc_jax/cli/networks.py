@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from dlc_jax import pipeline
-from dlc_jax.cli.progress import Progress
+from dlc_jax.data.progress import Progress
 from dlc_jax.diffusion.sample import METHODS
 from dlc_jax.errors import UserError
 

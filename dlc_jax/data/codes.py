@@ -22,6 +22,7 @@ from dlc_jax.errors import UserError
 FORMAT = 1
 PREFIX = "codes"
 MEMORY_BYTES = 2**30
+BLOCK_BYTES = 2**26
 
 
 def code_dtype(values):
@@ -53,7 +54,8 @@ def write(
     Args:
       directory: where; made if absent. On several processes, a place that all of them see.
       encode: (start, stop) -> dict of `codes`, integers [stop - start, positions], of `fields`, and optionally of `index`,
-        which must then be start .. stop - 1. Called once per missing shard of this process, not in step with the others.
+        which must then be start .. stop - 1; or an iterable of such dicts of some records each, in order, of which one at a time is
+        held. Called once per missing shard of this process, not in step with the others.
       total: number of examples.
       positions, values: L and V.
       identity: of the encoder, a string or a dict, JSON.
@@ -89,9 +91,11 @@ def write(
         start, stop = k * shard_size, min(total, (k + 1) * shard_size)
         if shard.intact(directory / names[k], known.get(names[k])):
             continue
-        rows = _rows(encode(start, stop), start=start, stop=stop, description=description)
-        with disk():
-            shard.write_shard(directory / names[k], _packed(rows), description=description)
+        try:
+            with disk():
+                shard.write_shard(directory / names[k], _records(encode, start, stop, description), description=description)
+        except _Encoding as failed:
+            raise failed.__cause__ from None
     if barrier is not None:
         barrier()
     if process_index == 0:
@@ -183,18 +187,33 @@ class CodeStore:
         with self._lock:
             if self._memory is None:
                 codes = np.empty((len(self), self.manifest["positions"]), self.manifest["dtype"])
-                for k, entry in enumerate(self._shards):
-                    rows = np.frombuffer(self._read(k, None), self._record)["codes"]
-                    codes[k * self._shard_size :][: entry["count"]] = rows
+                for start, rows in self._blocks():
+                    codes[start : start + len(rows)] = rows["codes"]
                 codes.setflags(write=False)
                 self._memory = codes
         return self._memory
 
     def verify(self):
-        """Reads every byte; UserError names the first shard whose SHA-256 is not the manifest's."""
+        """Reads every byte; UserError names the first shard whose SHA-256 or number or size of records is not the manifest's."""
         for entry in self._shards:
             if shard.sha256(self.directory / entry["file"]) != entry["sha256"]:
                 raise UserError(f"damaged code store: {self.directory / entry['file']} has changed; run the codes step again")
+        if (found := sum(len(rows) for _, rows in self._blocks())) != len(self):
+            raise UserError(
+                f"damaged code store: {self.directory} has {found} codes, its manifest says {len(self)}; export again"
+            )
+
+    def _blocks(self):
+        """(index of the first, records) of everything, some at a time: latents of a whole shard may be a gigabyte."""
+        for k, entry in enumerate(self._shards):
+            if self.manifest["fields"]:
+                at_once = max(1, BLOCK_BYTES // self._record.itemsize)
+                parts = [range(entry["count"])[start : start + at_once] for start in range(0, entry["count"], at_once)]
+            else:
+                parts = [None]
+            for rows in parts:
+                start = k * self._shard_size + (rows.start if rows else 0)
+                yield start, np.frombuffer(self._read(k, rows and list(rows)), self._record)
 
     def _read(self, k, rows):
         """Bytes of some rows of a shard, or of all."""
@@ -259,13 +278,35 @@ def _record_dtype(description):
     return np.dtype(fields)
 
 
-def _rows(encoded, *, start, stop, description):
-    """Checks what `encode` gave and packs it, one row a record."""
-    record, count = _record_dtype(description), stop - start
-    where = f"encoding records {start} to {stop - 1}"
+class _Encoding(Exception):
+    """Carries what `encode` raised past those who take every OSError for the disk's."""
+
+
+def _records(encode, start, stop, description):
+    """The bytes of records start .. stop - 1, as `encode` gives them."""
+    try:
+        encoded = encode(start, stop)
+        done = start
+        for part in [encoded] if isinstance(encoded, dict) else encoded:
+            rows = _rows(part, start=done, stop=stop, whole=isinstance(encoded, dict), description=description)
+            done += len(rows)
+            for row in rows.view(np.uint8).reshape(len(rows), rows.dtype.itemsize):
+                yield row.tobytes()
+        if done != stop:
+            raise UserError(f"encoding records {start} to {stop - 1} gave {done - start} of {stop - start}")
+    except Exception as error:
+        raise _Encoding from error
+
+
+def _rows(encoded, *, start, stop, whole, description):
+    """Checks what `encode` gave of records from start on, all up to stop if `whole`, and packs it, one row a record."""
+    record = _record_dtype(description)
     if set(encoded) - {"index"} != set(record.names):
+        where = f"encoding records {start} to {stop - 1}"
         raise UserError(f"{where} gave {', '.join(sorted(encoded))}; expected {', '.join(record.names)}")
-    if "index" in encoded and not np.array_equal(encoded["index"], np.arange(start, stop)):
+    count = stop - start if whole else min(len(encoded["codes"]), stop - start)
+    where = f"encoding records {start} to {start + count - 1}"
+    if "index" in encoded and not np.array_equal(encoded["index"], np.arange(start, start + count)):
         raise UserError(f"{where} gave other records, or in another order")
     rows = np.zeros(count, record)
     for name in record.names:
@@ -279,8 +320,3 @@ def _rows(encoded, *, start, stop, description):
             raise UserError(f"{where} gave {name} as {values.dtype}; expected {rows[name].dtype}")
         rows[name] = values
     return rows
-
-
-def _packed(rows):
-    for row in rows.view(np.uint8).reshape(len(rows), rows.dtype.itemsize):
-        yield row.tobytes()

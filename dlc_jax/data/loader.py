@@ -39,7 +39,7 @@ def batches(
       shuffle: another order in every epoch; otherwise the source's order.
       repeat: without end, batches running across epochs. Otherwise one epoch, whose last batch is filled up with records from the
         start of the next one, so that shapes never change; the bool field `valid` [b] is False for those.
-      threads: that read ahead, each two batches; 0 reads in the caller. One is best for what is in memory, more for files.
+      threads: that read ahead, a batch each and one more; 0 reads in the caller. One is best for what is in memory, more for files.
       fields: the fields to keep, or None for all.
       grouped: draws more fields, for groups of `grouped.group` records at a time: grouped(number) -> {field: [group, ...]} of the
         `number`-th group of the run. A group on several processes is drawn by each of them, for its rows.
@@ -102,7 +102,7 @@ class Batches:
                 count=self._count,
                 grouped=self._grouped,
             )
-            ahead = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=2 * self._threads)
+            ahead = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self._threads and self._threads + 1)
             self._iterator = iter(steps.to_iter_dataset(ahead))
         batch = next(self._iterator)
         batch["position"] = self._position.copy()

@@ -18,17 +18,34 @@ _GROUPS = {
     "composition_of_three": "The same with three images, which differ in every factor with values enough.",
     "without_codes": "The same generator, trained with the same budget but without codes.",
     "probe": "A linear reading of the codes, on images not seen in training: what the codes know.",
+    "probe_best_on_validation": "The same with the learning rate chosen on these very images, as the paper reports it.",
     "probe_knn": "The same, by the vote of the nearest training codes.",
+    "probe_untrained": "A linear reading of the codes of an encoder that has learned nothing: what is above it was learned.",
+    "probe_features": "A linear reading of the class token that the codes are made of.",
+    "probe_features_patches": "The same with the mean of the patches beside it.",
+    "probe_features_knn": "The vote of the nearest class tokens; the number is that of the voters.",
+    "probe_pixels": "A linear reading of the pixels.",
     "probe_held_out": "The same, on images of combinations of factors that training never saw.",
     "probe_held_out_knn": "On those combinations, by the vote of the nearest training codes.",
+    "agreement": "Two augmented views of an image: share of the positions with the same value, and times the share by chance.",
     "codes": "How codes use their values: perplexity is 1 where all are equally frequent, dead is the share of values never used.",
     "judge": "The judge reads the factors off an image. Here it is tested itself, on images whose answer is known.",
 }
-_FOLDED = {"judge"}  # groups that a reader has to open
+_FOLDED = {"judge", "health", "probe_features_knn", "probe_held_out_features_knn"}  # groups that a reader has to open
 _ELSEWHERE = {"seconds"}  # groups with a section of their own
 _ABOUT = ("commit", "device")  # results that say how the others were made
-_RATES = ("judge", "probe", "reconstruction", "unconditional", "composition", "without_codes")  # groups that begin so
-_NOT_A_RATE = re.compile(r"count|values|distance|rms|threshold|nats|bits|guidance|scale|steps|seed|seconds|temperature|loss")
+_RATES = (
+    "agreement",
+    "judge",
+    "probe",
+    "reconstruction",
+    "unconditional",
+    "composition",
+    "without_codes",
+)  # groups that begin so
+_NOT_A_RATE = re.compile(
+    r"count|times|values|distance|rms|threshold|nats|bits|guidance|scale|steps|seed|seconds|temperature|loss"
+)
 _PACKAGES = ("dlc_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 

@@ -5,17 +5,18 @@ import time
 
 
 class Progress:
-    """progress(done, total) redraws a line on a terminal, and writes one every ten seconds elsewhere: short work shows none.
+    """progress(done, total) redraws a line on a terminal, and writes one every half minute elsewhere: short work shows none.
 
     It goes to stderr, so that results can be piped. As a context, it ends the line, also when the work fails.
 
     Args:
       name: of the work, in front.
       unit: what is counted.
+      silent: shows nothing, as all processes of a run but the first.
     """
 
-    def __init__(self, name, unit):
-        self._name, self._unit, self._terminal = name, unit, sys.stderr.isatty()
+    def __init__(self, name, unit, *, silent=False):
+        self._name, self._unit, self._silent, self._terminal = name, unit, silent, sys.stderr.isatty()
         self._begin, self._first, self._drawn, self._width = 0.0, None, time.monotonic(), 0
 
     def __enter__(self):
@@ -29,13 +30,13 @@ class Progress:
         now = time.monotonic()
         if self._first is None:  # what an earlier run has done says nothing about the pace of this one
             self._begin, self._first = now, done
-        if now - self._drawn < (0.2 if self._terminal else 10):
+        if self._silent or now - self._drawn < (0.2 if self._terminal else 30):
             return
         self._drawn = now
-        text = f"{self._name} {done}/{total} {self._unit} {100 * done // max(total, 1)}%"
+        text = f"{self._name}: {done:,}/{total:,} {self._unit}"
         if done > self._first:
             pace = (done - self._first) / max(now - self._begin, 1e-9)
-            text += f"  {pace:.3g} {self._unit}/s  ETA {span((total - done) / pace)}"
+            text += f", {pace:,.0f} {self._unit}/s, {span((total - done) / pace)} left"
         if self._terminal:
             print("\r" + text.ljust(self._width), end="", file=sys.stderr, flush=True)
             self._width = len(text)
@@ -44,7 +45,8 @@ class Progress:
 
 
 def span(seconds):
-    """59s, 3m05s, 2h07m."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+    """59 s, 3 min, 2 h 07 min."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

@@ -1,0 +1,296 @@
+"""The encoder's whole objective at once: the terms against numpy, what follows what, and the same step however it is split."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_mesh
+from test_configs import ROOT, load
+from test_contract import run
+
+from dlc_jax import parallel, train
+from dlc_jax.checkpoint import Checkpoints
+from dlc_jax.errors import UserError
+from dlc_jax.models.simplicial import Encoder
+from dlc_jax.models.vit import standardize
+from dlc_jax.plan import program
+from dlc_jax.stages import STAGES
+from dlc_jax.step import make_init, make_train_step, make_validation_step
+
+GROUP = 4
+CROPS = dict(global_crops=2, global_size=16, local_crops=2, local_size=8)
+
+
+def recipe(*, kinds=("all",), batch=32, model=None, objective=None, **changed):
+    """The paper's objective on small pictures, in a small network whose LayerScale does not hide the blocks."""
+    config = load(ROOT / "configs" / "quickstart.py", "tiny")
+    section, paper = config.encoder, load(ROOT / "configs" / "imagenet256.py").encoder
+    section.model.update(
+        dict(patch=4, width=32, depth=2, heads=2, positions=6, values=5, prototypes=24, layer_scale=0.5, unroll=1) | (model or {})
+    )
+    section.objective = paper.objective
+    section.objective.update(
+        dict(mask_group=GROUP, koleo_group=GROUP, drop_path_group=GROUP, teacher_temperature=(0.04, 0.07, 10))
+    )
+    section.objective.update(objective or {})
+    crops = next(iter(section.crops.values())).to_dict() | CROPS
+    section.crops = {kind: crops for kind in kinds}
+    section.optimizer.warmup = 0
+    section.train.update(dict(batch=batch, clip_apart=("head/.*",)))
+    for name, value in changed.items():
+        section[name].update(value)
+    return config
+
+
+def make(**options):
+    return STAGES["encoder"](recipe(**options), step="encoder", workdir="unused")
+
+
+def measure(stage):
+    """State, batch and metrics of one batch, with parameters that are the teacher's no more."""
+    state = jax.jit(make_init(stage))(jax.random.key(0))
+    shaken = jax.tree.map(lambda leaf: leaf + 0.02 * jnp.sin(jnp.arange(leaf.size).reshape(leaf.shape) * 1.7), state.params)
+    state = dataclasses.replace(state, params=shaken)
+    batch = next(stage.batches("train"))
+    return state, batch, jax.device_get(jax.jit(make_validation_step(stage))(state, batch, {}, jax.random.key(3)))
+
+
+def log_softmax(x):
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("separate", [False, True], ids=["shared head", "separate head"])
+def test_terms_are_those_of_whole_images(separate):
+    """Every patch through the head, without a buffer, then numpy: DINO and iBOT with centers that are not zero."""
+    stage = make(objective=dict(drop_path=0.0), model=dict(separate_head=separate))
+    config = recipe(model=dict(separate_head=separate)).encoder
+    state = jax.jit(make_init(stage))(jax.random.key(0))
+    centers = {name: 0.1 * np.cos(np.arange(24))[None] * sign for name, sign in (("center", 1), ("patch_center", -1))}
+    state = dataclasses.replace(
+        state,
+        params=jax.tree.map(lambda leaf: leaf * 1.1 + 0.01, state.params),
+        extra={name: jnp.float32(center) for name, center in centers.items()},
+    )
+    batch = next(stage.batches("train"))
+    found = jax.jit(make_validation_step(stage))(state, batch, {}, jax.random.key(3))
+    model = Encoder(**config.model)
+
+    def see(params, crops, hidden=None):
+        pixels = standardize(jnp.asarray(crops).reshape(-1, *crops.shape[2:]))
+        out = model.apply({"params": params}, pixels, masked=hidden)
+        patches = model.apply({"params": params}, out["patches"], method=lambda model, x: model.score(model.normalize(x)))
+        return np.asarray(out["prototypes"], float).reshape(*crops.shape[:2], -1), np.asarray(patches, float)
+
+    hidden = batch["all/masked"].reshape(64, 16)
+    assert 0 < hidden.any(1).sum() < 64
+    teacher, teacher_patches = see(state.ema, batch["all/global"])
+    views, patches = see(state.params, batch["all/global"], jnp.asarray(hidden))
+    local, _ = see(state.params, batch["all/local"])
+    targets = np.exp(log_softmax((teacher - centers["center"]) / 0.04))
+    log_p = log_softmax(np.concatenate([views, local], 1) / 0.1)
+    pairs = [-(targets[:, t] * log_p[:, s]).sum(-1).mean() for s, t in itertools.product(range(4), range(2)) if s != t]
+    np.testing.assert_allclose(found["dino"], np.mean(pairs), rtol=1e-4)
+    targets = np.exp(log_softmax((teacher_patches - centers["patch_center"]) / 0.04))
+    entropies = -(targets * log_softmax(patches / 0.1)).sum(-1)
+    expected = sum(entropy[mask].mean() for entropy, mask in zip(entropies, hidden) if mask.any()) / 64
+    np.testing.assert_allclose(found["ibot"], expected, rtol=1e-4)
+    np.testing.assert_allclose(found["loss"], found["dino"] + found["ibot"] + 0.1 * found["koleo"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_centers_follow_the_teacher():
+    stage = make()
+    before, batch, _ = measure(stage)
+    model = Encoder(**recipe().encoder.model)
+    pixels = standardize(jnp.asarray(batch["all/global"]).reshape(64, 16, 16, 3))
+    out = model.apply({"params": before.ema}, pixels)
+    patches = model.apply(
+        {"params": before.ema}, model.apply({"params": before.ema}, out["patches"], method="normalize"), method="score"
+    )
+    after, _ = jax.jit(make_train_step(stage))(before, batch, {}, jax.random.key(1))
+    np.testing.assert_allclose(after.extra["center"][0], 0.1 * out["prototypes"].mean(0), rtol=1e-3, atol=1e-6)
+    hidden = batch["all/masked"].reshape(64, 16)
+    np.testing.assert_allclose(after.extra["patch_center"][0], 0.1 * patches[hidden].mean(0), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_separate_heads_learn_their_own():
+    def moved(**objective):
+        stage = make(objective=dict(drop_path=0.0, **objective), model=dict(separate_head=True), train=dict(clip_apart=()))
+        before, batch, _ = measure(stage)
+        after, _ = jax.jit(make_train_step(stage))(before, batch, {}, jax.random.key(1))
+        change = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before.params, after.params)
+        return {head: change[head]["gain"] > 1e-6 for head in ("head", "patch_head")}
+
+    assert moved(dino=0.0) == {"head": False, "patch_head": True}
+    assert moved(ibot=0.0) == {"head": True, "patch_head": False}
+
+
+@pytest.mark.slow
+def test_drop_path_is_the_students_and_the_groups():
+    _, _, without = measure(make(objective=dict(drop_path=0.0)))
+    dropped = make()
+    state, batch, found = measure(dropped)
+    step = jax.jit(make_validation_step(dropped))
+
+    def dino(position):
+        return step(state, batch | {"position": position}, {}, jax.random.key(3))["dino"]
+
+    assert found["target_entropy"] == pytest.approx(without["target_entropy"], rel=1e-6)  # the teacher drops nothing
+    assert abs(found["dino"] - without["dino"]) > 1e-4
+    # Only the first of a group counts: the others' places change nothing, its own does.
+    position = np.arange(32, dtype=np.int32)
+    others, leaders = position.copy(), position.copy()
+    others[position % GROUP != 0] += 100
+    leaders[position % GROUP == 0] += 100
+    assert dino(others) == found["dino"] != dino(leaders)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whose", [0, 1], ids=["student", "teacher"])
+def test_simplex_temperatures_of_student_and_teacher_rise_apart(whose):
+    flat, falling = (1.0, 1.0, 1), (1.0, 0.2, 10)
+    pair = (falling, flat) if whose == 0 else (flat, falling)
+    stage = make(objective=dict(simplex_temperature=pair, drop_path=0.0, teacher_temperature=(0.04, 0.04, 1)))
+    state, batch, start = measure(stage)
+    step = jax.jit(make_validation_step(stage))
+    middle, end, after = (
+        step(dataclasses.replace(state, step=jnp.int32(number)), batch, {}, jax.random.key(3)) for number in (5, 10, 20)
+    )
+    own, other = ("code_perplexity", "target_entropy")[:: 1 - 2 * whose]
+    assert start[own] != middle[own] != end[own] == after[own]
+    assert start[other] == middle[other] == end[other]
+
+
+VARIANTS = {
+    "centering": dict(),
+    "sinkhorn, gumbel": dict(objective=dict(teacher="sinkhorn"), model=dict(relaxation="gumbel")),
+    "straight through, two kinds": dict(
+        kinds=("one", "two"), objective=dict(consistency=1.0), model=dict(relaxation="straight_through", separate_head=True)
+    ),
+    "koleo over all": dict(objective=dict(koleo_group=0)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_eight_devices_do_what_one_does(variant, sizes, monkeypatch):
+    """With masked patches, both targets, KoLeo, drop path and noise: the first gradient, and three losses."""
+    if len(jax.devices()) < 8:
+        pytest.skip("needs 8 devices; on CPU the tests force them")
+    monkeypatch.setattr(parallel, "SMALLEST", 64)
+    monkeypatch.setattr(test_mesh, "STEPS", 3)
+    stage = make(**VARIANTS[variant])
+    mesh = parallel.make_mesh(**dict(zip(parallel.AXES, sizes)), devices=jax.devices()[:8])
+    gradient, _, losses = test_mesh.follow(stage, parallel.make_mesh(devices=jax.devices()[:1]))
+    found, _, together = test_mesh.follow(stage, mesh)
+
+    def compare(path, one, eight):
+        np.testing.assert_allclose(one, eight, rtol=0, atol=2e-5 * np.abs(one).max(), err_msg=jax.tree_util.keystr(path))
+
+    jax.tree_util.tree_map_with_path(compare, gradient, found)
+    np.testing.assert_allclose(losses, together, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "all" not in name])
+def test_accumulation_of_whole_groups_equals_the_whole_step(variant):
+    whole, first, _ = run(make(**VARIANTS[variant]), steps=2)
+    parts, second, _ = run(make(**VARIANTS[variant], train=dict(accumulate=4)), steps=2, accumulate=4)
+    for a, b in zip(first, second):
+        for name in ("loss", "dino", "ibot", "koleo", "consistency", "gradient_norm"):
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole.extra, parts.extra)
+
+
+@pytest.mark.slow
+def test_groups_ask_no_other_device():
+    """Data parallel, compiled: gradients and means are summed, and nothing else crosses between devices."""
+    if len(jax.devices()) < 8:
+        pytest.skip("needs 8 devices; on CPU the tests force them")
+    lowered = train.lower(make(), parallel.make_mesh(devices=jax.devices()[:8]))
+    assert set(program.collectives(program.text(lowered.compile()))) == {"all-reduce"}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(batch=6), "encoder.train.batch=6 in 1 microbatch.* groups of encoder.objective.koleo_group=4"),
+        (dict(batch=8, objective=dict(koleo=0.0, mask_group=16)), "groups of encoder.objective.mask_group=16"),
+        (
+            dict(batch=8, objective=dict(koleo=0.0, ibot=0.0, drop_path_group=16)),
+            "groups of encoder.objective.drop_path_group=16",
+        ),
+        (dict(train=dict(accumulate=16)), "batch=32 in 16 microbatch.* encoder.objective.koleo_group=4"),
+        (dict(train=dict(accumulate=2), objective=dict(koleo_group=0)), "koleo_group=0 compares the whole batch"),
+        (dict(objective=dict(drop_path=1.0)), "drop_path=1.0 must be"),
+    ],
+)
+def test_groups_that_do_not_fit(options, message):
+    with pytest.raises(UserError, match=message):
+        make(**options)
+
+
+def test_a_mesh_that_would_cut_groups_in_microbatches():
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    parallel.check_batch(32, mesh, accumulate=4, group=GROUP, where="encoder.train")
+    with pytest.raises(UserError, match=r"does not divide by 64 .* accumulate 4 x groups of 16"):
+        parallel.check_batch(32, mesh, accumulate=4, group=16, where="encoder.train")
+    assert make().group == GROUP and make(objective=dict(koleo_group=2, mask_group=8)).group == 8
+
+
+def test_without_masks_nothing_is_drawn():
+    stage = make(objective=dict(ibot=0.0))
+    assert (
+        not any("masked" in name for name in stage.batch_spec)
+        and "patch_center" not in jax.eval_shape(stage.init, jax.random.key(0))[1]
+    )
+    assert set(next(stage.batches("train"))) == set(stage.batch_spec)
+    assert set(next(make().batches("train"))) == set(stage.batch_spec) | {"all/masked"}
+
+
+@pytest.mark.slow
+def test_warm_up_on_a_frozen_backbone(tmp_path):
+    """A backbone without heads: it and its average stay bit for bit until the heads have learned, then all of it moves."""
+    state = make_init(make())(jax.random.key(7))
+    given = {"params": {"vit": state.params["vit"]}, "ema": {"vit": state.params["vit"]}}
+    given = jax.tree.map(lambda leaf: leaf + 0.01, given)
+    checkpoints = Checkpoints(tmp_path / "given")
+    checkpoints.save(0, given, None, {"identity": {}})
+    checkpoints.close()
+
+    def stage(steps):
+        warm = dict(init_from=str(tmp_path / "given"), init_new=("simplicial.*", "head.*"), steps=steps, save_every=steps)
+        frozen = dict(freeze=(("vit/.*", 4),), weight_decay=0.1)
+        return make(
+            batch=16,
+            train=warm | dict(validate_every=100, validate_batches=1),
+            optimizer=frozen,
+            objective=dict(momentum=(0.5, 0.5)),
+        )
+
+    def after(steps):
+        made, directory, mesh = stage(steps), tmp_path / str(steps), parallel.make_mesh(devices=jax.devices()[:1])
+        train.train(made, directory, mesh=mesh, seed=0, name="encoder")
+        _, abstract = train.compile_step(made, mesh)
+        return Checkpoints(directory / "checkpoints").restore(abstract, None, made.identity)[0]
+
+    frozen, thawed = after(4), after(6)
+    for tree in (frozen.params, frozen.ema):
+        jax.tree.map(np.testing.assert_array_equal, tree["vit"], given["params"]["vit"])
+        assert float(jnp.abs(tree["head"]["fc1"]["kernel"]).max()) > 0
+    start = jax.eval_shape(make_init(stage(4)), jax.random.key(0)).params
+    moved = [
+        float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(frozen.params["head"]), jax.tree.leaves(frozen.ema["head"]))
+    ]
+    assert len(moved) == len(jax.tree.leaves(start["head"])) and max(moved) > 1e-4  # the heads learn, and their average follows
+    for tree in (thawed.params, thawed.ema):
+        assert any(
+            (np.asarray(a) != np.asarray(b)).any()
+            for a, b in zip(jax.tree.leaves(tree["vit"]), jax.tree.leaves(given["params"]["vit"]))
+        )
