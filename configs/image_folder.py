@@ -166,7 +166,10 @@ def recipe(image: int, *, view: dict, encoder: dict, prior: dict, generator: dic
                 cache_gb=20.0, field="image",
             ),
             encoder=encoder,
-            codes=dict(stage="codes", path="", encoder="encoder", view=view, splits=("train", "validation"), batch=256, shard_size=4096),
+            codes=dict(
+                stage="codes", path="", encoder="encoder", autoencoder="", flip=False, view=view, splits=("train", "validation"), batch=256,
+                shard_size=4096,
+            ),
             probe=dict(
                 stage="probe", encoder="encoder", codes="codes", splits=("validation",), count=5000, baselines=False,
                 fit=dict(

@@ -9,8 +9,8 @@
 Words combine in any order: `:generator,8B,512px,128x1024`. 8B is no model of the paper: a generator of 8.8 billion parameters, to plan with.
 
 ImageNet is read through TFDS, prepared as ArrayRecord: `--config.data.data_dir=DIR`. Every step builds and compiles at these sizes
-(tests/test_configs.py lowers each, forward and backward). The generator works on latents of a VAE; the codes step of this version does not
-write them yet, so the generator cannot be trained from this recipe alone.
+(tests/test_configs.py lowers each, forward and backward). The generator works on latents of a VAE, whose moments the codes step writes
+beside the codes (`dlc import vae`, then `--config.autoencoder.path=DIR`); this version does not train a generator on them yet.
 
 The paper: encoder about a day on two A100, prior two days and generator ten days on four H100.
 """
@@ -117,7 +117,11 @@ def get_config(variant: str = "") -> ConfigDict:
             ),
             encoder=encoder,
             codes=dict(
-                stage="codes", path="", encoder="encoder", view=dict(image=224), splits=("train", "validation"), batch=512, shard_size=16_384
+                stage="codes", path="", encoder="encoder", autoencoder="autoencoder", flip=True, view=dict(image=224),
+                splits=("train", "validation"), batch=128, shard_size=16_384,
+            ),
+            autoencoder=dict(  # sd-vae-ft-ema; `path` is where `dlc import vae FILE --out DIR` put it
+                path="", model=dict(channels=(128, 256, 512, 512), residuals=2, latent=4, groups=32, scaling=0.18215)
             ),
             probe=dict(  # the paper's, but for its training on codes of augmented crops: these are of the codes step's view
                 stage="probe", encoder="encoder", codes="codes", splits=("validation",), count=1_300_000, baselines=False,

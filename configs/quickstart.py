@@ -88,7 +88,15 @@ def get_config(variant: str = "") -> ConfigDict:
             data=dict(name="shapes", image=image, count=20_000, seed=0, positions=False),
             encoder=encoder,
             codes=dict(
-                stage="codes", path="", encoder="encoder", view=dict(), splits=("train", "validation", "held_out"), batch=256, shard_size=4096
+                stage="codes",
+                path="",
+                encoder="encoder",
+                autoencoder="",
+                flip=False,
+                view=dict(),
+                splits=("train", "validation", "held_out"),
+                batch=256,
+                shard_size=4096,
             ),
             probe=probe,
             prior=prior,

@@ -125,13 +125,12 @@ class Pipeline:
         params = jax.jit(lambda key: model.init(key, images)["params"], out_shardings=placed)(jax.random.key(self.config.seed))
         return cast(params, self._dtype("encoder"))
 
-    def encode_each(self, batches: Iterable[Sequence[np.ndarray]]) -> Iterator[np.ndarray]:
-        """`encode` of one batch after the other, each of at most `batch` images: the next is read while the devices work on the last."""
-        return self._each(self._encode, "encoder", ((inputs.fit(images, size=self.size),) for images in batches))
+    def coder(self):
+        """(params, images uint8 [b, y, x, 3] of the encoder's size) -> codes int32 [b, l], to be traced, and the params.
 
-    def load(self, network: str) -> None:
-        """Reads a network's parameters now. Of several processes all must, together, before one of them uses it."""
-        self._params(network)
+        Reads the params: of several processes all must call it, together.
+        """
+        return self._encode, self._params("encoder")
 
     def simplices(self, images: np.ndarray | Sequence[np.ndarray], *, temperature: float = 1.0) -> np.ndarray:
         """Images, as in `encode`, to soft codes float32 [b, l, v]: softmax of logits / temperature (above 0), without noise."""
@@ -347,25 +346,30 @@ class Pipeline:
             function, keywords = function.func, tuple(sorted(function.keywords.items()))
         starts = range(0, len(arrays[0]), self.batch)
         batches = ([array[start : start + self.batch] for array in arrays] for start in starts)
-        return np.concatenate(list(self._each(function, network, batches, params=params, keywords=keywords)))
-
-    def _each(self, function, network: str, batches, *, params=None, keywords=()):
-        """Yields function(params, *arrays) of each batch, padded to the pipeline's size and cut again, one behind what is dispatched."""
-        jitted = self._jit(function, keywords)
         mesh = self._mesh(network) if params is None else self.mesh
         params = self._params(network) if params is None else params
-        before = None
-        for arrays in batches:
-            count = len(arrays[0])
-            rows = np.minimum(np.arange(self.batch), count - 1)
-            with jax.set_mesh(mesh):
-                batch = [jax.device_put(array[rows], jax.NamedSharding(mesh, parallel.BATCH)) for array in arrays]
-                found = jitted(params, *batch)
-            if before is not None:
-                yield _cut(*before)
-            before = found, count
+        return np.concatenate(list(each(self._jit(function, keywords), params, batches, mesh=mesh, size=self.batch)))
+
+
+def each(function, params, batches: Iterable[Sequence[np.ndarray]], *, mesh, size: int) -> Iterator:
+    """Yields function(params, *arrays) of each batch; while the devices work on one, the next is taken, and so may be read.
+
+    Args:
+      function: jitted; its results are arrays [size, ...], or a tree of them.
+      batches: arrays [at most size, ...]; fewer are padded with the last, and what comes of those is cut off.
+    """
+    before = None
+    for arrays in batches:
+        count = len(arrays[0])
+        rows = np.minimum(np.arange(size), count - 1)
+        with jax.set_mesh(mesh):
+            batch = [jax.device_put(array[rows], jax.NamedSharding(mesh, parallel.BATCH)) for array in arrays]
+            found = function(params, *batch)
         if before is not None:
             yield _cut(*before)
+        before = found, count
+    if before is not None:
+        yield _cut(*before)
 
 
 def _cut(found, count: int):

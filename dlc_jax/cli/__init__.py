@@ -23,6 +23,7 @@ VERBS = {
     "plan": ("compile a step of a recipe for a machine that is not here: does it fit, what does it cost?", True),
     "train": ("run the steps of a recipe, each resumed or skipped", True),
     "info": ("what a workdir holds: how far each step is, sizes, metrics, versions", False),
+    "codes": ("the codes of a run: what there is, and whether every byte is as it was written", False),
     "probe": ("what the codes and features of a run say of its images, beside their health", False),
     "sample": ("draw new images from a run", False),
     "encode": ("write down the codes of images", False),

@@ -8,6 +8,7 @@ of its own beside it; a writer that was killed skips those shards, and ends with
 """
 
 import functools
+import itertools
 import json
 import pathlib
 import threading
@@ -187,33 +188,36 @@ class CodeStore:
         with self._lock:
             if self._memory is None:
                 codes = np.empty((len(self), self.manifest["positions"]), self.manifest["dtype"])
-                for start, rows in self._blocks():
+                for start, rows in itertools.chain.from_iterable(map(self._blocks, range(len(self._shards)))):
                     codes[start : start + len(rows)] = rows["codes"]
                 codes.setflags(write=False)
                 self._memory = codes
         return self._memory
 
-    def verify(self):
-        """Reads every byte; UserError names the first shard whose SHA-256 or number or size of records is not the manifest's."""
-        for entry in self._shards:
+    def verify(self, progress=None):
+        """Reads every byte; UserError names the first shard whose SHA-256, or number or size of records, is not the manifest's.
+
+        Args:
+          progress: called as progress(shards done) after each.
+        """
+        found = 0
+        for k, entry in enumerate(self._shards):
             if shard.sha256(self.directory / entry["file"]) != entry["sha256"]:
                 raise UserError(f"damaged code store: {self.directory / entry['file']} has changed; run the codes step again")
-        if (found := sum(len(rows) for _, rows in self._blocks())) != len(self):
+            found += sum(len(rows) for _, rows in self._blocks(k))
+            if progress is not None:
+                progress(k + 1)
+        if found != len(self):
             raise UserError(
                 f"damaged code store: {self.directory} has {found} codes, its manifest says {len(self)}; export again"
             )
 
-    def _blocks(self):
-        """(index of the first, records) of everything, some at a time: latents of a whole shard may be a gigabyte."""
-        for k, entry in enumerate(self._shards):
-            if self.manifest["fields"]:
-                at_once = max(1, BLOCK_BYTES // self._record.itemsize)
-                parts = [range(entry["count"])[start : start + at_once] for start in range(0, entry["count"], at_once)]
-            else:
-                parts = [None]
-            for rows in parts:
-                start = k * self._shard_size + (rows.start if rows else 0)
-                yield start, np.frombuffer(self._read(k, rows and list(rows)), self._record)
+    def _blocks(self, k):
+        """(index of the first, records) of a shard, some at a time: latents of a whole shard may be a gigabyte."""
+        count, at_once = self._shards[k]["count"], max(1, BLOCK_BYTES // self._record.itemsize)
+        for start in range(0, count, at_once):
+            rows = None if at_once >= count else list(range(start, min(count, start + at_once)))
+            yield k * self._shard_size + start, np.frombuffer(self._read(k, rows), self._record)
 
     def _read(self, k, rows):
         """Bytes of some rows of a shard, or of all."""

@@ -2,6 +2,10 @@
 
 With a `path`, the store that another run made there is used instead: it is checked, and nothing is encoded.
 
+A record may have more than its codes: with an `autoencoder`, the moments of the posterior of the image's latent, `latent_mean` and
+`latent_logvar`, and with `flip` all of it once more of the flipped image, `codes_flipped` and so on: what has the same ending is of the
+same view. Moments are float16: they lie within its range, and bfloat16 would round means by more than the posterior's deviation.
+
 Of P processes, the p-th encodes shards p, p + P, ... on its own devices, and they meet when a split is complete. Killed at any time the
 job goes on where each of its shards was. A code depends on its image and on how many images a device takes at once, not on P.
 """
@@ -12,17 +16,22 @@ import json
 import os
 import shutil
 import time
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from dlc_jax import checkpoint, parallel, recipe
 from dlc_jax import workdir as home
-from dlc_jax.data import codes, sources
+from dlc_jax.data import codes, inputs, sources
 from dlc_jax.data.progress import Progress
 from dlc_jax.data.sweep import sweep
+from dlc_jax.errors import UserError
 from dlc_jax.evals import codes as health
+from dlc_jax.models.autoencoder import Autoencoder
 from dlc_jax.models.simplicial import Encoder, flops
-from dlc_jax.pipeline import Pipeline, programs
+from dlc_jax.pipeline import Pipeline, each, programs
 from dlc_jax.stage import Job
 
 READERS = min(32, os.cpu_count() or 1)  # threads; each keeps some dozens of images waiting
@@ -33,52 +42,84 @@ def make(config, *, step: str, workdir) -> Job:
     """The job of a recipe's section `step`, which names its `encoder`, the `splits` and the `view` that is coded.
 
     Raises:
-      UserError: values that no store holds.
+      UserError: values that no store holds; an autoencoder that the recipe has no section of.
     """
     section = config[step]
     model = config[section.encoder].model
-    codes.code_dtype(model["values"])
+    code_dtype = codes.code_dtype(model["values"])
+    if section.autoencoder and section.autoencoder not in config:
+        raise UserError(
+            f"{step}.autoencoder={section.autoencoder!r} is no section of this recipe; give one, or '' for codes alone"
+        )
     pipeline = functools.partial(Pipeline, config, workdir, encoder=section.encoder)
 
     def export(mesh, directory):
         """Makes the stores, or what is missing of them; returns images per second of all processes, at this one's pace."""
         parallel.check_batch(section.batch, parallel.replicas(mesh), accumulate=1, where=step)
         mine = parallel.replicas(mesh, local=True)
-        coder = pipeline(mesh=mine, batch=section.batch // mesh.size * mine.size)
-        coder.load("encoder")  # now, by all: none knows whether the others still have shards to make
-        identity = checkpoint.identity_of(workdir / section.encoder / "checkpoints")
+        batch = section.batch // mesh.size * mine.size
+        # All parameters now, by all processes: none knows whether the others still have shards to make.
+        coder = pipeline(mesh=mine, batch=batch)
+        to_codes, params = coder.coder()
+        to_moments, moments_params = _moments(config, step, mine)
+        identity = checkpoint.identity_of(recipe.trained(config, workdir, section.encoder) / "checkpoints")
+        view = section.view.to_dict()
+        if section.autoencoder:
+            where = Path(config[section.autoencoder].path)
+            view |= {"latents": {"autoencoder": checkpoint.identity_of(where / "checkpoints"), "image": config.data.image}}
+
+        def look(params, images, pictures=None):
+            found = {"codes": to_codes(params[0], images)}
+            return found if pictures is None else found | to_moments(params[1], pictures)
+
+        @jax.jit
+        def compute(params, *images):
+            found = look(params, *images)
+            if section.flip:
+                again = look(params, *(jnp.flip(view, axis=2) for view in images))
+                found |= {f"{name}_flipped": value for name, value in again.items()}
+            return found
+
+        sizes = [(batch, coder.size, coder.size, 3), (batch, config.data.image, config.data.image, 3)]
+        made = jax.eval_shape(
+            compute,
+            (params, moments_params),
+            *(jax.ShapeDtypeStruct(size, jnp.uint8) for size in sizes[: 1 + bool(section.autoencoder)]),
+        )
+        stored = {name: code_dtype if name.startswith("codes") else leaf.dtype for name, leaf in made.items()}
+        fields = {name: (stored[name], leaf.shape[1:]) for name, leaf in made.items() if name != "codes"}
+
         if jax.process_index() == 0:
             for split in section.splits:
                 _drop_others(directory / split, identity)
         checkpoint.meet(f"{step}: begin")
-        view = config.data.to_dict() | section.view.to_dict()
-        found = {split: sources.source(split=split, **view) for split in section.splits}
-        shares = [_share(len(source), section.shard_size) for source in found.values()]
+        opened = {split: _Views(config, section, split, coder.size) for split in section.splits}
+        shares = [_share(len(views), section.shard_size) for views in opened.values()]
         pace = _Pace()
         with Progress(step, "images", silent=jax.process_index() != 0) as progress:
-            for (split, source), before in zip(found.items(), itertools.accumulate(shares, initial=0)):
+            for (split, views), before in zip(opened.items(), itertools.accumulate(shares, initial=0), strict=False):
 
-                def encode(start, stop, source=source, before=before):
+                def encode(start, stop, views=views, before=before):
                     done = before + _share(start, section.shard_size)
                     with pace:
-                        # Record i is what source[i] gives: for a file that cannot be read its replacement, the same wherever it is read.
-                        images = sweep(lambda row: source[row]["image"], range(start, stop), workers=READERS)
-                        for part in coder.encode_each(_batched(images, coder.batch)):
+                        batches = views.batches(start, stop, batch)
+                        for part in each(compute, (params, moments_params), batches, mesh=mine, size=batch):
                             progress(done, sum(shares))
-                            done += len(part)
-                            pace.count += len(part)
-                            yield {"codes": part}
+                            done += len(part["codes"])
+                            pace.count += len(part["codes"])
+                            yield {name: value.astype(stored[name]) for name, value in part.items()}
 
                 codes.write(
                     directory / split,
                     encode,
-                    total=len(source),
+                    total=len(views),
                     positions=model.positions,
                     values=model["values"],
                     identity=identity,
                     source=sources.identity(split=split, **config.data),
-                    view=section.view.to_dict(),
+                    view=view,
                     shard_size=section.shard_size,
+                    fields=fields,
                     process_index=jax.process_index(),
                     process_count=jax.process_count(),
                     barrier=functools.partial(checkpoint.meet, f"{step}: {split}"),
@@ -126,9 +167,48 @@ def _share(total: int, shard_size: int) -> int:
     return sum(min(shard_size, total - start) for start in starts)
 
 
-def _batched(images, size: int):
-    while batch := list(itertools.islice(images, size)):
-        yield batch
+class _Views:
+    """The images of a split: as the encoder takes them, and with an autoencoder beside that as the generator is to draw them."""
+
+    def __init__(self, config, section, split, size):
+        self._size = size
+        self._sources = [sources.source(split=split, **(config.data.to_dict() | section.view.to_dict()))]
+        if section.autoencoder:
+            self._sources.append(sources.source(split=split, **config.data))
+
+    def __len__(self):
+        return len(self._sources[0])
+
+    def batches(self, start, stop, size):
+        """Tuples of uint8 [at most size, y, x, 3] of records start .. stop - 1, read ahead by threads."""
+        # Record i is what source[i] gives: for a file that cannot be read its replacement, the same wherever it is read.
+        read = sweep(lambda row: [source[row]["image"] for source in self._sources], range(start, stop), workers=READERS)
+        while rows := list(itertools.islice(read, size)):
+            images, *pictures = zip(*rows, strict=True)
+            yield inputs.fit(images, size=self._size), *map(np.stack, pictures)
+
+
+def _moments(config, step, mesh):
+    """(params, images uint8 [b, y, x, 3]) -> {"latent_mean", "latent_logvar"} float16 [b, y/8, x/8, c], and the params; of nothing, None."""
+    section = config[step]
+    if not section.autoencoder:
+        return None, None
+    if not config[section.autoencoder].path:
+        raise UserError(
+            f"{step} needs the weights of {section.autoencoder}: give --config.{section.autoencoder}.path=DIR, made by dlc import vae "
+            f"FILE --out DIR, or --config.{step}.autoencoder='' for codes alone"
+        )
+    model = Autoencoder(**config[section.autoencoder].model)
+    image = jnp.zeros((1, config.data.image, config.data.image, 3))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image)["params"])
+    placed = parallel.abstract(shapes, parallel.shardings(shapes, mesh, strict=False))
+    params = checkpoint.load_params(Path(config[section.autoencoder].path) / "checkpoints", placed)
+
+    def moments(params, images):
+        found = model.apply({"params": params}, images / jnp.float32(127.5) - 1, method="encode")
+        return {f"latent_{name}": value.astype(jnp.float16) for name, value in found.items()}
+
+    return moments, params
 
 
 def _drop_others(directory, identity) -> None:

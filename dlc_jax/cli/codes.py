@@ -1,0 +1,77 @@
+"""dlc codes info | verify W: the code stores of a run, or of a folder of them."""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from dlc_jax import checkpoint, recipe
+from dlc_jax import workdir as home
+from dlc_jax.data.codes import CodeStore
+from dlc_jax.data.progress import Progress
+from dlc_jax.errors import UserError
+
+EXAMPLE = "dlc codes verify runs/quickstart"
+
+
+def arguments(parser) -> None:
+    parser.add_argument("action", choices=("info", "verify"), help="info: what there is; verify: reads every byte")
+    parser.add_argument("workdir", metavar="W", help="folder of a run")
+
+
+def run(arguments, rest) -> None:
+    workdir = Path(arguments.workdir)
+    config = ConfigDict(home.read_config(workdir))
+    steps = [name for name in config if isinstance(config[name], ConfigDict) and config[name].to_dict().get("stage") == "codes"]
+    if not steps:
+        raise UserError(f"dlc codes: the recipe of {workdir} has no section with stage='codes'")
+    for step in steps:
+        (info if arguments.action == "info" else verify)(config, workdir, step)
+
+
+def stores(config, workdir: Path, step: str) -> dict[str, CodeStore]:
+    """{split: store} of a codes step, of this run's encoder if it has one.
+
+    Raises:
+      UserError: a store is missing, unfinished, damaged, of another encoder or of another shape than the encoder's codes.
+    """
+    section = config[step]
+    trained = recipe.trained(config, workdir, section.encoder) / "checkpoints"
+    identity = checkpoint.identity_of(trained) if trained.is_dir() else None
+    model = config[section.encoder].model
+    found = {}
+    for split in section.splits:
+        store = CodeStore(recipe.place(config, workdir, step) / split, identity=identity)
+        found[split] = store.checked(positions=model.positions, values=model["values"], where=section.encoder)
+    return found
+
+
+def info(config, workdir: Path, step: str) -> None:
+    found = stores(config, workdir, step)
+    for split, store in found.items():
+        about = store.manifest
+        size = sum(entry["bytes"] for entry in about["shards"])
+        code = f"{about['positions']} positions of {about['values']} values, {about['dtype']}"
+        print(f"{store.directory}: {len(store):,} codes in {len(about['shards'])} shards, {size / 1e6:,.1f} MB, {code}")
+        if split == config[step].splits[0]:
+            print(f"  encoder {json.dumps(about['identity'])}, view {json.dumps(about['view'])}, {about['drawn']}")
+            for name, (dtype, shape) in about["fields"].items():
+                print(f"  beside them {name}, {dtype} {shape}")
+        print(f"  of {json.dumps(about['source'])}")
+    try:
+        usage = json.loads((workdir / step / "usage.json").read_text())
+        share = sum(usage["perplexity"]) / len(usage["perplexity"]) / usage["values"]
+        print(f"health: perplexity {share:.2f} of the values in use, of {usage['count']:,} codes; dlc probe {workdir} tells more")
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):  # not written yet, or damaged: nothing to tell
+        pass
+
+
+def verify(config, workdir: Path, step: str) -> None:
+    found = stores(config, workdir, step)
+    shards = sum(len(store.manifest["shards"]) for store in found.values())
+    done = 0
+    with Progress(f"{step}: verifying", "shards") as progress:
+        for store in found.values():
+            store.verify(progress=lambda k, before=done: progress(before + k, shards))
+            done += len(store.manifest["shards"])
+    print(f"verified {sum(map(len, found.values())):,} codes in {shards} shards of {recipe.place(config, workdir, step)}")
