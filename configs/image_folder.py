@@ -50,7 +50,8 @@ def pixels(image: int, patch: int) -> ConfigDict:
         model=dict(
             image=image, patch=patch, width=128, depth=4, heads=4, positions=positions, values=values, prototypes=256,
             relaxation="softmax", readout="plain", hidden=512, bottleneck=128, separate_head=False, channels=3, registers=2, mlp_ratio=4.0,
-            mlp="gelu", pos="learned", pos_resize="antialias", layer_scale=None, qk_norm=False, remat="none", unroll=0, implementation=None,
+            mlp="gelu", pos="learned", pos_resize="antialias", layer_scale=placeholder(float), qk_norm=False, remat="none", unroll=0,
+            implementation=None,
         ),
         objective=dict(
             teacher="sinkhorn", student_temperature=0.1, teacher_temperature=(0.05, 0.05, 1),

@@ -8,6 +8,7 @@ combinations of factors right for combinations never seen (`reconstruction_held_
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 VARIANTS = ("", "ablation")
 
@@ -24,7 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
         model=dict(
             image=image, patch=8, width=128, depth=4, heads=4, positions=positions, values=values, prototypes=512, relaxation="softmax",
             readout="plain", hidden=256, bottleneck=64, separate_head=False, channels=3, registers=2, mlp_ratio=4.0, mlp="gelu",
-            pos="learned", pos_resize="antialias", layer_scale=None, qk_norm=False, remat="none", unroll=0, implementation=None,
+            pos="learned", pos_resize="antialias", layer_scale=placeholder(float), qk_norm=False, remat="none", unroll=0, implementation=None,
         ),
         objective=dict(
             teacher="sinkhorn", student_temperature=0.1, teacher_temperature=(0.05, 0.05, 1),

@@ -109,17 +109,17 @@ def test_later_steps_go_on_from_an_imported_encoder(tmp_path, capsys):
     assert results["codes/train_count"] == 1024
 
 
-@pytest.mark.parametrize("layout", ["official", "transformers"])
-@pytest.mark.parametrize("head", [False, True])
-def test_the_flags_that_import_prints_start_training_from_it(layout, head, tmp_path, capsys):
-    state = official(head=head and layout == "official")
+@pytest.mark.parametrize("recipe", ["imagenet256", "image_folder", "quickstart"])
+@pytest.mark.parametrize("layout, head", [("official", False), ("official", True), ("transformers", False)])
+def test_the_flags_that_import_prints_start_training_from_it(layout, head, recipe, tmp_path, capsys):
+    state = official(head=head)
     if layout == "transformers":
         state = transformers(state)
     write(tmp_path / "vit.safetensors", state)
     out = dlc(capsys, "import", "dinov2", tmp_path / "vit.safetensors", "--out", tmp_path / "weights")
     flags = shlex.split(out.splitlines()[-1])
     config, _ = command.parse(
-        ["dlc", f"--config={ROOT / 'configs' / 'imagenet256.py'}", *flags, "--config.encoder.model.positions=2"]
+        ["dlc", f"--config={ROOT / 'configs' / recipe}.py", *flags, "--config.encoder.model.positions=2"]
     )
     config.encoder.model.update({"values": 4, "prototypes": 40 if "head.*" not in out else 8})
     model = Encoder(**config.encoder.model)
