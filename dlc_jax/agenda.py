@@ -9,7 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dlc_jax import parallel, recipe
+import jax
+
+from dlc_jax import checkpoint, parallel, recipe
 from dlc_jax import workdir as home
 from dlc_jax.errors import UserError
 from dlc_jax.stage import Job, Stage
@@ -39,7 +41,7 @@ def make(config, workdir: Path, mesh) -> dict[str, Stage | Job]:
     """Every step of the recipe, checked as far as it can be before anything is written.
 
     Raises:
-      UserError: a step that there is not, or one that refuses its section or the mesh.
+      UserError: a step that there is not, one that refuses its section or the mesh, or one that cannot start from its `init_from`.
     """
     unknown = [name for name in config.steps if name not in config or config[name].stage not in STAGES]
     if unknown:
@@ -49,10 +51,24 @@ def make(config, workdir: Path, mesh) -> dict[str, Stage | Job]:
         if isinstance(step, Stage):
             plan = step.plan
             parallel.check_batch(plan.batch, mesh, accumulate=plan.accumulate, group=step.group, where=f"{name}.train")
+            if name not in recipe.unneeded(config):
+                _check_start(step, name, workdir)
         else:  # now, and not when days of training are over
             for program in step.programs.values():
                 parallel.check_batch(program.batch, mesh, accumulate=1, where=name)
     return made
+
+
+def _check_start(step: Stage, name: str, workdir: Path) -> None:
+    """Refuses a start that cannot be before the workdir takes this recipe for its own: it would refuse the corrected one."""
+    start = step.plan.init_from
+    # What has a checkpoint goes on from that; what this very run makes is not there yet.
+    if start and not any((workdir / name / "checkpoints").glob("*")) and workdir.resolve() not in Path(start).resolve().parents:
+        params, _ = jax.eval_shape(step.init, jax.random.key(0))
+        try:
+            checkpoint.check_start(start, params, new=step.plan.init_new)
+        except UserError as error:
+            raise UserError(f"{name}.{error}") from error
 
 
 def operational(made: dict[str, Stage | Job]) -> tuple[str, ...]:

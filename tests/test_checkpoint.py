@@ -416,12 +416,16 @@ def test_warm_start(tmp_path, caplog):
     assert "cross.kernel" in caplog.text
     for params, new, words in (
         (more, (), "cross.kernel is not in the checkpoint"),
-        (more, ("kernel",), "cross.kernel is not in the checkpoint"),
+        (more, ("kernel",), "'kernel' names no parameter"),  # a whole name
         ({"list": fresh["list"]}, (), "dense.bias has no place"),
         (make_state(5, width=9).params, (".*",), "dense.kernel is"),
+        (more, ("cross.*", "crss.*"), "init_new: 'crss.*' names no parameter of this model"),
+        (more, ("cross(",), r"init_new: 'cross\(' is no regular expression"),
     ):
         with pytest.raises(UserError, match=words):
             checkpoint.warm_start(tmp_path, params, new=new)
+    with pytest.raises(UserError, match="init_from=.*elsewhere: no good checkpoint .*; give the folder of a trained step"):
+        checkpoint.warm_start(tmp_path / "elsewhere", fresh)
 
 
 # Kills, in processes of their own.

@@ -240,6 +240,38 @@ def load_params(directory: str | Path, abstract: Tree, *, collection: str = "ema
     return arrays.unflat(abstract, arrays.part(named, collection))
 
 
+def check_start(directory: str | Path, params: Tree, *, new: Sequence[str] = ()) -> tuple[Path, str, list[str]]:
+    """(checkpoint, its collection, names that are not in it and so new) of what `warm_start` would do; params may be shapes.
+
+    Raises:
+      UserError: as `warm_start`.
+    """
+    where, directory = f"train.init_from={directory}", Path(directory).absolute()
+    directory = directory / "checkpoints" if (directory / "checkpoints").is_dir() else directory
+    try:
+        path = directory / str(_chosen(directory, None))
+    except UserError as error:
+        what = str(error).removesuffix("; train this step first")
+        raise UserError(f"{where}: {what}; give the folder of a trained step, such as W/encoder, or one of dlc import") from error
+    saved, fresh = arrays.read_json(path / "meta")["arrays"], arrays.flat(params)
+    collection = "ema" if arrays.part(saved, "ema") else "params"
+    found, added = arrays.part(saved, collection), []
+    for pattern in new:
+        try:
+            matched = [name for name in fresh if re.fullmatch(pattern, name)]
+        except re.error as error:
+            raise UserError(f"train.init_new: {pattern!r} is no regular expression ({error}); correct it") from error
+        if not matched:
+            raise UserError(f"train.init_new: {pattern!r} names no parameter of this model; one is {next(iter(fresh))}")
+        added += [name for name in matched if name not in found]
+    if wrong := arrays.mismatch(found, {name: leaf for name, leaf in fresh.items() if name not in added}, dtypes=False):
+        raise UserError(
+            f"{where}: {path} does not fit this model ({arrays.listed(wrong)}); set the model's fields as it has them, or name what "
+            "may be absent there in train.init_new"
+        )
+    return path, collection, sorted(set(added))
+
+
 def warm_start(directory: str | Path, params: Tree, *, new: Sequence[str] = ()) -> Tree:
     """`params` with every array that a trained step has (its average, if it keeps one) in place of the fresh one, placed alike.
 
@@ -248,21 +280,13 @@ def warm_start(directory: str | Path, params: Tree, *, new: Sequence[str] = ()) 
       new: regular expressions of whole dotted names that may be absent there: those keep their fresh values and are logged.
 
     Raises:
-      UserError: no good checkpoint; arrays absent and not `new`, of another shape, or without a place here.
+      UserError: no good checkpoint; arrays absent and not `new`, of another shape, or without a place here; `new` names nothing.
     """
-    directory = Path(directory).absolute()
-    directory = directory / "checkpoints" if (directory / "checkpoints").is_dir() else directory
-    path = directory / str(_chosen(directory, None))
-    saved = arrays.read_json(path / "meta")["arrays"]
-    collection = "ema" if arrays.part(saved, "ema") else "params"
-    found, fresh = arrays.part(saved, collection), arrays.flat(params)
-    added = [name for name in fresh if name not in found and any(re.fullmatch(pattern, name) for pattern in new)]
-    taken = {name: leaf for name, leaf in fresh.items() if name not in added}
-    if wrong := arrays.mismatch(found, taken, dtypes=False):
-        raise UserError(f"cannot start from {path} ({arrays.listed(wrong)}); name what may be new in train.init_new")
+    path, collection, added = check_start(directory, params, new=new)
     if added and jax.process_index() == 0:
         seal.log.warning("not in %s, so new: %s", path, ", ".join(added))
-    named = arrays.read(path / "state", {f"{collection}.{name}": leaf for name, leaf in taken.items()})
+    fresh = arrays.flat(params)
+    named = arrays.read(path / "state", {f"{collection}.{name}": leaf for name, leaf in fresh.items() if name not in added})
     return arrays.unflat(params, fresh | arrays.part(named, collection))
 
 

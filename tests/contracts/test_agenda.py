@@ -23,8 +23,8 @@ class Rooms:
         self.STAGES = {"trained": self.trained, "job": self.job}
 
     def trained(self, config, *, step, workdir):
-        train = config[step].train
-        stage = coupled(steps=train.steps, batch=train.batch, save_every=2, log_every=2)
+        train = {"save_every": 2, "log_every": 2, **config[step].train}
+        stage = coupled(**train)
 
         def batches(split):
             self.ran += [step] if split == "train" else []
@@ -99,6 +99,31 @@ def test_again_it_does_nothing(workdir, rooms, capsys):
     assert rooms.ran == [] and history(workdir) == []
     assert capsys.readouterr().out.splitlines()[:-1] == [f"{name}: complete" for name in ("encoder", "codes", "prior", "samples")]
     assert json.loads((workdir / "results.json").read_text())["device"].endswith("cpu")
+
+
+def test_a_start_that_cannot_be_is_refused_before_the_folder_is_of_this_recipe(complete, tmp_path, rooms):
+    """Else the corrected command would be one of another config."""
+
+    def started(place, new=(), **more):
+        made = config(**more)
+        made.encoder.train.update(init_from=str(place), init_new=new)
+        return made
+
+    for made, words in (
+        (started(tmp_path / "nowhere"), "encoder.train.init_from=.*nowhere: no good checkpoint"),
+        (started(complete), "encoder.train.init_from"),
+        (started(complete / "encoder", new=("hed.*",)), "encoder.train.init_new: 'hed.*' names no parameter"),
+    ):
+        with pytest.raises(UserError, match=words):
+            main.run(made, tmp_path / "W")
+        assert not (tmp_path / "W").exists()
+    start = Path(shutil.copytree(complete / "encoder", tmp_path / "start"))
+    main.run(started(start), tmp_path / "W")
+    shutil.rmtree(start)  # need not be there for ever
+    main.run(started(start), tmp_path / "W")
+    own = config()  # nor already, if this run makes it
+    own.prior.train.update(init_from=str(tmp_path / "U" / "encoder"), init_new=())
+    main.run(own, tmp_path / "U")
 
 
 def test_a_jobs_setting_runs_that_job_again(workdir, rooms):
