@@ -10,9 +10,9 @@ serve the probe alone. At 32 pixels all steps take some 20 minutes on two CPU co
 images"): recognizable clothes, colors and layouts of photographs but no objects. Longer training is the first thing to give it:
 `--config.encoder.train.steps=20000 --config.generator.train.steps=100000`.
 
-`:latent256` is a ViT-B/14 with registers, the shape of DINOv2's so that its weights can start it (`encoder.train.init_from`), codes of 128
-positions and 256 values, and a DiT-B/2 on latents of 4 x 32 x 32. The codes step of this version writes no latents, and nothing here
-converts DINOv2's weights, so that generator cannot be trained from this recipe alone. `dlc plan --topology h200:1` compiles each step
+`:latent256` is a ViT-B/14 with registers, the shape of DINOv2's: `dlc import dinov2` prints the flags that start it from those weights. Codes have
+128 positions and 256 values; beside them the codes step writes latents of 4 x 32 x 32 (`dlc import vae`, then `--config.autoencoder.path=DIR`), for a
+DiT-B/2 that this version does not train yet. `dlc plan --topology h200:1` compiles each step
 (nothing was run): encoder 51 GiB at batch 256 and 0.40 s a step, prior 8 GiB and 0.04 s, generator 18 GiB and 0.09 s; by the steps below 3.3,
 2.4 and 9.9 hours. The times are model FLOPs at 40 % of peak. On a GPU of 24 GB: `--config.encoder.train.batch=64`, and 3 to 6 times the hours.
 """
@@ -151,7 +151,12 @@ def latent256() -> ConfigDict:
         optimizer=optimizer(1e-4, schedule="constant", final=0.0, warmup=0, b2=0.999),
         train=train(steps=400_000, batch=256, clip=1.0, dtype="bfloat16"),
     )  # fmt: skip
-    return recipe(256, view=dict(image=224), encoder=encoder, prior=prior, generator=generator, sampling_steps=25)
+    config = recipe(256, view=dict(image=224), encoder=encoder, prior=prior, generator=generator, sampling_steps=25)
+    config.codes.update(dict(autoencoder="autoencoder", flip=True))
+    config.autoencoder = ConfigDict(  # sd-vae-ft-ema; `path` is where `dlc import vae FILE --out DIR` put it
+        dict(path="", model=dict(channels=(128, 256, 512, 512), residuals=2, latent=4, groups=32, scaling=0.18215))
+    )
+    return config
 
 
 def recipe(image: int, *, view: dict, encoder: dict, prior: dict, generator: dict, sampling_steps: int) -> ConfigDict:

@@ -200,10 +200,11 @@ def test_variants_lower(variant, step, tmp_path):
 @slow
 def test_the_encoder_of_latent256_trains_at_reduced_size(of_folder, tmp_path, compiled):
     fields = {"model.width": 64, "model.depth": 2, "model.heads": 2, "model.hidden": 64, "model.prototypes": 64}
-    fields |= {"model.positions": 16, "objective.koleo_group": 4, "train.batch": 4}
+    fields |= {"model.positions": 16, "train.batch": 4}
+    fields |= {f"objective.{group}_group": 4 for group in ("koleo", "mask", "drop_path")}
     fields |= {"train.steps": 2, "train.validate_batches": 1}
     smaller = [f"--config.encoder.{name}={value}" for name, value in fields.items()]
     alike = [f"--config.{step}.model.positions=16" for step in ("prior", "generator")]
-    steps = ("--config.steps=('encoder','codes')", "--config.codes.batch=32")
+    steps = ("--config.steps=('encoder','codes')", "--config.codes.batch=32", "--config.codes.autoencoder=")
     results = trained(tmp_path / "run", of_folder[0], compiled, *smaller, *alike, *steps, variant="latent256")
     assert results["codes/train_count"] == 72 and np.isfinite(results["encoder/validation/loss"])
