@@ -3,6 +3,7 @@
     ./launch/local.sh python -m dlc_jax.main --config=configs/image_folder.py --config.data.path=PATH --workdir=DIR
     … --config=configs/image_folder.py:28px …         # images of 28, 32 (the default) or 64 pixels; 64 needs an accelerator
     … --config=configs/image_folder.py:tiny …         # a minute on two cores: does everything run?
+    … --config=configs/image_folder.py:long …         # codes of 64 positions that know more, from an hour and a half of the encoder
     … --config=configs/image_folder.py:latent256 …    # 256 pixels, one GPU
 
 PATH is a folder, an archive, IDX or Parquet files, ArrayRecord shards or tfds:NAME; see docs/data.md. Classes, where there are any,
@@ -22,7 +23,7 @@ from ml_collections.config_dict import placeholder
 
 PATCHES = {"28px": 7, "32px": 8, "64px": 8}
 SIZES = (*PATCHES, "latent256")
-WORDS = (*SIZES, "tiny")
+WORDS = (*SIZES, "tiny", "long")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -31,11 +32,13 @@ def get_config(variant: str = "") -> ConfigDict:
         if word not in WORDS:
             raise ValueError(f"unknown variant {word!r}; configs/image_folder.py has {', '.join(WORDS)}")
     sizes = [word for word in words if word in SIZES] or ["32px"]
-    if len(sizes) > 1 or ("tiny" in words and sizes == ["latent256"]):
-        raise ValueError(f"{variant!r} does not go together: one of {', '.join(SIZES)}; tiny with the first three")
+    if len(sizes) > 1 or (len(words) > 1 and "latent256" in words):
+        raise ValueError(f"{variant!r} does not go together: one of {', '.join(SIZES)}; tiny and long with the first three")
     if sizes == ["latent256"]:
         return latent256()
     config = pixels(int(sizes[0].removesuffix("px")), PATCHES[sizes[0]])
+    if "long" in words:
+        lengthen(config)
     if "tiny" in words:
         shorten(config)
     return config
@@ -190,6 +193,15 @@ def recipe(image: int, *, view: dict, encoder: dict, prior: dict, generator: dic
             ),
         )
     )  # fmt: skip
+
+
+def lengthen(config: ConfigDict) -> None:
+    crops = config.encoder.crops["all"]
+    crops.update(dict(global_scale=(0.4, 1.0), local_crops=4, local_size=crops.global_size // 2, local_scale=(0.1, 0.4)))
+    config.encoder.train.update(dict(steps=2000, save_every=200, validate_every=400))
+    config.encoder.monitor.update(dict(every=400, count=2000))
+    for name in ("encoder", "prior", "generator"):
+        config[name].model.positions = 64
 
 
 def shorten(config: ConfigDict) -> None:

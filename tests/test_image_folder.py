@@ -176,11 +176,15 @@ def test_variants():
         )
         assert set(sides) == {image} and {config.encoder.model.patch, config.generator.model.patch} == {patch}
         assert config.encoder.train.steps == (24 if "tiny" in word else load(CONFIG).encoder.train.steps)
+    long = load(CONFIG, "28px,long")
+    assert long.encoder.crops["all"].local_size == 14 and long.encoder.train.steps > load(CONFIG).encoder.train.steps
+    assert {long[name].model.positions for name in ("encoder", "prior", "generator")} == {64}
+    assert load(CONFIG, "long,tiny").encoder.train.steps == 24
     large = load(CONFIG, "latent256")
     assert large.data.image == 256 and large.generator.latents and large.codes.view.image == large.encoder.model.image == 224
-    for wrong in ("28px,64px", "latent256,tiny", "32px,latent256"):
+    for wrong in ("28px,64px", "latent256,tiny", "32px,latent256", "long,latent256"):
         with pytest.raises(
-            ValueError, match="does not go together: one of 28px, 32px, 64px, latent256; tiny with the first three"
+            ValueError, match="does not go together: one of 28px, 32px, 64px, latent256; tiny and long with the first three"
         ):
             load(CONFIG, wrong)
     with pytest.raises(ValueError, match="unknown variant 'large'"):
@@ -188,7 +192,7 @@ def test_variants():
 
 
 @slow
-@pytest.mark.parametrize("variant, step", list(itertools.product(("28px", "64px", "latent256"), STEPS)))
+@pytest.mark.parametrize("variant, step", list(itertools.product(("28px", "64px", "28px,long", "latent256"), STEPS)))
 def test_variants_lower(variant, step, tmp_path):
     config = load(CONFIG, variant)
     made = STAGES[config[step].stage](config, step=step, workdir=tmp_path)
