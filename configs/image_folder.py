@@ -3,6 +3,7 @@
     ./launch/local.sh python -m dlc_jax.main --config=configs/image_folder.py --config.data.path=PATH --workdir=DIR
     … --config=configs/image_folder.py:28px …         # images of 28, 32 (the default) or 64 pixels; 64 needs an accelerator
     … --config=configs/image_folder.py:tiny …         # a minute on two cores: does everything run?
+    … --config=configs/image_folder.py:long …         # codes of 64 positions that know more, from an hour and a half of the encoder
     … --config=configs/image_folder.py:latent256 …    # 256 pixels, one GPU
 
 PATH is a folder, an archive, IDX or Parquet files, ArrayRecord shards or tfds:NAME; see docs/data.md. Classes, where there are any,
@@ -10,9 +11,9 @@ serve the probe alone. At 32 pixels all steps take some 20 minutes on two CPU co
 images"): recognizable clothes, colors and layouts of photographs but no objects. Longer training is the first thing to give it:
 `--config.encoder.train.steps=20000 --config.generator.train.steps=100000`.
 
-`:latent256` is a ViT-B/14 with registers, the shape of DINOv2's so that its weights can start it (`encoder.train.init_from`), codes of 128
-positions and 256 values, and a DiT-B/2 on latents of 4 x 32 x 32. The codes step of this version writes no latents, and nothing here
-converts DINOv2's weights, so that generator cannot be trained from this recipe alone. `dlc plan --topology h200:1` compiles each step
+`:latent256` is a ViT-B/14 with registers, the shape of DINOv2's: `dlc import dinov2` prints the flags that start it from those weights. Codes have
+128 positions and 256 values; beside them the codes step writes latents of 4 x 32 x 32 (`dlc import vae`, then `--config.autoencoder.path=DIR`), for a
+DiT-B/2 that this version does not train yet. `dlc plan --topology h200:1` compiles each step
 (nothing was run): encoder 51 GiB at batch 256 and 0.40 s a step, prior 8 GiB and 0.04 s, generator 18 GiB and 0.09 s; by the steps below 3.3,
 2.4 and 9.9 hours. The times are model FLOPs at 40 % of peak. On a GPU of 24 GB: `--config.encoder.train.batch=64`, and 3 to 6 times the hours.
 """
@@ -22,7 +23,7 @@ from ml_collections.config_dict import placeholder
 
 PATCHES = {"28px": 7, "32px": 8, "64px": 8}
 SIZES = (*PATCHES, "latent256")
-WORDS = (*SIZES, "tiny")
+WORDS = (*SIZES, "tiny", "long")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -31,11 +32,13 @@ def get_config(variant: str = "") -> ConfigDict:
         if word not in WORDS:
             raise ValueError(f"unknown variant {word!r}; configs/image_folder.py has {', '.join(WORDS)}")
     sizes = [word for word in words if word in SIZES] or ["32px"]
-    if len(sizes) > 1 or ("tiny" in words and sizes == ["latent256"]):
-        raise ValueError(f"{variant!r} does not go together: one of {', '.join(SIZES)}; tiny with the first three")
+    if len(sizes) > 1 or (len(words) > 1 and "latent256" in words):
+        raise ValueError(f"{variant!r} does not go together: one of {', '.join(SIZES)}; tiny and long with the first three")
     if sizes == ["latent256"]:
         return latent256()
     config = pixels(int(sizes[0].removesuffix("px")), PATCHES[sizes[0]])
+    if "long" in words:
+        lengthen(config)
     if "tiny" in words:
         shorten(config)
     return config
@@ -152,7 +155,12 @@ def latent256() -> ConfigDict:
         optimizer=optimizer(1e-4, schedule="constant", final=0.0, warmup=0, b2=0.999),
         train=train(steps=400_000, batch=256, clip=1.0, dtype="bfloat16"),
     )  # fmt: skip
-    return recipe(256, view=dict(image=224), encoder=encoder, prior=prior, generator=generator, sampling_steps=25)
+    config = recipe(256, view=dict(image=224), encoder=encoder, prior=prior, generator=generator, sampling_steps=25)
+    config.codes.update(dict(autoencoder="autoencoder", flip=True))
+    config.autoencoder = ConfigDict(  # sd-vae-ft-ema; `path` is where `dlc import vae FILE --out DIR` put it
+        dict(path="", model=dict(channels=(128, 256, 512, 512), residuals=2, latent=4, groups=32, scaling=0.18215))
+    )
+    return config
 
 
 def recipe(image: int, *, view: dict, encoder: dict, prior: dict, generator: dict, sampling_steps: int) -> ConfigDict:
@@ -186,6 +194,15 @@ def recipe(image: int, *, view: dict, encoder: dict, prior: dict, generator: dic
             ),
         )
     )  # fmt: skip
+
+
+def lengthen(config: ConfigDict) -> None:
+    crops = config.encoder.crops["all"]
+    crops.update(dict(global_scale=(0.4, 1.0), local_crops=4, local_size=crops.global_size // 2, local_scale=(0.1, 0.4)))
+    config.encoder.train.update(dict(steps=2000, save_every=200, validate_every=400))
+    config.encoder.monitor.update(dict(every=400, count=2000))
+    for name in ("encoder", "prior", "generator"):
+        config[name].model.positions = 64
 
 
 def shorten(config: ConfigDict) -> None:

@@ -1,7 +1,7 @@
 """What there is to do in a workdir: which steps of a recipe are complete, which are out of date, and which must not be gone on with.
 
-A job is done again when a step whose results it reads was trained longer since, or when one of its own settings is another. A trained
-step cannot be: what it learned is of the old results. So that is refused, before anything is trained.
+A job is done again when a step whose results it reads was trained longer since, when one of its own settings is another, or when what it
+left is not there any more. A trained step cannot be: what it learned is of the old results. So that is refused, before anything is trained.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ def read(config, workdir: Path, made: dict[str, Stage | Job]) -> list[Entry]:
     """The steps in their order.
 
     Raises:
-      UserError: a trained step is of results that are to change.
+      UserError: a trained step is of results that are to change; a job's results are there, and others' than this workdir's.
     """
     done = {name: home.done(workdir / name) for name in config}
     trained = {name: done[name]["steps"] for name in done if done[name] is not None}
@@ -101,6 +101,7 @@ def read(config, workdir: Path, made: dict[str, Stage | Job]) -> list[Entry]:
                 outdated[name] = changed[0]
             settings = home.plain(facts["settings"])
             again = changed or any(done[name].get("settings", settings).get(key) != value for key, value in settings.items())
+            again = again or (isinstance(step, Job) and not step.whole(workdir / name))
             skip = "complete" if done[name]["steps"] >= need and not again else ""
         entries.append(Entry(name, step, need, skip, facts))
     if outdated:

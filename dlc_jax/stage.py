@@ -5,6 +5,7 @@ Nothing here computes. `train.py` drives a Stage, `main.py` runs a Job, and neit
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from dlc_jax.errors import UserError
@@ -143,8 +144,11 @@ class Job:
       run: (mesh, directory) -> {result: value} for results.json; resumable by shard: what is complete is not done again.
       programs: its large computations by name.
       settings: fields of its section that may change in a workdir; the job is run again then.
+      whole: (directory) -> whether what a complete job left there is still there; if not, it is run again. It is asked at every start, by
+        every process for itself, so it must be quick.
     """
 
     run: Callable[..., Mapping[str, Any]]
     programs: Mapping[str, Program] = dataclasses.field(default_factory=dict)
     settings: tuple[str, ...] = ()
+    whole: Callable[[Path], bool] = lambda directory: True

@@ -74,6 +74,23 @@ def test_other_fields_ride_along(tmp_path):
     loader.close()
 
 
+@pytest.mark.parametrize("small", [True, False])
+def test_codes_of_some_records(tmp_path, small, monkeypatch):
+    """In the order asked for; of a store with other fields, or one that is too large to be kept, nothing else is read."""
+    write(tmp_path, Encoder(latent=not small), fields={} if small else FIELDS, **ABOUT)
+    store, rows = CodeStore(tmp_path), np.array([22, 3, 4, 4, 17, 0, 2])
+    asked, read = [], store._read
+    monkeypatch.setattr(store, "_read", lambda k, rows: asked.append((k, rows)) or read(k, rows))
+    found = store.codes(rows)
+    np.testing.assert_array_equal(found, CODES[rows])
+    assert found.dtype == np.uint8
+    if not small:
+        assert asked == [(0, [3, 4, 4, 0, 2]), (3, [2]), (4, [2])]
+    for wrong in ([TOTAL], [-1, 3]):
+        with pytest.raises(IndexError):
+            CodeStore(tmp_path).codes(wrong)
+
+
 @pytest.mark.parametrize("values,dtype", [(2, "uint8"), (256, "uint8"), (257, "uint16"), (65536, "uint16")])
 def test_smallest_dtype(tmp_path, values, dtype):
     ids = np.full((TOTAL, L), values - 1)

@@ -176,11 +176,15 @@ def test_variants():
         )
         assert set(sides) == {image} and {config.encoder.model.patch, config.generator.model.patch} == {patch}
         assert config.encoder.train.steps == (24 if "tiny" in word else load(CONFIG).encoder.train.steps)
+    long = load(CONFIG, "28px,long")
+    assert long.encoder.crops["all"].local_size == 14 and long.encoder.train.steps > load(CONFIG).encoder.train.steps
+    assert {long[name].model.positions for name in ("encoder", "prior", "generator")} == {64}
+    assert load(CONFIG, "long,tiny").encoder.train.steps == 24
     large = load(CONFIG, "latent256")
     assert large.data.image == 256 and large.generator.latents and large.codes.view.image == large.encoder.model.image == 224
-    for wrong in ("28px,64px", "latent256,tiny", "32px,latent256"):
+    for wrong in ("28px,64px", "latent256,tiny", "32px,latent256", "long,latent256"):
         with pytest.raises(
-            ValueError, match="does not go together: one of 28px, 32px, 64px, latent256; tiny with the first three"
+            ValueError, match="does not go together: one of 28px, 32px, 64px, latent256; tiny and long with the first three"
         ):
             load(CONFIG, wrong)
     with pytest.raises(ValueError, match="unknown variant 'large'"):
@@ -188,7 +192,7 @@ def test_variants():
 
 
 @slow
-@pytest.mark.parametrize("variant, step", list(itertools.product(("28px", "64px", "latent256"), STEPS)))
+@pytest.mark.parametrize("variant, step", list(itertools.product(("28px", "64px", "28px,long", "latent256"), STEPS)))
 def test_variants_lower(variant, step, tmp_path):
     config = load(CONFIG, variant)
     made = STAGES[config[step].stage](config, step=step, workdir=tmp_path)
@@ -200,10 +204,11 @@ def test_variants_lower(variant, step, tmp_path):
 @slow
 def test_the_encoder_of_latent256_trains_at_reduced_size(of_folder, tmp_path, compiled):
     fields = {"model.width": 64, "model.depth": 2, "model.heads": 2, "model.hidden": 64, "model.prototypes": 64}
-    fields |= {"model.positions": 16, "objective.koleo_group": 4, "train.batch": 4}
+    fields |= {"model.positions": 16, "train.batch": 4}
+    fields |= {f"objective.{group}_group": 4 for group in ("koleo", "mask", "drop_path")}
     fields |= {"train.steps": 2, "train.validate_batches": 1}
     smaller = [f"--config.encoder.{name}={value}" for name, value in fields.items()]
     alike = [f"--config.{step}.model.positions=16" for step in ("prior", "generator")]
-    steps = ("--config.steps=('encoder','codes')", "--config.codes.batch=32")
+    steps = ("--config.steps=('encoder','codes')", "--config.codes.batch=32", "--config.codes.autoencoder=")
     results = trained(tmp_path / "run", of_folder[0], compiled, *smaller, *alike, *steps, variant="latent256")
     assert results["codes/train_count"] == 72 and np.isfinite(results["encoder/validation/loss"])

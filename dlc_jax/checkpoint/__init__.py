@@ -10,6 +10,7 @@ the newest step that is complete and restores is taken, and sealed then. So kill
 or nothing saved at all; and an older step is deleted only after `keep` newer ones were sealed.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -297,8 +298,22 @@ def identity_of(directory: str | Path) -> str:
       UserError: no good checkpoint.
     """
     directory = Path(directory).absolute()
-    sealed = json.loads(seal.path_of(directory, _chosen(directory, None)).read_text())
-    return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()[:16]
+    return _identity(seal.path_of(directory, _chosen(directory, None)))
+
+
+def identities(directory: str | Path) -> set[str]:
+    """`identity_of` of every step that has a seal: by the seals alone, so at once and without other processes, and damage goes unseen."""
+    directory = Path(directory).absolute()
+    paths = [seal.path_of(directory, step) for step in seal.steps(directory)]
+    found = set()
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):  # no seal, or a damaged one
+            found.add(_identity(path))
+    return found
+
+
+def _identity(path: Path) -> str:
+    return hashlib.sha256(json.dumps(json.loads(path.read_text()), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _chosen(directory: Path, step: int | None) -> int:

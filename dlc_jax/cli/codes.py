@@ -1,4 +1,4 @@
-"""dlc codes info | verify W: the code stores of a run, or of a folder of them."""
+"""dlc codes info | verify W: the code stores of a run."""
 
 import json
 from pathlib import Path

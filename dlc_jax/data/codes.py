@@ -137,9 +137,8 @@ class CodeStore:
             raise UserError(f"cannot read code store {directory}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"damaged code store: {self.directory / 'manifest.json'} is not a manifest; export again") from error
-        if identity is not None and shard.plain(identity) != self.manifest["identity"]:
-            which = shard.difference(self.manifest["identity"], shard.plain(identity))
-            raise UserError(f"code store {directory} was made by another encoder ({which}); export again with this one")
+        if identity is not None:
+            self.check_encoder(identity)
         for entry in self._shards:
             path = self.directory / entry["file"]
             size = path.stat().st_size if path.exists() else None
@@ -154,7 +153,7 @@ class CodeStore:
     def __getitem__(self, index):
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        if not self.manifest["fields"] and self._record.itemsize * len(self) <= MEMORY_BYTES:
+        if self._small:
             return {"codes": self.codes()[index].astype(np.int32)}
         k, row = divmod(index, self._shard_size)
         record = np.frombuffer(self._read(k, [row]), self._record)[0]
@@ -177,14 +176,31 @@ class CodeStore:
             )
         return self
 
+    def check_encoder(self, identity):
+        """UserError if the codes are of another encoder than the one that is called so; the keys are named."""
+        if shard.plain(identity) != self.manifest["identity"]:
+            which = shard.difference(self.manifest["identity"], shard.plain(identity))
+            raise UserError(
+                f"code store {self.directory} was made by another encoder ({which}); without it (moved away, or codes.path left out) the "
+                "codes step makes one of this encoder"
+            )
+
     def check_source(self, identity):
         """UserError if the codes are not of the data that `sources.identity` calls so; the keys are named."""
         if shard.plain(identity) != self.manifest["source"]:
             which = shard.difference(self.manifest["source"], shard.plain(identity))
             raise UserError(f"code store {self.directory} was made from other data ({which}); run the codes step on this data")
 
-    def codes(self):
-        """All codes, read-only, [n, l] in the stored type (uint8 or uint16), kept in memory."""
+    def codes(self, rows=None):
+        """All codes, read-only, [n, l] in the stored type (uint8 or uint16), kept in memory; or those of some rows, in their order.
+
+        Of a store that is not kept in memory (moments take a hundred times the room of the codes) only those rows are read.
+        """
+        if rows is not None:
+            rows = np.asarray(rows, np.int64)
+            if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+                raise IndexError(f"records {rows.min()} to {rows.max()} of {len(self)}")
+            return self.codes()[rows] if self._small else self._chosen(rows)
         with self._lock:
             if self._memory is None:
                 codes = np.empty((len(self), self.manifest["positions"]), self.manifest["dtype"])
@@ -193,6 +209,20 @@ class CodeStore:
                 codes.setflags(write=False)
                 self._memory = codes
         return self._memory
+
+    @property
+    def _small(self):
+        return not self.manifest["fields"] and self._record.itemsize * len(self) <= MEMORY_BYTES
+
+    def _chosen(self, rows):
+        codes = np.empty((len(rows), self.manifest["positions"]), self.manifest["dtype"])
+        at_once = max(1, BLOCK_BYTES // self._record.itemsize)
+        for k in np.unique(rows // self._shard_size):
+            (here,) = np.nonzero(rows // self._shard_size == k)
+            for places in (here[start : start + at_once] for start in range(0, len(here), at_once)):
+                found = self._read(int(k), (rows[places] % self._shard_size).tolist())
+                codes[places] = np.frombuffer(found, self._record)["codes"]
+        return codes
 
     def verify(self, progress=None):
         """Reads every byte; UserError names the first shard whose SHA-256, or number or size of records, is not the manifest's.
@@ -203,7 +233,9 @@ class CodeStore:
         found = 0
         for k, entry in enumerate(self._shards):
             if shard.sha256(self.directory / entry["file"]) != entry["sha256"]:
-                raise UserError(f"damaged code store: {self.directory / entry['file']} has changed; run the codes step again")
+                raise UserError(
+                    f"damaged code store: {self.directory / entry['file']} has changed; delete it and run the codes step again"
+                )
             found += sum(len(rows) for _, rows in self._blocks(k))
             if progress is not None:
                 progress(k + 1)
@@ -234,10 +266,10 @@ class CodeStore:
                 )
                 data = reader.read(rows)
         except (RuntimeError, OSError, ValueError, IndexError) as error:
-            raise UserError(f"damaged code store: {path} cannot be read; run the codes step again") from error
+            raise UserError(f"damaged code store: {path} cannot be read; delete it and run the codes step again") from error
         expected = self._shards[k]["count"] if rows is None else len(rows)
         if len(data) != expected or any(len(record) != self._record.itemsize for record in data):
-            raise UserError(f"damaged code store: {path} does not match the manifest; run the codes step again")
+            raise UserError(f"damaged code store: {path} does not match the manifest; delete it and run the codes step again")
         return b"".join(data)
 
     def __getstate__(self):  # readers and locks do not travel to worker processes

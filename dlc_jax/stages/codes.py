@@ -133,19 +133,36 @@ def make(config, *, step: str, workdir) -> Job:
         stores = {split: codes.CodeStore(recipe.place(config, workdir, step) / split) for split in section.splits}
         first = stores[section.splits[0]].checked(positions=model.positions, values=model["values"], where=section.encoder)
         if section.path:
+            trained = recipe.trained(config, workdir, section.encoder) / "checkpoints"
+            identity = checkpoint.identity_of(trained) if checkpoint.identities(trained) else None  # they may come without it
             for split, store in stores.items():
+                if identity is not None:
+                    store.check_encoder(identity)
                 store.check_source(sources.identity(split=split, **config.data))
             home.remember(directory, {"store": first.origin}, operational=())
         rows = sources.choose(first, max(1, SAMPLE // model.positions))
-        some = first.codes()[rows] if len(rows) < len(first) else first.codes()
+        some = first.codes(rows)
         home.write(directory / "usage.json", health.usage(some, values=model["values"]))
         results |= {f"{split}_count": len(store) for split, store in stores.items()}
         results |= health.health(some, values=model["values"])
         return {f"codes/{key}": value for key, value in results.items() if value is not None}
 
+    def whole(directory):
+        if section.path:  # the matter of the run that made them, and of whoever reads them
+            return True
+        known = checkpoint.identities(recipe.trained(config, workdir, section.encoder) / "checkpoints")
+        for split in section.splits:
+            try:
+                store = codes.CodeStore(directory / split)
+            except UserError:
+                return False
+            if known and store.manifest["identity"] not in known:
+                store.check_encoder(known.pop())
+        return True
+
     once = flops(Encoder(**model), codes=True)
     planned = functools.partial(pipeline, batch=section.batch)
-    return Job(run=run, programs=programs(planned, batch=section.batch, flops={"encode": once}), settings=("path",))
+    return Job(run=run, programs=programs(planned, batch=section.batch, flops={"encode": once}), settings=("path",), whole=whole)
 
 
 class _Pace:

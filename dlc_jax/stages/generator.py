@@ -162,7 +162,7 @@ def make(config, *, step: str, workdir) -> Stage:
         if length:
             source = sources.source(split="validation", **config.data)
             rows = sources.choose(source, shown.count)
-            drawn = networks(mesh).decode(store("validation").codes()[rows], params=params, seed=seed)
+            drawn = networks(mesh).decode(store("validation").codes(rows), params=params, seed=seed)
             real = np.stack([source[int(row)]["image"] for row in rows])
             picture = samples.labelled_rows({"real": real, "from its code": drawn})
             what = "unseen images above what the generator draws from their codes"

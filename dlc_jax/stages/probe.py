@@ -35,7 +35,7 @@ def make(config, *, step: str, workdir) -> Job:
         def read(split):
             source = sources.source(split=split, **view)
             rows = sources.choose(source, section.count)
-            codes = CodeStore(recipe.place(config, workdir, section.codes) / split).codes()[rows]
+            codes = CodeStore(recipe.place(config, workdir, section.codes) / split).codes(rows)
             return {"codes": codes} | checkup.read(source, rows, of)
 
         train, results = read("train") if labels else {}, {}

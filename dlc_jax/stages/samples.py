@@ -40,7 +40,7 @@ def make(config, *, step: str, workdir) -> Job:
         records = [source[int(index)] for index in rows]
         images = np.stack([record["image"] for record in records])
         factors = np.stack([record["factors"] for record in records]) if "factors" in records[0] else None
-        codes = CodeStore(recipe.place(config, workdir, section.codes) / split).codes()[rows] if section.codes else None
+        codes = CodeStore(recipe.place(config, workdir, section.codes) / split).codes(rows) if section.codes else None
         return images, codes, factors
 
     def run(mesh, directory):

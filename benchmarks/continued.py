@@ -1,0 +1,71 @@
+"""Training goes on from a backbone whose heads are lost, with the backbone frozen at first and without: a markdown table.
+
+    python benchmarks/continued.py W --workdir runs/continued [--steps 300] [--frozen 150] [--every 50] [-- --config.NAME=VALUE …]
+
+W is a finished run of an encoder. Its backbone leaves through `dlc export dinov2` and comes back through `dlc import dinov2`, as DINOv2's own
+weights would come: without simplicial and DINO heads (facebookresearch/dinov2#204). Then it is trained on by W's own recipe, twice with
+the same seed. What is measured on the way are features of the teacher's backbone, which need no head: weighted vote of the 20
+nearest class tokens and linear probe of class token and patches, `monitor.count` training images, and validation images.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SHOWN = {
+    "probe_features_knn/label_20": "20 nearest class tokens",
+    "probe_features_patches/label": "linear, class token and patches",
+    "probe/label": "linear, hard codes",
+}
+
+
+def main(arguments) -> None:
+    workdir, source = Path(arguments.workdir), Path(arguments.run)
+    exported, imported = workdir / "exported", workdir / "imported"
+    if not imported.exists():
+        dlc("export", "dinov2", str(source), "--out", str(exported))
+        dlc("import", "dinov2", str(exported / "model.safetensors"), "--out", str(imported))
+    curves = {"before": [(0, evaluated(source)[-1][1])]}
+    for name, frozen in (("frozen first", (("vit/.*", arguments.frozen),)), ("not frozen", ())):
+        directory = workdir / name.replace(" ", "_")
+        given = [f"--config={source}/config.json", f"--workdir={directory}", "--config.steps=('encoder',)"]
+        given += [f"--config.encoder.train.init_from={imported}", "--config.encoder.train.init_new=('simplicial.*','head.*')"]
+        given += [f"--config.encoder.optimizer.freeze={frozen}", f"--config.encoder.train.steps={arguments.steps}"]
+        given += [f"--config.encoder.monitor.every={arguments.every}", *arguments.rest]
+        subprocess.run([sys.executable, "-m", "dlc_jax.main", *given], check=True, stdout=sys.stderr)
+        curves[name] = evaluated(directory)
+    print("\n\n".join(f"**{what}**, %\n\n{table(key, curves)}" for key, what in SHOWN.items()))
+
+
+def dlc(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "dlc_jax.cli", *arguments], check=True, stdout=sys.stderr)
+
+
+def evaluated(directory: Path) -> list[tuple[int, dict]]:
+    """[(step, what the monitor found)] of a run's encoder."""
+    lines = [json.loads(line) for line in (directory / "encoder" / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line) for line in lines if f"monitor/{next(iter(SHOWN))}" in line]
+
+
+def table(key: str, curves) -> str:
+    steps = sorted({step for name in curves if name != "before" for step, _ in curves[name]})
+    lines = ["| steps | " + " | ".join(map(str, steps)) + " |", "|---" * (1 + len(steps)) + "|"]
+    for name, curve in curves.items():
+        if name != "before":
+            found = {step: f"{100 * line[f'monitor/{key}']:.1f}" for step, line in curve}
+            lines.append(f"| {name} | " + " | ".join(found.get(step, "") for step in steps) + " |")
+    before = 100 * curves["before"][0][1][f"monitor/{key}"]
+    return "\n".join([*lines, "", f"The encoder that it comes from: {before:.1f}."])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", metavar="W")
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--frozen", type=int, default=150)
+    parser.add_argument("--every", type=int, default=50)
+    parser.add_argument("rest", nargs="*", help="after --: fields of the recipe")
+    main(parser.parse_args())

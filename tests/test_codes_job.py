@@ -1,0 +1,293 @@
+"""The codes job on an encoder of random weights: what is in its records, how it goes on, what it refuses; and dlc codes info | verify."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_cli import refused
+from test_configs import ROOT, load
+
+from dlc_jax import agenda, checkpoint, cli, parallel, pipeline
+from dlc_jax import workdir as home
+from dlc_jax.data import codes, progress, sources
+from dlc_jax.errors import UserError
+from dlc_jax.models.autoencoder import Autoencoder
+from dlc_jax.models.simplicial import Encoder
+from dlc_jax.stages import STAGES
+
+COUNT, SHARD = 50, 16  # the last shard holds two
+VAE = dict(channels=(8, 16), residuals=1, latent=2, groups=4, scaling=1.0)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """The quickstart with a narrow encoder, and an autoencoder."""
+    config = load(ROOT / "configs" / "quickstart.py", "tiny")
+    config.data.count = COUNT
+    config.encoder.model.update(dict(width=16, depth=1, heads=2, positions=6, values=8, prototypes=8, hidden=8, bottleneck=4))
+    config.codes.update(dict(splits=("train",), batch=8, shard_size=SHARD))
+    config.autoencoder = dict(path=str(tmp_path_factory.mktemp("weights") / "vae"), model=VAE)
+    config.steps = ("encoder", "codes")
+    save(config.autoencoder.path, Autoencoder(**VAE), config.data.image, seed=1)
+    return config
+
+
+def save(directory, model, image, *, seed):
+    """A checkpoint of random weights, as training or an import leaves it."""
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, image, image, 3)))["params"])
+    random = np.random.default_rng(seed)
+    tree = jax.tree.map(lambda leaf: 0.5 * random.standard_normal(leaf.shape, np.float32), shapes)
+    saved = checkpoint.Checkpoints(f"{directory}/checkpoints")
+    saved.save(24, {"ema": tree}, None, {"identity": {}})
+    saved.close()
+
+
+@pytest.fixture
+def config(recipe):
+    return recipe.copy_and_resolve_references()
+
+
+@pytest.fixture(scope="module")
+def trained(recipe, tmp_path_factory):
+    """A workdir whose encoder is complete."""
+    workdir = tmp_path_factory.mktemp("trained") / "W"
+    save(workdir / "encoder", Encoder(**recipe.encoder.model), recipe.data.image, seed=0)
+    (workdir / "config.json").write_text(json.dumps(recipe.to_dict()))
+    home.mark_done(workdir / "encoder", {"steps": 24})
+    return workdir
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "W")
+
+
+def make(config, workdir):
+    return STAGES["codes"](config, step="codes", workdir=workdir)
+
+
+def run(config, workdir, *, devices=1):
+    (workdir / "codes").mkdir(exist_ok=True)
+    return make(config, workdir).run(parallel.make_mesh(devices=jax.devices()[:devices]), workdir / "codes")
+
+
+def contents(workdir):
+    return {path.name: path.read_bytes() for path in sorted((workdir / "codes" / "train").iterdir())}
+
+
+def images(config):
+    source = sources.source(split="train", **config.data)
+    return np.stack([source[index]["image"] for index in range(COUNT)])
+
+
+def test_flipped_views_and_moments_are_fields_of_their_own(config, workdir):
+    config.codes.update(dict(autoencoder="autoencoder", flip=True))
+    found = run(config, workdir)
+    assert found["codes/train_count"] == COUNT and found["codes/images_per_s"] > 0
+    store = codes.CodeStore(workdir / "codes" / "train")
+    latent = ["float16", [8, 8, 2]]
+    moments = {f"latent_{name}{view}": latent for name in ("mean", "logvar") for view in ("", "_flipped")}
+    assert store.manifest["fields"] == moments | {"codes_flipped": ["uint8", [6]]}
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    coder = pipeline.Pipeline(config, workdir, mesh=mesh, batch=8)
+    model, rows = Autoencoder(**VAE), [store[index] for index in range(COUNT)]
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"])
+    placed = parallel.abstract(shapes, parallel.shardings(shapes, mesh, strict=False))
+    params = checkpoint.load_params(f"{config.autoencoder.path}/checkpoints", placed)
+    for view, seen in (("", images(config)), ("_flipped", images(config)[:, :, ::-1])):
+        np.testing.assert_array_equal([row[f"codes{view}"] for row in rows], coder.encode(seen))
+        expected = model.apply({"params": params}, jnp.asarray(seen) / 127.5 - 1, method="encode")
+        for name in ("mean", "logvar"):
+            stored = np.stack([row[f"latent_{name}{view}"] for row in rows])
+            assert stored.dtype == np.float16 and stored.std() > 0.1
+            np.testing.assert_allclose(stored, expected[name], rtol=2e-3, atol=2e-2)
+    assert any((row["codes"] != row["codes_flipped"]).any() for row in rows)
+
+
+def test_moments_need_weights(config, workdir):
+    config.codes.autoencoder = "autoencoder"
+    config.autoencoder.path = ""
+    with pytest.raises(UserError, match="codes needs the weights of autoencoder.*dlc import vae.*codes.autoencoder=''"):
+        run(config, workdir)
+    config.codes.autoencoder = "vae"
+    with pytest.raises(UserError, match="codes.autoencoder='vae' is no section"):
+        make(config, workdir)
+    config.encoder.model["values"] = 65537
+    with pytest.raises(UserError, match="codes of 65537 values cannot be stored; use 1 to 65536"):
+        make(config, workdir)
+
+
+def killed_at(monkeypatch, dies_at):
+    """The job dies when it has read record `dies_at`: in the middle of a shard."""
+    read = sources.source
+
+    class Dying:
+        def __init__(self, source):
+            self.source = source
+
+        def __len__(self):
+            return len(self.source)
+
+        def __getitem__(self, index):
+            if index == dies_at:
+                raise KeyboardInterrupt
+            return self.source[index]
+
+    monkeypatch.setattr(sources, "source", lambda *args, **options: Dying(read(*args, **options)))
+
+
+@pytest.mark.parametrize("dies_at", [0, 20, 49])
+def test_killed_within_a_shard_it_goes_on_there_on_more_devices_with_the_same_bytes(
+    dies_at, config, workdir, tmp_path, monkeypatch
+):
+    whole = shutil.copytree(workdir, tmp_path / "whole")
+    run(config, whole)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        killed_at(patch, dies_at)
+        run(config, workdir)
+    kept = {name: (workdir / "codes" / "train" / name).stat().st_ino for name in contents(workdir) if name.endswith("record")}
+    assert len(kept) == dies_at // SHARD
+    config.codes.batch = 16
+    run(config, workdir, devices=2)
+    assert contents(workdir) == contents(whole)
+    assert all((workdir / "codes" / "train" / name).stat().st_ino == inode for name, inode in kept.items())
+
+
+def processes(workdir, count):
+    """Starts the command in `count` processes, each with one device and its own share of the batch."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "dlc_jax.main", f"--config={workdir}/config.json", f"--config.codes.batch={8 * count}"]
+    usual = os.environ | {
+        "XLA_FLAGS": "",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": str(count),
+    }
+    return [
+        subprocess.Popen(
+            command, cwd=ROOT, env=usual | {"JAX_PROCESS_ID": str(p)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for p in range(count)
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_bytes_of_one(config, workdir, tmp_path):
+    """Killed as soon as a shard is complete, then again to the end."""
+    whole = shutil.copytree(workdir, tmp_path / "whole")
+    run(config, whole)
+    started = processes(workdir, 2)
+    while all(process.poll() is None for process in started) and not list(workdir.glob("codes/train/*.arrayrecord")):
+        time.sleep(0.01)
+    for process in started:
+        process.kill()
+    for process in started:
+        process.communicate()
+    for process in processes(workdir, 2):
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err.decode()
+    assert contents(workdir) == contents(whole)
+
+
+@pytest.fixture(scope="module")
+def coded(recipe, trained, tmp_path_factory):
+    """A workdir whose codes are complete too."""
+    workdir = shutil.copytree(trained, tmp_path_factory.mktemp("coded") / "W")
+    run(recipe.copy_and_resolve_references(), workdir)
+    home.mark_done(workdir / "codes", agenda_of(recipe, workdir)["codes"].facts)
+    return workdir
+
+
+@pytest.fixture
+def complete(coded, tmp_path):
+    return shutil.copytree(coded, tmp_path / "complete")
+
+
+def agenda_of(config, workdir):
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    return {entry.name: entry for entry in agenda.read(config, workdir, agenda.make(config, workdir, mesh))}
+
+
+def damaged(workdir, kind):
+    """The first shard of a store, made worse."""
+    path = workdir / "codes" / "train" / "codes-00000-of-00004.arrayrecord"
+    data = path.read_bytes()
+    if kind == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-100] if kind == "truncated" else data[:300] + bytes([data[300] ^ 1]) + data[301:])
+    return path
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "changed"])
+def test_damaged_shards_are_found_and_made_again_by_the_same_command(kind, config, complete, capsys):
+    want = contents(complete)
+    assert agenda_of(config, complete)["codes"].skip == "complete"
+    path = damaged(complete, kind)
+    line = refused(capsys, "codes", "verify", complete)
+    assert str(path) in line and ("delete it" in line) == (kind == "changed")
+    with pytest.raises(UserError, match=path.name):
+        codes.CodeStore(path.parent).codes()
+    if kind == "changed":
+        path.unlink()
+    assert agenda_of(config, complete)["codes"].skip == ""
+    run(config, complete)
+    assert contents(complete) == want and agenda_of(config, complete)["codes"].skip == "complete"
+
+
+def test_codes_of_another_encoder_are_refused(config, complete, tmp_path, capsys):
+    """Put in the place of one's own, and by `path` beside an encoder that did not make them."""
+    other = tmp_path / "other"
+    save(other / "encoder", Encoder(**config.encoder.model), config.data.image, seed=5)
+    home.mark_done(other / "encoder", {"steps": 24})
+    (other / "config.json").write_text(json.dumps(config.to_dict()))
+    config.codes.path = str(complete / "codes")
+    with pytest.raises(UserError, match=r"complete/codes/train was made by another encoder .*codes.path left out"):
+        run(config, other)
+    assert run(config, tmp_path / "complete")["codes/train_count"] == COUNT  # beside the one that did
+    config.codes.path = ""
+    shutil.copytree(complete / "codes", other / "codes", dirs_exist_ok=True)
+    before = contents(other)
+    with pytest.raises(UserError, match="other/codes/train was made by another encoder"):
+        agenda_of(config, other)
+    for action in ("info", "verify"):
+        assert "was made by another encoder" in refused(capsys, "codes", action, other)
+    assert contents(other) == before
+
+
+def test_info_and_verify_say_what_there_is(complete, capsys):
+    assert cli.main(["codes", "info", str(complete)]) == 0
+    out = capsys.readouterr().out
+    assert f"{complete}/codes/train: 50 codes in 4 shards" in out and "6 positions of 8 values, uint8" in out
+    assert checkpoint.identity_of(complete / "encoder" / "checkpoints") in out and '"split": "train"' in out
+    assert cli.main(["codes", "verify", str(complete)]) == 0
+    assert capsys.readouterr().out == f"verified 50 codes in 4 shards of {complete}/codes\n"
+
+
+def test_what_there_is_nothing_to_verify_of(workdir, complete, capsys):
+    assert "no complete code store" in refused(capsys, "codes", "verify", workdir)
+    config = json.loads((complete / "config.json").read_text())
+    (complete / "config.json").write_text(json.dumps({**config, "codes": {}}))
+    assert "no section with stage='codes'" in refused(capsys, "codes", "info", complete)
+
+
+def test_progress_tells_images_a_second_and_the_time_left(config, workdir, capsys, monkeypatch):
+    seconds = itertools.count()
+    monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    run(config, workdir)
+    drawn = capsys.readouterr().err.split("\r")
+    assert any(re.fullmatch(r"codes: 40/50 images, \d+ images/s, \d+ s left *", line) for line in drawn), drawn
