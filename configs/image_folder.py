@@ -124,11 +124,11 @@ def latent256() -> ConfigDict:
             interpolation="bicubic",
         )),
         optimizer=optimizer(5e-5, schedule="cosine", final=0.02, warmup=2500, weight_decay=0.04, b2=0.999) | dict(
-            weight_decay_final=10.0, decayed="(?!.*(bias$|norm|gamma)).*", layer_decay=0.9, multipliers=(("vit/patch_embed/.*", 0.2),),
-            freeze=(("head/(direction|gain)", 300),),  # 1 % of the run, as in the paper
+            weight_decay_final=10.0, decayed="(?!.*(bias$|norm|gamma)).*|simplicial/bias", layer_decay=0.9,
+            multipliers=(("vit/patch_embed/.*", 0.2),), freeze=(("(patch_)?head/(direction|gain)", 300),),  # 1 % of the run, as in the paper
         ),
         monitor=dict(every=5000, count=5000),
-        train=train(steps=30_000, batch=256, clip=3.0, clip_apart=("head/.*",), dtype="bfloat16"),
+        train=train(steps=30_000, batch=256, clip=3.0, clip_apart=("(patch_)?head/.*",), dtype="bfloat16"),
     )  # fmt: skip
     prior = dict(
         stage="prior",

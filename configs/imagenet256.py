@@ -65,14 +65,15 @@ def get_config(variant: str = "") -> ConfigDict:
             ratio=(3 / 4, 4 / 3), flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8, lightness=0.0, gray=0.2,
             blur=(1.0, 0.1, 0.5), blur_quirk=True, blur_sigma=(0.1, 2.0), solarize=(0.0, 0.2, 0.0), shift=0.0, interpolation="bicubic",
         )),
-        # Decays what DINOv2's code decays: tokens and positions too, but no biases, norms or LayerScale.
+        # Decays what DINOv2's code decays: tokens and positions too, those of the simplicial head (its "bias") among them, but no biases,
+        # norms or LayerScale.
         optimizer=dict(
             learning_rate=rate, schedule="cosine", warmup=12_500, final=1e-6 / rate, weight_decay=0.04, weight_decay_final=10.0,
-            decayed="(?!.*(bias$|norm|gamma)).*", layer_decay=0.9, multipliers=(("vit/patch_embed/.*", 0.2),),
-            freeze=(("head/(direction|gain)", 1250),), b1=0.9, b2=0.999, eps=1e-8,
+            decayed="(?!.*(bias$|norm|gamma)).*|simplicial/bias", layer_decay=0.9, multipliers=(("vit/patch_embed/.*", 0.2),),
+            freeze=(("(patch_)?head/(direction|gain)", 1250),), b1=0.9, b2=0.999, eps=1e-8,
         ),
         monitor=dict(every=6250, count=10_000),
-        train=train(steps=125_000, batch=batch, clip=3.0, clip_apart=("head/.*",)),
+        train=train(steps=125_000, batch=batch, clip=3.0, clip_apart=("(patch_)?head/.*",)),
     )  # fmt: skip
     prior = dict(
         stage="prior",

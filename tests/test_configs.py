@@ -5,16 +5,19 @@ import dataclasses
 import importlib.util
 import inspect
 import itertools
+import re
 from pathlib import Path
 
 import jax
 import ml_collections
+import numpy as np
 import pytest
 
 from dlc_jax import checkup, optim, parallel, train
 from dlc_jax.data import sources
 from dlc_jax.data.transforms import MultiCrop
 from dlc_jax.evals.probe import Fit
+from dlc_jax.interop import slots, torch_names
 from dlc_jax.metrics import Writer
 from dlc_jax.models.dit import SIZES, DiT
 from dlc_jax.models.masked_transformer import MaskedTransformer
@@ -125,6 +128,43 @@ def test_every_imagenet_variant_builds_any_step_alone(tmp_path):
                 assert {name: config[step].model[name] for name in shapes[size]} == shapes[size]
                 assert made.batch_spec["latent"].shape == (256, pixels // 8, pixels // 8, 4)
     assert not list(tmp_path.iterdir())
+
+
+def told_by_dinov2(name, depth):
+    """(factor of the learning rate, decays, is frozen at first, is clipped with the heads) of a parameter, by the reference's own name."""
+    rank, head = depth + 1, name.startswith(("dino_head.", "ibot_head."))
+    if not head:
+        if re.match("(pos_embed|patch_embed|mask_token|cls_token|register_tokens)", name):
+            rank = 0
+        elif block := re.match(r"blocks\.(\d+)\.", name):
+            rank = int(block[1]) + 1
+    decays = not (name.endswith(".bias") or "norm" in name or "gamma" in name)
+    return 0.9 ** (depth + 1 - rank) * (0.2 if "patch_embed" in name else 1), decays, "last_layer" in name, head
+
+
+@pytest.mark.parametrize("readout, separate_head", [("plain", False), ("shared", True), ("pos-shared", True)])
+@pytest.mark.parametrize("recipe, variant", [("imagenet256", ""), ("image_folder", "latent256")])
+def test_every_parameter_is_treated_as_dinov2_does(recipe, variant, readout, separate_head, tmp_path):
+    """Name by name: learning rate, weight decay, what is frozen at first, what is clipped together."""
+    section = (config := load(ROOT / "configs" / f"{recipe}.py", variant)).encoder
+    section.model.update(dict(readout=readout, separate_head=separate_head))
+    params, _ = jax.eval_shape(STAGES["encoder"](config, step="encoder", workdir=tmp_path).init, jax.random.key(0))
+    rule, depth = section.optimizer, section.model.depth
+    given = dict(layer_decay=rule.layer_decay, multipliers=rule.multipliers, freeze=rule.freeze)
+    (_, until), *others = rule.freeze
+    assert not others
+    start, later = (slots.flat(optim._factors(params, count, **given)) for count in (until - 1, until))
+    decays = slots.flat(optim.named(params, rule.decayed, "decayed"))
+    seen = set()
+    for name, slot in torch_names.official(slots.shapes_of(params)).items():
+        seen.add(slot.path)
+        number = int(name.split(".")[1]) if name.startswith("blocks.") else ...
+        first, factor = (np.broadcast_to(np.squeeze(found[slot.path])[number], ()) for found in (start, later))
+        apart = any(re.fullmatch(pattern, slot.path) for pattern in section.train.clip_apart)
+        rate, *rest = told_by_dinov2(name, depth)
+        assert factor == pytest.approx(rate, rel=1e-5), name
+        assert [decays[slot.path], first == 0, apart] == rest, name
+    assert seen == decays.keys()
 
 
 CHANGED = [  # the words that change a step

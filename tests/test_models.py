@@ -409,6 +409,20 @@ def test_straight_through_draws_from_the_softmax():
     np.testing.assert_allclose((draws[:, 0] * draws[:, 1]).sum(-1).mean(), (jnp.exp(logits) ** 2).sum(), atol=0.04)
 
 
+def test_noise_has_the_high_range(monkeypatch):
+    """The common draw ends at 16: of 4096 values the unlikely ones would come too seldom."""
+    asked, draw = [], jax.random.gumbel
+
+    def gumbel(*args, mode=None, **kwargs):
+        asked.append(mode)
+        return draw(*args, mode=mode, **kwargs)
+
+    monkeypatch.setattr(jax.random, "gumbel", gumbel)
+    for relaxation in ("gumbel", "straight_through"):
+        simplicial.relax(normal(0, 3, L, V), relaxation, keys=jax.random.split(jax.random.key(0), 3))
+    assert asked == ["high", "high"]
+
+
 def test_noise_belongs_to_the_example():
     logits, keys = normal(0, 3, L, V), jax.random.split(jax.random.key(0), 3)
     whole = simplicial.relax(logits, "gumbel", keys=keys)

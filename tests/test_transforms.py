@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
-from dlc_jax.data import sources, transforms
+from dlc_jax.data import colors, sources, transforms
 from dlc_jax.data.decoder import Picture, decode_image
 from dlc_jax.data.loader import batches
 from dlc_jax.errors import UserError
@@ -150,6 +150,20 @@ def test_multi_crop_gives_each_kind_of_crop_its_own_probabilities():
         np.testing.assert_array_equal(got, want)
     out = transforms.MultiCrop(global_size=16, **{**PLAIN, **whole, "blur": (1, 0, 1)})(record, np.random.default_rng(0))
     assert [(crop == x).all() for crop in [*out["global"], *out["local"]]] == [False, True, True, False, False]
+
+
+def test_a_crop_is_flipped_jittered_grayed_blurred_and_solarized_in_that_order():
+    always = dict(flip=1.0, jitter_probability=1.0, gray=1.0, blur=(1.0,) * 3, solarize=(1.0,) * 3)
+    crop = transforms.MultiCrop(global_size=16, global_crops=1, local_crops=1, local_size=8, **always)
+    found, rng = crop({"image": noise(40, 40)}, np.random.default_rng(0)), np.random.default_rng(0)
+    boxes = crop.boxes(40, 40, rng)
+    steps = (colors.ColorJitter(0.4, 0.4, 0.2, 0.1, probability=1.0), colors.Gray(1.0), colors.Blur(1.0), colors.Solarize(1.0))
+    for name, size in (("global", 16), ("local", 8)):
+        cut = transforms.RandomResizedCrop(size).cut(Image.fromarray(noise(40, 40)), boxes[name][0])
+        pixels = np.asarray(transforms.Flip(1.0)(cut, rng))
+        for step in steps:
+            pixels = step(pixels, rng)
+        np.testing.assert_array_equal(found[name][0], pixels)
 
 
 def test_blur_quirk_takes_one_minus_the_probabilities():

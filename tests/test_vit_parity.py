@@ -13,7 +13,7 @@ pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-L, V = 128, 64
+L, V = 512, 64
 SMALL = {"width": 96, "depth": 4, "heads": 3}
 
 
@@ -144,15 +144,16 @@ def test_every_block_of_size_s(registers, side):
     compare(pair(registers, size="S"), side, number=1)
 
 
+@pytest.mark.parametrize("side, number", [(224, 8), (98, 8), (518, 4)])
 @pytest.mark.parametrize("registers, size", [(0, None), (4, None), (4, "S")])
-def test_codes(registers, size, capsys):
+def test_codes(registers, size, side, number, capsys):
     """The same simplicial head on both outputs. Codes may differ only where torch's two largest logits all but tie."""
     model, network, variables = pair(registers, size=size)
     width, depth, heads = network.width, network.depth, network.heads
     random = np.random.default_rng(2)
     embed = random.uniform(-1, 1, ((1 + registers) * width, L * V)).astype(np.float32) / ((1 + registers) * width) ** 0.5
     scale, bias = (1 + 0.2 * random.normal(size=L * V)).astype(np.float32), 0.2 * random.normal(size=L * V).astype(np.float32)
-    pixels = images(16, 224)
+    pixels = images(number, side)
 
     states, _ = outputs(model, pixels)
     tokens = torch.from_numpy(states[-1][:, : 1 + registers].reshape(len(pixels), -1))
@@ -182,7 +183,8 @@ def test_codes(registers, size, capsys):
     agreement = (narrow == expected.argmax(-1)).mean()
     with capsys.disabled():
         print(
-            f"\n{model.config.model_type}, width {width}, depth {depth}: logits within {error:.1e}, {1 - clear.mean():.3%} of {clear.size} "
-            f"codes too near a tie, {(found != expected.argmax(-1)).sum()} differ; bfloat16 agrees in {agreement:.2%}"
+            f"\n{model.config.model_type}, width {width}, depth {depth}, {side} px: logits within {error:.1e}, "
+            f"{1 - clear.mean():.3%} of {clear.size} codes too near a tie, {(found != expected.argmax(-1)).sum()} differ; "
+            f"bfloat16 agrees in {agreement:.2%}"
         )
     assert agreement > 0.8

@@ -17,7 +17,7 @@ from dlc_jax.errors import UserError
 from dlc_jax.models.simplicial import Encoder
 from dlc_jax.models.vit import standardize
 from dlc_jax.plan import program
-from dlc_jax.stages import STAGES
+from dlc_jax.stages import STAGES, encoder
 from dlc_jax.step import make_init, make_train_step, make_validation_step
 
 GROUP = 4
@@ -63,10 +63,24 @@ def log_softmax(x):
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
+def center_targets(logits, center):
+    return np.exp(log_softmax((logits - center) / 0.04))
+
+
+def balanced_targets(logits, _):
+    """Sinkhorn-Knopp as it is written, on all samples: totals of prototypes, then of samples, three times."""
+    q = np.exp((logits - logits.max()) / 0.04)
+    for _ in range(3):
+        q = q / q.sum(tuple(range(q.ndim - 1)))
+        q = q / q.sum(-1, keepdims=True)
+    return q
+
+
+@pytest.mark.parametrize("teacher", ["centering", "sinkhorn"])
 @pytest.mark.parametrize("separate", [False, True], ids=["shared head", "separate head"])
-def test_terms_are_those_of_whole_images(separate):
-    """Every patch through the head, without a buffer, then numpy: DINO and iBOT with centers that are not zero."""
-    stage = make(objective=dict(drop_path=0.0), model=dict(separate_head=separate))
+def test_terms_are_those_of_whole_images(separate, teacher):
+    """Every patch through the head, without a buffer, then numpy: DINO, iBOT and KoLeo, with centers that are not zero."""
+    stage = make(objective=dict(drop_path=0.0, teacher=teacher), model=dict(separate_head=separate))
     config = recipe(model=dict(separate_head=separate)).encoder
     state = jax.jit(make_init(stage))(jax.random.key(0))
     centers = {name: 0.1 * np.cos(np.arange(24))[None] * sign for name, sign in (("center", 1), ("patch_center", -1))}
@@ -79,26 +93,62 @@ def test_terms_are_those_of_whole_images(separate):
     found = jax.jit(make_validation_step(stage))(state, batch, {}, jax.random.key(3))
     model = Encoder(**config.model)
 
-    def see(params, crops, hidden=None):
-        pixels = standardize(jnp.asarray(crops).reshape(-1, *crops.shape[2:]))
+    @jax.jit
+    def network(params, pixels, hidden):
         out = model.apply({"params": params}, pixels, masked=hidden)
         patches = model.apply({"params": params}, out["patches"], method=lambda model, x: model.score(model.normalize(x)))
-        return np.asarray(out["prototypes"], float).reshape(*crops.shape[:2], -1), np.asarray(patches, float)
+        return out["prototypes"], patches, out["vector"]
+
+    def see(params, crops, hidden=None):
+        pixels = standardize(jnp.asarray(crops).reshape(-1, *crops.shape[2:]))
+        scores, patches, vectors = (np.asarray(leaf, float) for leaf in network(params, pixels, hidden))
+        return scores.reshape(*crops.shape[:2], -1), patches, vectors.reshape(*crops.shape[:2], -1)
 
     hidden = batch["all/masked"].reshape(64, 16)
     assert 0 < hidden.any(1).sum() < 64
-    teacher, teacher_patches = see(state.ema, batch["all/global"])
-    views, patches = see(state.params, batch["all/global"], jnp.asarray(hidden))
-    local, _ = see(state.params, batch["all/local"])
-    targets = np.exp(log_softmax((teacher - centers["center"]) / 0.04))
+    teacher_scores, teacher_patches, _ = see(state.ema, batch["all/global"])
+    views, patches, vectors = see(state.params, batch["all/global"], jnp.asarray(hidden))
+    local, _, _ = see(state.params, batch["all/local"])
+    aim = {"centering": center_targets, "sinkhorn": balanced_targets}[teacher]
+    targets = aim(teacher_scores, centers["center"])
     log_p = log_softmax(np.concatenate([views, local], 1) / 0.1)
     pairs = [-(targets[:, t] * log_p[:, s]).sum(-1).mean() for s, t in itertools.product(range(4), range(2)) if s != t]
     np.testing.assert_allclose(found["dino"], np.mean(pairs), rtol=1e-4)
-    targets = np.exp(log_softmax((teacher_patches - centers["patch_center"]) / 0.04))
+    targets = np.zeros(patches.shape)
+    targets[hidden] = aim(teacher_patches[hidden], centers["patch_center"])
     entropies = -(targets * log_softmax(patches / 0.1)).sum(-1)
     expected = sum(entropy[mask].mean() for entropy, mask in zip(entropies, hidden) if mask.any()) / 64
     np.testing.assert_allclose(found["ibot"], expected, rtol=1e-4)
+    # of what the head has not seen, among the first crops of a group's images, then among the second ones: summed
+    units = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).reshape(-1, GROUP, 2, vectors.shape[-1])
+    distances = np.linalg.norm(units[:, :, None] - units[:, None], axis=-1) + 9.0 * np.eye(GROUP)[None, :, :, None]
+    np.testing.assert_allclose(found["koleo"], -np.log(distances.min(2)).mean((0, 1)).sum(), rtol=1e-4)
     np.testing.assert_allclose(found["loss"], found["dino"] + found["ibot"] + 0.1 * found["koleo"], rtol=1e-5)
+
+
+def test_schedules_of_the_teacher():
+    """The paper's: momentum on a cosine from 0.992 to 1 over the run, temperature straight from 0.04 to 0.07, and there it stays."""
+    stage = make(train=dict(steps=100))
+    np.testing.assert_allclose([stage.ema_decay(step) for step in (0, 25, 50, 100)], [0.992, 0.9931716, 0.996, 1.0], rtol=1e-6)
+    paper = load(ROOT / "configs" / "imagenet256.py").encoder.objective.teacher_temperature
+    found = [encoder._rise(paper, step) for step in (0, 18_750, 37_500, 125_000)]
+    np.testing.assert_allclose(found, [0.04, 0.055, 0.07, 0.07], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_bfloat16_computes_the_same_terms():
+    """Networks in bfloat16, probabilities, norms and sums in float32; gradients, averages and centers stay float32."""
+    stage = make()
+    state, batch, _ = measure(stage)
+    (_, wide), (after, narrow) = (
+        jax.jit(make_train_step(stage, dtype=dtype))(state, batch, {}, jax.random.key(1)) for dtype in ("float32", "bfloat16")
+    )
+    for name in ("loss", "dino", "ibot", "koleo", "target_entropy"):
+        assert 0 < abs(wide[name] - narrow[name]) < 0.02 * abs(wide[name]), name
+        assert narrow[name].dtype == jnp.float32
+    assert narrow["gradient_norm"] == pytest.approx(float(wide["gradient_norm"]), rel=0.1)
+    floats = [leaf.dtype for leaf in jax.tree.leaves((after.params, after.ema, after.extra)) if leaf.ndim]
+    assert set(floats) == {jnp.dtype("float32")}
 
 
 @pytest.mark.slow
@@ -205,6 +255,7 @@ def test_accumulation_of_whole_groups_equals_the_whole_step(variant):
     for a, b in zip(first, second):
         for name in ("loss", "dino", "ibot", "koleo", "consistency", "gradient_norm"):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    assert all(first[0][name] != 0 for name in ("dino", "ibot", "koleo"))  # every term is on
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole.extra, parts.extra)
 
 
