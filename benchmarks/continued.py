@@ -10,6 +10,7 @@ nearest class tokens and linear probe of class token and patches, `monitor.count
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -23,15 +24,15 @@ SHOWN = {
 
 def main(arguments) -> None:
     workdir, source = Path(arguments.workdir), Path(arguments.run)
-    exported, imported = workdir / "exported", workdir / "imported"
-    if not imported.exists():
+    exported, imported, said = workdir / "exported", workdir / "imported", workdir / "imported.txt"
+    if not said.exists():
         dlc("export", "dinov2", str(source), "--out", str(exported))
-        dlc("import", "dinov2", str(exported / "model.safetensors"), "--out", str(imported))
+        said.write_text(dlc("import", "dinov2", str(exported / "model.safetensors"), "--out", str(imported)))
+    start = shlex.split(said.read_text().splitlines()[-1])  # the flags that import prints: those of the model, and of the start
     curves = {"before": [(0, evaluated(source)[-1][1])]}
     for name, frozen in (("frozen first", (("vit/.*", arguments.frozen),)), ("not frozen", ())):
         directory = workdir / name.replace(" ", "_")
-        given = [f"--config={source}/config.json", f"--workdir={directory}", "--config.steps=('encoder',)"]
-        given += [f"--config.encoder.train.init_from={imported}", "--config.encoder.train.init_new=('simplicial.*','head.*')"]
+        given = [f"--config={source}/config.json", f"--workdir={directory}", "--config.steps=('encoder',)", *start]
         given += [f"--config.encoder.optimizer.freeze={frozen}", f"--config.encoder.train.steps={arguments.steps}"]
         given += [f"--config.encoder.monitor.every={arguments.every}", *arguments.rest]
         subprocess.run([sys.executable, "-m", "dlc_jax.main", *given], check=True, stdout=sys.stderr)
@@ -39,8 +40,9 @@ def main(arguments) -> None:
     print("\n\n".join(f"**{what}**, %\n\n{table(key, curves)}" for key, what in SHOWN.items()))
 
 
-def dlc(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "dlc_jax.cli", *arguments], check=True, stdout=sys.stderr)
+def dlc(*arguments: str) -> str:
+    command = [sys.executable, "-m", "dlc_jax.cli", *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def evaluated(directory: Path) -> list[tuple[int, dict]]:
