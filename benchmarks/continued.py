@@ -1,6 +1,6 @@
 """Training goes on from a backbone whose heads are lost, with the backbone frozen at first and without: a markdown table.
 
-    python benchmarks/continued.py W --workdir runs/continued [--steps 300] [--frozen 150] [--every 50] [-- --config.NAME=VALUE …]
+    python benchmarks/continued.py W --workdir runs/continued [--steps 300] [--frozen 150] [--every 50] [--config.NAME=VALUE …]
 
 W is a finished run of an encoder. Its backbone leaves through `dlc export dinov2` and comes back through `dlc import dinov2`, as DINOv2's own
 weights would come: without simplicial and DINO heads (facebookresearch/dinov2#204). Then it is trained on by W's own recipe, twice with
@@ -22,7 +22,7 @@ SHOWN = {
 }
 
 
-def main(arguments) -> None:
+def main(arguments, rest) -> None:
     workdir, source = Path(arguments.workdir), Path(arguments.run)
     exported, imported, said = workdir / "exported", workdir / "imported", workdir / "imported.txt"
     if not said.exists():
@@ -34,7 +34,7 @@ def main(arguments) -> None:
         directory = workdir / name.replace(" ", "_")
         given = [f"--config={source}/config.json", f"--workdir={directory}", "--config.steps=('encoder',)", *start]
         given += [f"--config.encoder.optimizer.freeze={frozen}", f"--config.encoder.train.steps={arguments.steps}"]
-        given += [f"--config.encoder.monitor.every={arguments.every}", *arguments.rest]
+        given += [f"--config.encoder.monitor.every={arguments.every}", *rest]
         subprocess.run([sys.executable, "-m", "dlc_jax.main", *given], check=True, stdout=sys.stderr)
         curves[name] = evaluated(directory)
     print("\n\n".join(f"**{what}**, %\n\n{table(key, curves)}" for key, what in SHOWN.items()))
@@ -63,11 +63,10 @@ def table(key: str, curves) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("run", metavar="W")
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--frozen", type=int, default=150)
     parser.add_argument("--every", type=int, default=50)
-    parser.add_argument("rest", nargs="*", help="after --: fields of the recipe")
-    main(parser.parse_args())
+    main(*parser.parse_known_args())

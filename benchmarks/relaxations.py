@@ -1,10 +1,10 @@
 """Softmax, Gumbel-softmax and straight-through codes with the same budget and several seeds, side by side: a markdown table.
 
-    python benchmarks/relaxations.py --workdir runs/relaxations [--steps 400] [--seeds 3] -- --config=configs/image_folder.py --config.data.path=PATH
+    python benchmarks/relaxations.py --workdir runs/relaxations [--steps 400] [--seeds 3] --config=configs/image_folder.py --config.data.path=PATH
 
-What follows `--` is given to `python -m dlc_jax.main` of every run; only the relaxation and the seed differ. Each run ends with the checkup of
-its `monitor`: hard codes (argmax, without noise) of `monitor.count` training and as many validation images. Runs that are complete are
-not repeated, interrupted ones go on.
+What it does not know itself is given to `python -m dlc_jax.main` of every run; only the relaxation and the seed differ. Each run ends
+with the checkup of its `monitor`: hard codes (argmax, without noise) of `monitor.count` training and as many validation images. Runs
+that are complete are not repeated, interrupted ones go on.
 """
 
 import argparse
@@ -24,14 +24,14 @@ SHOWN = {
 }
 
 
-def main(arguments) -> None:
+def main(arguments, rest) -> None:
     found = {relaxation: [] for relaxation in RELAXATIONS}
     for seed in range(arguments.seeds):
         for relaxation in RELAXATIONS:
             workdir = Path(arguments.workdir) / f"{relaxation}-{seed}"
             given = [f"--config.encoder.model.relaxation={relaxation}", f"--config.seed={seed}", "--config.steps=('encoder',)"]
             given += [f"--config.encoder.train.steps={arguments.steps}", f"--workdir={workdir}"]
-            subprocess.run([sys.executable, "-m", "dlc_jax.main", *arguments.rest, *given], check=True, stdout=sys.stderr)
+            subprocess.run([sys.executable, "-m", "dlc_jax.main", *rest, *given], check=True, stdout=sys.stderr)
             found[relaxation].append(json.loads((workdir / "results.json").read_text()))
             print(table(found), flush=True)
 
@@ -52,9 +52,8 @@ def spread(numbers: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("rest", nargs="*", help="after --: the recipe, and fields of it")
-    main(parser.parse_args())
+    main(*parser.parse_known_args())
