@@ -41,7 +41,8 @@ def make(config, workdir: Path, mesh) -> dict[str, Stage | Job]:
     """Every step of the recipe, checked as far as it can be before anything is written.
 
     Raises:
-      UserError: a step that there is not, one that refuses its section or the mesh, or one that cannot start from its `init_from`.
+      UserError: a step that there is not, one that refuses its section or the mesh, one whose model cannot be or cannot start from its
+        `init_from`, or one that reads other codes than the encoder gives.
     """
     unknown = [name for name in config.steps if name not in config or config[name].stage not in STAGES]
     if unknown:
@@ -52,23 +53,43 @@ def make(config, workdir: Path, mesh) -> dict[str, Stage | Job]:
             plan = step.plan
             parallel.check_batch(plan.batch, mesh, accumulate=plan.accumulate, group=step.group, where=f"{name}.train")
             if name not in recipe.unneeded(config):
-                _check_start(step, name, workdir)
+                _check_model(step, name, workdir)
+            _check_codes(config, name)
         else:  # now, and not when days of training are over
             for program in step.programs.values():
                 parallel.check_batch(program.batch, mesh, accumulate=1, where=name)
     return made
 
 
-def _check_start(step: Stage, name: str, workdir: Path) -> None:
-    """Refuses a start that cannot be before the workdir takes this recipe for its own: it would refuse the corrected one."""
+def _check_model(step: Stage, name: str, workdir: Path) -> None:
+    """Refuses a model that is none, or cannot start from `init_from`, before the workdir takes this recipe for its own.
+
+    Afterwards it would refuse the corrected recipe.
+    """
+    try:
+        params, _ = jax.eval_shape(step.init, jax.random.key(0))
+    except UserError as error:
+        raise UserError(f"{name}.model: {error}") from error
     start = step.plan.init_from
     # What has a checkpoint goes on from that; what this very run makes is not there yet.
     if start and not any((workdir / name / "checkpoints").glob("*")) and workdir.resolve() not in Path(start).resolve().parents:
-        params, _ = jax.eval_shape(step.init, jax.random.key(0))
         try:
             checkpoint.check_start(start, params, new=step.plan.init_new)
         except UserError as error:
             raise UserError(f"{name}.{error}") from error
+
+
+def _check_codes(config, name: str) -> None:
+    """Refuses a reader of other codes than the encoder gives, and not when the encoder is trained."""
+    section = config[name]
+    if "model" in section and section.get("codes"):
+        encoder = config[section.codes].encoder
+        for field in ("positions", "values"):
+            reads, gives = section.model[field], config[encoder].model[field]
+            if reads != gives:
+                raise UserError(
+                    f"{name}.model.{field}={reads}, but {section.codes} gives what {encoder}.model.{field}={gives} says; set both alike"
+                )
 
 
 def operational(made: dict[str, Stage | Job]) -> tuple[str, ...]:

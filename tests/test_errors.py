@@ -9,6 +9,7 @@ import sys
 import pytest
 from test_configs import load
 
+from dlc_jax import main
 from dlc_jax import workdir as home
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -100,6 +101,30 @@ def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_written(fi
     line = refused(TINY, f"--workdir={tmp_path / 'workdir'}", f"--config.{field}")
     assert all(word in line for word in words), line
     assert not (tmp_path / "workdir").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (["encoder.model.values=65537"], "65537"),
+        (["encoder.model.values=32"], "prior.model.values=16, but codes gives what encoder.model.values=32 says"),
+        (["generator.model.positions=12"], "generator.model.positions=12, but codes gives"),
+        (["encoder.model.positions=0"], "encoder.model.positions=0 must be at least 1"),
+        (["encoder.model.image=18"], "encoder.model: images of 18 pixels cannot be cut into patches of 8"),
+        (["encoder.model.patch=0"], "encoder.model.patch=0 must be at least 1"),
+        (["encoder.crops.tint.global_size=20"], "give --config.encoder.crops.tint.global_size=16"),
+        (["encoder.crops.tint.local_size=6", "encoder.crops.tint.local_crops=2"], "encoder.crops.tint.local_size=6 cannot be cut"),
+        (["encoder.model.readout=mean"], "encoder.model: readout='mean' is not one of plain, shared, pos-shared"),
+        (["encoder.model.heads=3"], "encoder.model: width 128 is not a multiple of 3 heads"),
+        (["encoder.train.init_from=configs"], "encoder.train.init_from=configs: no good checkpoint"),
+    ],
+)
+def test_what_no_step_can_be_is_refused_before_the_folder_is_of_this_recipe(fields, words, tmp_path, capsys):
+    """Once it is, the corrected command would be one of another config."""
+    assert main.main(["dlc", TINY, f"--workdir={tmp_path / 'W'}", *(f"--config.{field}" for field in fields)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and words in err, err
+    assert not (tmp_path / "W").exists()
 
 
 @pytest.mark.parametrize("kilobytes", [2, pytest.param(200, marks=pytest.mark.slow)], ids=["at_once", "at_the_first_checkpoint"])

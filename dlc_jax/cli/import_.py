@@ -18,6 +18,7 @@ from dlc_jax.interop.weights import Weights
 from dlc_jax.models.autoencoder import Autoencoder
 from dlc_jax.models.simplicial import DinoHead, Encoder
 from dlc_jax.models.vit import ViT
+from dlc_jax.stages import encoder
 
 DINOV2 = "dlc import dinov2 dinov2_vitl14_reg4_pretrain.pth --out weights/dinov2"
 SEM = "dlc import sem model.safetensors --out runs/published --positions 512 --values 256"
@@ -128,13 +129,7 @@ def _fit(config, model: dict) -> None:
     for section in config.values():
         if isinstance(section, ml_collections.ConfigDict) and "model" in section and section.model.get("positions"):
             section.model.update({name: model[name] for name in ("positions", "values")})
-    for kind, crops in config[weights.STEP].crops.items():
-        for name in ("global_size", "local_size"):
-            if crops[name] % model["patch"]:
-                raise UserError(
-                    f"{weights.STEP}.crops.{kind}.{name}={crops[name]} cannot be cut into patches of {model['patch']}; give "
-                    f"--config.{weights.STEP}.crops.{kind}.{name}={crops[name] // model['patch'] * model['patch']}"
-                )
+    encoder.check_crops(config[weights.STEP].crops, model["patch"], weights.STEP)
 
 
 def _heads(section: dict) -> dict:

@@ -104,10 +104,13 @@ def make(config, *, step: str, workdir) -> Stage:
             )
     if objective.koleo and not objective.koleo_group and plan.accumulate > 1:
         raise UserError(f"{step}.objective.koleo_group=0 compares the whole batch: set {step}.train.accumulate=1, or a group")
+    if model.positions < 1:
+        raise UserError(f"{step}.model.positions={model.positions} must be at least 1")
     if model.positions % len(kinds):
         raise UserError(
             f"{step}.model.positions={model.positions} cannot be shared out among {len(kinds)} kinds of crops ({', '.join(kinds)})"
         )
+    check_crops(section.crops, model.patch, step)
     share = model.positions // len(kinds)
     ranges = {kind: (place * share, (place + 1) * share) for place, kind in enumerate(kinds)}
     sides = {kind: section.crops[kind].global_size // model.patch for kind in kinds}
@@ -304,6 +307,20 @@ def make(config, *, step: str, workdir) -> Stage:
         },
         reads=lambda: {"source": sources.identity(split="train", **config.data)},
     )
+
+
+def check_crops(crops, patch: int, step: str) -> None:
+    """UserError if patches do not divide the crops of a section `crops`."""
+    if patch < 1:
+        raise UserError(f"{step}.model.patch={patch} must be at least 1")
+    for kind, one in crops.items():
+        for name in ("global", "local"):
+            size = one[f"{name}_size"]
+            if one[f"{name}_crops"] and (size % patch or size < patch):
+                raise UserError(
+                    f"{step}.crops.{kind}.{name}_size={size} cannot be cut into patches of {patch}; give "
+                    f"--config.{step}.crops.{kind}.{name}_size={max(1, size // patch) * patch}"
+                )
 
 
 def flops(model: Encoder, crops, objective: Objective) -> float:
