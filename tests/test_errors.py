@@ -116,6 +116,7 @@ def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_written(fi
         (["encoder.crops.tint.local_size=6", "encoder.crops.tint.local_crops=2"], "encoder.crops.tint.local_size=6 cannot be cut"),
         (["encoder.model.readout=mean"], "encoder.model: readout='mean' is not one of plain, shared, pos-shared"),
         (["encoder.model.heads=3"], "encoder.model: width 128 is not a multiple of 3 heads"),
+        (["seed=-1"], "seed=-1 is no whole number from 0 to 2147483647"),
         (["encoder.train.init_from=configs"], "encoder.train.init_from=configs: no good checkpoint"),
     ],
 )

@@ -236,12 +236,14 @@ def test_help_has_examples(verb, capsys):
         ("import dinov2 {here}/vit.safetensors --out {here}", "is there already"),
         ("import dinov2 {here}/vit.safetensors --out {here}/new --sed 3", "--sed"),
         ("import dinov2 {here}/vit.safetensors --out {here}/text.npz/new", "text.npz"),
-        ("import dinov2 {here}/sem.safetensors --out {here}/new", "sem_embed.weight has no place"),
+        ("import dinov2 {here}/sem.safetensors --out {here}/new", "sem_embed.weight), which is no part of DINOv2; dlc import sem takes it"),
         ("import vae {here}/vit.safetensors --out {here}/new", "no autoencoder"),
         ("import sem {here}/vit.safetensors --out {here}/new {recipe}", "no simplicial head"),
         ("import sem {here}/sem.safetensors --out {here}/new {recipe}", "48 numbers before the softmax, L x V: give --positions"),
         ("import sem {here}/sem.safetensors --out {here}/new --positions 0 {recipe}", "0"),
         ("import sem {here}/sem.safetensors --out {here}/new --positions 7 {recipe}", "not 7 x 6"),
+        ("import sem {here}/headless.safetensors --out {here}/new {recipe} --config.seed=-1", "seed=-1"),
+        ("import sem {here}/wide.safetensors --out {here}/new --positions 1 {recipe}", "values=70000 is more than 65536"),
         ("import sem {here}/sem.safetensors --out {here}/new --positions 6 --config=nowhere.py", "nowhere.py"),
         ("import sem {here}/sem.safetensors --out {here}/new --positions 6 {recipe} --config.seeed=1", "seeed"),
         ("import sem {here}/sem.safetensors --out {here}/new --positions 6 {recipe} --config.encoder.crops.form.global_size=18", "patches of 4"),
@@ -254,6 +256,8 @@ def test_help_has_examples(verb, capsys):
 def test_refused_in_one_line(arguments, words, tmp_path, capsys):
     write(tmp_path / "vit.safetensors", official())
     write(tmp_path / "sem.safetensors", official(readout="plain", head=True))
+    write(tmp_path / "headless.safetensors", official(readout="shared"))
+    write(tmp_path / "wide.safetensors", official(readout="plain", positions=1, values=70_000, registers=0))
     (tmp_path / "text.safetensors").write_text("no tensors at all")
     (tmp_path / "text.npz").write_text("")
     before = sorted(tmp_path.rglob("*"))

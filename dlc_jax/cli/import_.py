@@ -60,6 +60,8 @@ def run(arguments, rest) -> None:
 
 def dinov2(arguments, rest) -> None:
     out, found = weights.absent(arguments.out), Weights(arguments.file, torch_names.clean)
+    if "sem_embed.weight" in found.shapes:
+        raise UserError(f"{found.where} has a simplicial head (sem_embed.weight), which is no part of DINOv2; dlc import sem takes it")
     model = sections.vit(found.shapes, found.where, heads=found.number("heads"))
     head = sections.head(found.shapes, found.where)
     parts = {"vit": weights.abstract(ViT(**model), (1, model["image"], model["image"], 3))}

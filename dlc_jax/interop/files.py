@@ -62,7 +62,7 @@ def _safetensors(path: Path) -> Tensors:
     def read(name):
         try:
             return file.get_tensor(name)
-        except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:  # a type that numpy has not
+        except (AttributeError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:  # a type that numpy has not
             raise _untyped(path, name, error) from error
 
     return Tensors(shapes, read, dict(file.metadata() or {}))
@@ -88,15 +88,15 @@ def _torch(path: Path) -> Tensors:
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in found.items()
     ):
         what = f"; it has {', '.join(map(ascii, list(found)[:5]))}" if isinstance(found, dict) else ""
-        raise UserError(f'{path} is neither a dict of tensors nor {{"teacher": one}}{what}')
+        raise UserError(f'{path} is neither a dict of tensors nor {{"teacher": one}}{what}; save the dict of the model alone')
 
     def read(name):
-        tensor = found[name].detach().contiguous()
-        if tensor.dtype == torch.bfloat16:
-            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         try:
+            tensor = found[name].detach().contiguous()
+            if tensor.dtype == torch.bfloat16:
+                return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
             return tensor.numpy()
-        except TypeError as error:
+        except (RuntimeError, TypeError) as error:  # sparse, quantized, without data
             raise _untyped(path, name, error) from error
 
     return Tensors({name: tuple(tensor.shape) for name, tensor in found.items()}, read, {})
@@ -122,7 +122,7 @@ def save(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, s
 
 
 def _untyped(path: Path, name: str, error: Exception) -> UserError:
-    return UserError(f"{path}: {name} is of a type that is not read here ({_first(error)})")
+    return UserError(f"{path}: {name} is of a type that is not read here ({_first(error)}); convert it to float32")
 
 
 def _first(error: Exception) -> str:

@@ -85,6 +85,9 @@ def simplicial(found: Found, positions: int | None, values: int | None, where: s
         readout, told = "pos-shared", {"positions": _shape(found, ("sem_bias",), 2, where)[0], "values": read}
     elif read != joint:
         readout, told = "shared", {"positions": joint // read, "values": read}
+    if told and told["positions"] * told["values"] != joint:
+        others = f"{told['positions']} x {told['values']}" if readout == "pos-shared" else f"a multiple of {read}"
+        raise UserError(f"{where}: sem_embed.weight has {joint} rows, not {others} as sem_out.weight and sem_bias have; give a whole file")
     given = {"positions": positions, "values": values}
     for name, number in told.items():
         if given[name] not in (None, number):
@@ -117,7 +120,7 @@ def _shape(found: Found, names: Sequence[str], rank: int, where: str) -> tuple[i
     shape = next((tuple(found[name]) for name in names if name in found), None)
     if shape is None:
         some = f"; it has {', '.join(list(found)[:5])}" + ", …" * (len(found) > 5) if found else ""
-        raise UserError(f"{where} does not hold this kind of model: {names[0]} is missing{some}")
+        raise UserError(f"{where} does not hold this kind of model: {names[0]} is missing{some}; dlc import --help has the kinds")
     if len(shape) != rank or not all(shape):
         raise UserError(f"{where} does not hold this kind of model: {names[0]} is {shape}, not of {rank} dimensions")
     return shape

@@ -101,4 +101,4 @@ def check(found: Mapping[str, tuple[int, ...]], table: Mapping[str, Slot], where
     ]
     if wrong:
         more = f"; and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
-        raise UserError(f"{where} does not hold this model ({'; '.join(wrong[:LISTED])}{more})")
+        raise UserError(f"{where} does not hold this model ({'; '.join(wrong[:LISTED])}{more}); give all of its tensors and no others")
