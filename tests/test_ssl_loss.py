@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlc_jax import parallel
 from dlc_jax.errors import UserError
 from dlc_jax.losses import masked as buffer
 from dlc_jax.losses import ssl
@@ -150,6 +151,27 @@ def test_koleo_against_numpy(group):
 def test_koleo_without_a_group_looks_through_the_whole_batch():
     (vectors,) = floats(RNG.normal(size=(12, 7)))
     np.testing.assert_array_equal(ssl.koleo(vectors, group=0), ssl.koleo(vectors, group=12))
+
+
+@pytest.mark.parametrize("term", ["koleo", "sinkhorn"])
+def test_whole_batches_on_eight_devices(term):
+    """What couples the whole batch, and its gradient. Of vectors well apart: a network that has learned nothing makes nearly equal ones,
+    between which rounding chooses the nearest."""
+    if len(jax.devices()) < 8:
+        pytest.skip("needs 8 devices; on CPU the tests force them")
+    mesh = parallel.make_mesh(devices=jax.devices()[:8])
+    vectors, weights = floats(RNG.normal(size=(32, 7)), RNG.normal(size=(7, 7)))
+
+    def loss(weights, vectors):
+        if term == "koleo":
+            return ssl.koleo(vectors @ weights, group=0).mean()
+        return ssl.entropy(ssl.sinkhorn(vectors @ weights, temperature=0.5)).mean()
+
+    one = jax.jit(jax.value_and_grad(loss))(weights, vectors)
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(vectors, jax.NamedSharding(mesh, parallel.BATCH))
+        eight = jax.jit(jax.value_and_grad(loss))(weights, spread)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, eight)
 
 
 def test_koleo_groups_are_apart():
