@@ -349,6 +349,15 @@ def test_another_identity_is_refused_by_names(tmp_path):
     assert restored(tmp_path, {"data": "shapes", "model": {"heads": [2, 2], "width": np.int32(8)}})[1] == 2
 
 
+def test_weights_alone_are_no_state_to_go_on_from(tmp_path):
+    """Of an imported encoder whose train.steps were raised."""
+    checkpoints = Checkpoints(tmp_path / "encoder" / "checkpoints")
+    checkpoints.save(3, {"ema": make_state(1).ema}, None, {"identity": {}})
+    checkpoints.close()
+    with pytest.raises(UserError, match=r"3 has weights alone.*train.init_from=.*encoder$"):
+        Checkpoints(tmp_path / "encoder" / "checkpoints").restore(abstract(make_state(0)), None, {"crops": {"all": 1}})
+
+
 def test_another_shape_is_refused_by_names(tmp_path):
     saved(tmp_path, 1)
     with pytest.raises(UserError, match=r"params\.dense\.kernel is \(16, 8\) and not \(16, 9\)"):

@@ -117,6 +117,7 @@ def test_the_flags_that_import_prints_start_training_from_it(layout, head, recip
         state = transformers(state)
     write(tmp_path / "vit.safetensors", state)
     out = dlc(capsys, "import", "dinov2", tmp_path / "vit.safetensors", "--out", tmp_path / "weights")
+    assert ("""'--config.encoder.train.init_new=("simplicial.*","head.*")'""" in out) == ("dino_head.mlp.0.bias" not in state)
     flags = shlex.split(out.splitlines()[-1])
     config, _ = command.parse(
         ["dlc", f"--config={ROOT / 'configs' / recipe}.py", *flags, "--config.encoder.model.positions=2"]
@@ -247,6 +248,7 @@ def test_help_has_examples(verb, capsys):
         ("import sem {here}/sem.safetensors --out {here}/new --positions 6 --config=nowhere.py", "nowhere.py"),
         ("import sem {here}/sem.safetensors --out {here}/new --positions 6 {recipe} --config.seeed=1", "seeed"),
         ("import sem {here}/sem.safetensors --out {here}/new --positions 6 {recipe} --config.encoder.crops.form.global_size=18", "patches of 4"),
+        ("import sem {here}/sem.safetensors --out {here}/text.npz/new --positions 6 {recipe}", "give another --out"),
         ("export sem {here}/nowhere --out {here}/x.safetensors", "nowhere does not exist"),
         ("export sem {here} --out {here}/x.pth", "x.pth is no .safetensors"),
         ("export dinov2 {here} --out {here}/new", "no run"),

@@ -133,10 +133,15 @@ class Checkpoints:
             except Exception as error:
                 seal.refuse(self._directory, refused, step, _unreadable(error))
                 continue
+            targets = arrays.flat(abstract)
+            if arrays.part(targets, "params") and not arrays.part(found, "params"):  # as dlc import writes it
+                raise UserError(
+                    f"{path} has weights alone, nothing to go on training from: set train.steps back, or start another run from them "
+                    f"with train.init_from={self._directory.parent}"
+                )
             if changed := arrays.changes(was, arrays.plain(identity)):
                 what = arrays.listed(changed)
                 raise UserError(f"{path} is of another model or data ({what}); use another --workdir, or set the fields back")
-            targets = arrays.flat(abstract)
             if wrong := arrays.mismatch(found, targets, dtypes=True):
                 what = arrays.listed(wrong)
                 raise UserError(f"{path} does not fit this model ({what}); use another --workdir, or the code that saved it")

@@ -11,7 +11,7 @@ from dlc_jax import command
 from dlc_jax import workdir as home
 from dlc_jax.checkpoint import Checkpoints
 from dlc_jax.cli import weights
-from dlc_jax.cli.networks import whole
+from dlc_jax.cli.networks import prepare, whole
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files, sections, slots, torch_names, vae_names
 from dlc_jax.interop.weights import Weights
@@ -72,7 +72,7 @@ def dinov2(arguments, rest) -> None:
     _save(out, params, step=0, model=model | head)
     print(f"wrote {out}: {told}\nto start from it:")
     flags = [f"--config.{weights.STEP}.model.{name}={value}" for name, value in (model | head).items()]
-    new = ("simplicial.*",) if head else ("simplicial.*", "head.*")
+    new = '("simplicial.*",)' if head else '("simplicial.*","head.*")'
     flags += [f"--config.{weights.STEP}.train.init_from={out}", f"--config.{weights.STEP}.train.init_new={new}"]
     print(shlex.join(flags))
 
@@ -95,6 +95,7 @@ def sem(arguments, rest) -> None:
     aside = {found.names[name]: found.read(name) for name in torch_names.UNUSED if name in found.shapes}
     params = found.params(torch_names.layout(found.shapes)(there), there, unused=torch_names.UNUSED)
     told = _told(params, model)
+    prepare(out, out)
     with home.lock(out):
         home.remember(out, config.to_dict())
         params.update(fresh)
