@@ -37,6 +37,7 @@ def test_refusals(untrained, tmp_path, capsys):  # noqa: F811
     assert "no codes of split 'test'" in line and "train, validation, held_out" in line
     assert "no whole number" in refused(capsys, "probe", untrained, "--count", "0")
     assert "cannot write" in refused(capsys, "probe", untrained, "--out", untrained / "config.json" / "x.json")
+    assert "it is a folder" in refused(capsys, "probe", untrained, "--out", tmp_path)  # at once
     config = json.loads((untrained / "config.json").read_text())
     del config["probe"]
     (untrained / "config.json").write_text(json.dumps(config))

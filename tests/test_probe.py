@@ -157,8 +157,6 @@ def test_scores_do_not_depend_on_how_many_are_scored_at_a_time(monkeypatch):
         (dict(train=_codes(10) + 1), "must lie in 0..4"),
         (dict(unseen=_codes(10) - 1), "must lie in 0..4"),
         (dict(labels=np.full((10, 1), 2)), "labels must lie below"),
-        (dict(train=_codes(1), labels=np.zeros((1, 1), int)), "two examples"),
-        (dict(unseen=_codes(0)), "one to score"),
     ],
 )
 def test_bad_inputs(change, error):
@@ -166,6 +164,14 @@ def test_bad_inputs(change, error):
     with pytest.raises(ValueError, match=error):
         asked = np.zeros((len(given["unseen"]), 1), int)
         linear_probe(given["train"], given["labels"], given["unseen"], asked, classes=(2,), values=5)
+
+
+def test_too_few_images_are_refused_in_one_line():
+    """As of dlc probe --count 1."""
+    for train, unseen in ((1, 5), (5, 0)):
+        with pytest.raises(UserError, match=f"two examples to train on .* there are {train} and {unseen}: raise count"):
+            given = _codes(train), np.zeros((train, 1), int), _codes(unseen), np.zeros((unseen, 1), int)
+            linear_probe(*given, classes=(2,), values=5)
 
 
 def test_features_of_a_diverged_encoder_are_refused_in_one_line():

@@ -65,6 +65,8 @@ def parts(total: int, size: int, what: str) -> Iterator[tuple[int, int]]:
 
 def prepare(path: Path, folder: Path) -> Path:
     """Sees to it that `path` can be written in `folder`, which is made, before the long work rather than after it."""
+    if path != folder and path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; give a file as --out")
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

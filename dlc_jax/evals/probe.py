@@ -89,15 +89,16 @@ def linear_probe(
       seed: of the order of the examples and the initial weights.
 
     Raises:
-      UserError: features are not finite.
-      ValueError: codes or labels out of range, fewer than two examples to train on, none to score.
+      UserError: features are not finite; fewer than two examples to train on, none to score.
+      ValueError: codes or labels out of range.
     """
     train, unseen, labels_train, labels_unseen = (np.asarray(array) for array in (train, unseen, labels_train, labels_unseen))
     for labels in (labels_train, labels_unseen):
         if labels.min(initial=0) < 0 or (labels >= np.asarray(classes)).any():
             raise ValueError(f"labels must lie below {list(classes)}; the largest are {labels.max(axis=0)}")
     if len(train) < 2 or not len(unseen):
-        raise ValueError(f"a probe needs two examples to train on and one to score; there are {len(train)} and {len(unseen)}")
+        counts = f"{len(train)} and {len(unseen)}"
+        raise UserError(f"a probe needs two examples to train on and one to score; there are {counts}: raise count, or give more images")
     if np.issubdtype(train.dtype, np.integer):
         for codes in (train, unseen):
             if codes.min() < 0 or codes.max() >= values:
