@@ -265,6 +265,7 @@ def test_codes_of_another_encoder_are_refused(config, complete, tmp_path, capsys
         agenda_of(config, other)
     for action in ("info", "verify"):
         assert "was made by another encoder" in refused(capsys, "codes", action, other)
+    assert "was made by another encoder" in refused(capsys, "probe", other, "--splits", "train", "--count", "8")
     assert contents(other) == before
 
 

@@ -143,6 +143,8 @@ def changed(change):
         state["blocks.0.mlp.fc2.weight"] = state["blocks.0.mlp.fc2.weight"].T.copy()
     elif change == "double":
         state["norm.weight"] = state["norm.weight"].astype(np.float64)
+    elif change == "nan":
+        state["norm.weight"][3] = np.nan
     elif change == "twice":
         state["module.norm.weight"] = state["norm.weight"]
     elif change == "foreign":
@@ -170,6 +172,7 @@ def changed(change):
         ("extra", r"sem_bias2 has no place in this model\)"),
         ("misshaped", r"blocks.0.mlp.fc2.weight is \(512, 128\) and not \(128, 512\)\)"),
         ("double", "norm.weight is float64; convert it"),
+        ("nan", "norm.weight is not finite everywhere; the file is damaged"),
         ("twice", "holds two models: norm.weight and module.norm.weight|holds two models: module.norm.weight and norm.weight"),
         ("foreign", "cls_token is missing; it has conv1.weight, fc.bias"),
         ("empty", "cls_token is missing; dlc import"),

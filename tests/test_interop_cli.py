@@ -117,20 +117,21 @@ def test_the_flags_that_import_prints_start_training_from_it(layout, head, recip
         state = transformers(state)
     write(tmp_path / "vit.safetensors", state)
     out = dlc(capsys, "import", "dinov2", tmp_path / "vit.safetensors", "--out", tmp_path / "weights")
-    assert ("""'--config.encoder.train.init_new=("simplicial.*","head.*")'""" in out) == ("dino_head.mlp.0.bias" not in state)
+    headless = "dino_head.mlp.0.bias" not in state
+    assert ("""'--config.encoder.train.init_new=("simplicial.*","(patch_)?head.*")'""" in out) == headless
     flags = shlex.split(out.splitlines()[-1])
     config, _ = command.parse(
         ["dlc", f"--config={ROOT / 'configs' / recipe}.py", *flags, "--config.encoder.model.positions=2"]
     )
-    config.encoder.model.update({"values": 4, "prototypes": 40 if "head.*" not in out else 8})
+    config.encoder.model.update({"values": 4, "prototypes": 8 if headless else 40, "separate_head": headless})
     model = Encoder(**config.encoder.model)
     fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), weights.abstract(model, (1, 12, 12, 3)))
     train = config.encoder.train
     started = checkpoint.warm_start(train.init_from, fresh, new=train.init_new)
     found, before = slots.flat(started), slots.flat(fresh)
     assert (found["vit/norm/scale"] == state["norm.weight" if layout == "official" else "layernorm.weight"]).all()
-    assert all((found[path] is before[path]) == path.startswith(("simplicial",) if "dino_head.mlp.0.bias" in state else ("simplicial", "head"))
-               for path in found)  # fmt: skip
+    new = ("simplicial", "head", "patch_head") if headless else ("simplicial",)
+    assert all((found[path] is before[path]) == path.startswith(new) for path in found)
 
 
 def test_an_encoder_of_ours_is_exported_and_imported(tmp_path, capsys):

@@ -376,6 +376,16 @@ def test_simplicial_init_bounds():
         assert 0.99 * bound < np.abs(kernel).max() <= bound
 
 
+def test_dino_head_init():
+    """As DINOv2's: dense layers N(0, 0.02), directions of the prototypes uniform as torch's linear layers, gains 1."""
+    params = simplicial.DinoHead(512, hidden=256, bottleneck=64).init(KEY, jnp.zeros((1, 32)))["params"]
+    for name in ("fc1", "fc2", "fc3"):
+        assert np.std(params[name]["kernel"]) == pytest.approx(0.02, rel=0.05) and not params[name]["bias"].any()
+    bound = 64**-0.5
+    assert 0.99 * bound < np.abs(params["direction"]).max() <= bound
+    assert np.std(params["direction"]) == pytest.approx(bound / 3**0.5, rel=0.02) and (params["gain"] == 1).all()
+
+
 @pytest.mark.parametrize("relaxation", simplicial.RELAXATIONS)
 def test_relaxations_give_points_of_the_simplex(relaxation):
     keys = jax.random.split(jax.random.key(0), 3)

@@ -72,7 +72,7 @@ def dinov2(arguments, rest) -> None:
     _save(out, params, step=0, model=model | head)
     print(f"wrote {out}: {told}\nto start from it:")
     flags = [f"--config.{weights.STEP}.model.{name}={value}" for name, value in (model | head).items()]
-    new = '("simplicial.*",)' if head else '("simplicial.*","head.*")'
+    new = '("simplicial.*",)' if head else '("simplicial.*","(patch_)?head.*")'
     flags += [f"--config.{weights.STEP}.train.init_from={out}", f"--config.{weights.STEP}.train.init_new={new}"]
     print(shlex.join(flags))
 

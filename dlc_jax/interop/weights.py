@@ -58,7 +58,7 @@ class Weights:
           unused: clean names that may be there beside the table's.
 
         Raises:
-          UserError: tensors are missing, have no place, are of another shape, or of a type that float32 does not hold; the table has no
+          UserError: tensors are missing, have no place, are of another shape, of a type that float32 does not hold, or not finite; the table has no
             name for some parameter.
         """
         slots.check({name: shape for name, shape in self.shapes.items() if name not in unused}, table, self.where)
@@ -70,6 +70,10 @@ class Weights:
             if tensor.dtype.name not in DTYPES:
                 raise UserError(
                     f"{self.where}: {self.names[name]} is {tensor.dtype.name}; convert it to one of {', '.join(DTYPES)}"
+                )
+            if not np.isfinite(tensor).all():
+                raise UserError(
+                    f"{self.where}: {self.names[name]} is not finite everywhere; the file is damaged, or its training diverged"
                 )
             slot.put(tensor, params[slot.path])
         return params

@@ -116,7 +116,7 @@ class DinoHead(nn.Module):
         x = jax.nn.gelu(Dense(self.hidden, kernel_init=NORMAL, name="fc1")(x), approximate=False)
         x = jax.nn.gelu(Dense(self.hidden, kernel_init=NORMAL, name="fc2")(x), approximate=False)
         x = Dense(self.bottleneck, kernel_init=NORMAL, name="fc3")(x)
-        direction = self.param("direction", NORMAL, (self.bottleneck, self.prototypes))
+        direction = self.param("direction", FAN_IN, (self.bottleneck, self.prototypes))
         gain = self.param("gain", ONES, (self.prototypes,))
         kernel = _unit(direction, axis=0) * gain.astype(jnp.float32)
         name = "/".join((*self.path, "direction"))

@@ -5,7 +5,7 @@ With `baselines` also what an untrained encoder's codes and plain pixels say: wh
 
 import functools
 
-from dlc_jax import checkup, recipe
+from dlc_jax import checkpoint, checkup, recipe
 from dlc_jax.data import sources
 from dlc_jax.data.codes import CodeStore
 from dlc_jax.evals import codes as health
@@ -32,11 +32,17 @@ def make(config, *, step: str, workdir) -> Job:
         if labels and section.baselines:
             of |= {"untrained": functools.partial(pipeline.encode, params=pipeline.untrained()), "pixels": checkup.pixels}
 
+        # Agreement and features are the encoder's that is here: codes of another one beside them would be two encoders in one table.
+        @functools.cache
+        def encoder():
+            return checkpoint.identity_of(recipe.trained(config, workdir, section.encoder) / "checkpoints")
+
         def read(split):
             source = sources.source(split=split, **view)
             rows = sources.choose(source, section.count)
-            codes = CodeStore(recipe.place(config, workdir, section.codes) / split).codes(rows)
-            return {"codes": codes} | checkup.read(source, rows, of)
+            store = CodeStore(recipe.place(config, workdir, section.codes) / split)
+            store.check_encoder(encoder())
+            return {"codes": store.codes(rows)} | checkup.read(source, rows, of)
 
         train, results = read("train") if labels else {}, {}
         for split in section.splits:

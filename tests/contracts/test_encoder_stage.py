@@ -223,6 +223,8 @@ VARIANTS = {
     "straight through, two kinds": dict(
         kinds=("one", "two"), objective=dict(consistency=1.0), model=dict(relaxation="straight_through", separate_head=True)
     ),
+    # One image's nearest in the whole batch. Without drop path, which makes some vectors nearly equal: then rounding decides who is nearest.
+    "koleo over all": dict(objective=dict(koleo_group=0, drop_path=0.0)),
 }
 
 
@@ -257,7 +259,7 @@ def test_eight_devices_do_what_one_does(variant, sizes, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "koleo over all"])
 def test_accumulation_of_whole_groups_equals_the_whole_step(variant):
     whole, first, _ = run(make(**VARIANTS[variant]), steps=2)
     parts, second, _ = run(make(**VARIANTS[variant], train=dict(accumulate=4)), steps=2, accumulate=4)
