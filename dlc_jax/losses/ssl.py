@@ -121,15 +121,6 @@ def entropy(probs: Float[Array, "... p"]) -> Float[Array, "..."]:
     return jax.scipy.special.entr(_wide(probs)).sum(-1)
 
 
-def divergence(
-    teacher_probs: Float[Array, "... p"], student_logits: Float[Array, "... p"], *, temperature: ScalarLike = 0.1
-) -> Float[Array, "..."]:
-    """KL of the student's distribution from the teacher's, in nats: the part of the cross-entropy that the student can remove."""
-    teacher_probs = _wide(teacher_probs)
-    log_probs = jax.nn.log_softmax(_wide(student_logits) / temperature, -1)
-    return -(teacher_probs * log_probs).sum(-1) - entropy(teacher_probs)
-
-
 def _wide(x):
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
