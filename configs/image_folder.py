@@ -3,7 +3,7 @@
     ./launch/local.sh python -m dlc_jax.main --config=configs/image_folder.py --config.data.path=PATH --workdir=DIR
     … --config=configs/image_folder.py:28px …         # images of 28, 32 (the default) or 64 pixels; 64 needs an accelerator
     … --config=configs/image_folder.py:tiny …         # a minute on two cores: does everything run?
-    … --config=configs/image_folder.py:long …         # codes of 64 positions that know more, from an hour and a half of the encoder
+    … --config=configs/image_folder.py:long …         # codes of 64 positions that know more, from two hours of the encoder
     … --config=configs/image_folder.py:latent256 …    # 256 pixels, one GPU
 
 PATH is a folder, an archive, IDX or Parquet files, ArrayRecord shards or tfds:NAME; see docs/data.md. Classes, where there are any,
@@ -199,7 +199,7 @@ def recipe(image: int, *, view: dict, encoder: dict, prior: dict, generator: dic
 def lengthen(config: ConfigDict) -> None:
     crops = config.encoder.crops["all"]
     crops.update(dict(global_scale=(0.4, 1.0), local_crops=4, local_size=crops.global_size // 2, local_scale=(0.1, 0.4)))
-    config.encoder.train.update(dict(steps=2000, save_every=200, validate_every=400))
+    config.encoder.train.update(dict(steps=3000, save_every=200, validate_every=400))
     config.encoder.monitor.update(dict(every=400, count=2000))
     for name in ("encoder", "prior", "generator"):
         config[name].model.positions = 64
