@@ -15,6 +15,7 @@ from PIL import Image
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS = ("encoder", "codes", "probe", "prior", "generator", "samples")
+pytestmark = pytest.mark.timeout(900)  # the first test waits for a whole pipeline, which takes minutes where other work keeps the cores busy
 
 
 def command(workdir, variant="tiny", *more, recipe="configs/quickstart.py"):
