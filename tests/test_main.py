@@ -122,7 +122,6 @@ def test_ablation_adds_its_numbers_beside(complete):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_killed_in_every_step_ends_with_the_same_results(complete, tmp_path):
     """kill -9 as soon as a step is under way, for each step in turn; then once more to the end."""
     _, _, uninterrupted = complete
