@@ -177,7 +177,7 @@ def recipe(image: int, *, view: dict, encoder: dict, prior: dict, generator: dic
             encoder=encoder,
             codes=dict(
                 stage="codes", path="", encoder="encoder", autoencoder="", flip=False, view=view, splits=("train", "validation"), batch=256,
-                shard_size=4096,
+                dtype="float32", shard_size=4096,
             ),
             probe=dict(
                 stage="probe", encoder="encoder", codes="codes", splits=("validation",), count=5000, baselines=False,

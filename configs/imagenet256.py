@@ -119,7 +119,7 @@ def get_config(variant: str = "") -> ConfigDict:
             encoder=encoder,
             codes=dict(
                 stage="codes", path="", encoder="encoder", autoencoder="autoencoder", flip=True, view=dict(image=224),
-                splits=("train", "validation"), batch=128, shard_size=16_384,
+                splits=("train", "validation"), batch=128, dtype="float32", shard_size=16_384,
             ),
             autoencoder=dict(  # sd-vae-ft-ema; `path` is where `dlc import vae FILE --out DIR` put it
                 path="", model=dict(channels=(128, 256, 512, 512), residuals=2, latent=4, groups=32, scaling=0.18215)

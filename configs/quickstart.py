@@ -91,6 +91,7 @@ def get_config(variant: str = "") -> ConfigDict:
             codes=dict(
                 stage="codes",
                 path="",
+                dtype="float32",
                 encoder="encoder",
                 autoencoder="",
                 flip=False,

@@ -16,7 +16,6 @@ from dlc_jax.evals import codes as health
 from dlc_jax.evals import neighbors, probe
 from dlc_jax.pipeline import Pipeline
 from dlc_jax.stage import Evaluator
-from dlc_jax.step import cast
 
 PART = 256  # images in memory of the host at once
 PIXELS = 32  # side of the images whose pixels are classified: larger ones are scaled down
@@ -51,11 +50,12 @@ def evaluators(config, *, step: str, workdir) -> tuple[Evaluator, ...]:
     @functools.cache
     def reader(mesh):
         batch = -(-min(PART, monitor.count) // parallel.shares(mesh)) * parallel.shares(mesh)
-        return Pipeline(config, workdir, mesh=mesh, batch=batch, encoder=step)
+        return Pipeline(config, workdir, mesh=mesh, batch=batch, encoder=step, dtype=section.train.dtype)
 
     def run(state, frozen, mesh, directory):
-        params = cast(state.ema, section.train.dtype)
-        encode, features = (functools.partial(ask, params=params) for ask in (reader(mesh).encode, reader(mesh).features))
+        pipeline = reader(mesh)
+        params = pipeline.cast(state.ema)
+        encode, features = (functools.partial(ask, params=params) for ask in (pipeline.encode, pipeline.features))
         opened = {split: sources.source(split=split, **config.data) for split in ("train", "validation")}
         rows = {split: sources.choose(source, monitor.count) for split, source in opened.items()}
         labels = sources.factors(**config.data)

@@ -14,9 +14,10 @@ sums its gradient straight into shares.
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -252,7 +253,7 @@ def constrain(x: jax.Array, spec: P = BATCH) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-def matmul(x: jax.Array, kernel: jax.Array, name: str, rules: Rules = ()) -> jax.Array:
+def matmul(x: jax.Array, kernel: jax.Array, name: str, rules: Rules = (), dtype=None) -> jax.Array:
     """x [n, d] times a layer's kernel [d, ...] whose shares over `fsdp` are put together for this product only.
 
     The kernel's gradient is summed into the same shares by a reduce-scatter, before replicas add theirs. Written out, because left to
@@ -262,14 +263,16 @@ def matmul(x: jax.Array, kernel: jax.Array, name: str, rules: Rules = ()) -> jax
     Args:
       name: path of the kernel, from which `shardings` decided where it lives.
       rules: what `shardings` was given.
+      dtype: of the sums and the result; by default that of the factors.
     """
     mesh = jax.sharding.get_abstract_mesh()
     spec = P() if mesh.empty else placement(name, kernel.shape, mesh.shape, rules)
 
     def dot(x, kernel):
         if "tensor" in spec:  # whose axis would be lost in a flat kernel
-            return jax.lax.dot_general(x, kernel, (((1,), (0,)), ((), ())))
-        return (x @ kernel.reshape(len(kernel), -1)).reshape(len(x), *kernel.shape[1:])  # half as slow again on CPUs if not flat
+            return jax.lax.dot_general(x, kernel, (((1,), (0,)), ((), ())), preferred_element_type=dtype)
+        y = jnp.matmul(x, kernel.reshape(len(kernel), -1), preferred_element_type=dtype)  # half as slow again on CPUs if not flat
+        return y.reshape(len(x), *kernel.shape[1:])
 
     if "fsdp" not in spec or x.shape[0] % shares(mesh):
         return dot(x, kernel)
@@ -280,3 +283,28 @@ def matmul(x: jax.Array, kernel: jax.Array, name: str, rules: Rules = ()) -> jax
 
     kept = P(*(axis if axis == "fsdp" else None for axis in spec))  # `tensor` stays with the compiler
     return jax.shard_map(product, in_specs=(BATCH, kept), out_specs=BATCH, axis_names={"data", "fsdp"})(x, kernel)
+
+
+def each(function, params, batches: Iterable[Sequence[np.ndarray]], *, mesh, size: int) -> Iterator:
+    """Yields function(params, *arrays) of each batch; while the devices work on one, the next is taken, and so may be read.
+
+    Args:
+      function: jitted; its results are arrays [size, ...], or a tree of them.
+      batches: arrays [at most size, ...]; fewer are padded with the last, and what comes of those is cut off.
+    """
+    before = None
+    for arrays in batches:
+        count = len(arrays[0])
+        rows = np.minimum(np.arange(size), count - 1)
+        with jax.set_mesh(mesh):
+            batch = [jax.device_put(array[rows], NamedSharding(mesh, BATCH)) for array in arrays]
+            found = function(params, *batch)
+        if before is not None:
+            yield _cut(*before)
+        before = found, count
+    if before is not None:
+        yield _cut(*before)
+
+
+def _cut(found, count: int):
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], found)

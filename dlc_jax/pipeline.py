@@ -18,7 +18,7 @@ can be done in parts (`first`). Functions are compiled once per shape; the last 
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -33,11 +33,11 @@ from dlc_jax.diffusion import flow, guidance, masked, sample, schedules
 from dlc_jax.errors import UserError
 from dlc_jax.evals import composition
 from dlc_jax.models.dit import RULES, DiT
+from dlc_jax.models.layers import compute_dtypes
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.models.simplicial import Encoder, relax
 from dlc_jax.models.vit import standardize
 from dlc_jax.stage import Program
-from dlc_jax.step import cast
 
 NETWORKS = {"encode": "encoder", "sample_codes": "prior", "decode": "generator"}
 WHOLE = 4 * 2**30  # bytes of the largest network that every device keeps whole
@@ -71,6 +71,9 @@ class Pipeline:
       mesh: over which batches are split.
       batch: examples per call of a network; the mesh must divide it.
       encoder, prior, generator: which steps of the recipe are used.
+      dtype: of the encoder's products, "float32" or "bfloat16"; the rest of it is float32 (`layers.compute_dtypes`). None is the
+        `dtype` of the recipe's codes, so that images have here the codes that they have in the store. "" is for runs of before
+        there was that field: all of it in the dtype that it was trained in.
       calls, steps, guidance, method: how codes and images are sampled unless a call says otherwise; see `sample_codes`, `decode`.
     """
 
@@ -84,6 +87,7 @@ class Pipeline:
         encoder: str = "encoder",
         prior: str = "prior",
         generator: str = "generator",
+        dtype: str | None = None,
         calls: int = 0,
         steps: int = 50,
         guidance: float = 1.0,
@@ -92,6 +96,7 @@ class Pipeline:
         parallel.check_batch(batch, mesh, accumulate=1, where="samples")
         self.config, self.workdir, self.mesh, self.batch = config, Path(workdir), mesh, batch
         self._names = {"encoder": encoder, "prior": prior, "generator": generator}
+        self.dtype = recipe.codes_dtype(config, encoder) if dtype is None else dtype
         self.calls, self.steps, self.guidance, self.method = calls, steps, guidance, method
 
     @property
@@ -123,7 +128,11 @@ class Pipeline:
         images = jnp.zeros((1, self.size, self.size, 3))
         placed = parallel.shardings(shapes, self.mesh, rules=RULES, strict=False)
         params = jax.jit(lambda key: model.init(key, images)["params"], out_shardings=placed)(jax.random.key(self.config.seed))
-        return cast(params, self._dtype("encoder"))
+        return self.cast(params)
+
+    def cast(self, params, network: str = "encoder"):
+        """Parameters of a network, float32, in the dtypes that it computes with."""
+        return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), params, self._dtypes(network))
 
     def coder(self):
         """(params, images uint8 [b, y, x, 3] of the encoder's size) -> codes int32 [b, l], to be traced, and the params.
@@ -222,9 +231,7 @@ class Pipeline:
     def abstract(self, program: str):
         """Shapes and placements of the parameters that "encode", "sample_codes" or "decode" reads."""
         network = NETWORKS[program]
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, self._dtype(network), sharding=leaf.sharding), self._placed(network)
-        )
+        return jax.tree.map(lambda leaf, dtype: leaf.update(dtype=dtype), self._placed(network), self._dtypes(network))
 
     def lower(self, program: str):
         """Lowers "encode", "sample_codes" or "decode" for the mesh, from shapes alone and with the pipeline's settings."""
@@ -248,18 +255,22 @@ class Pipeline:
         with jax.set_mesh(mesh):
             return jax.jit(function).lower(self.abstract(program), *arguments)
 
+    def _encoder(self, params, images, method=None):
+        # float32 is float32 everywhere: by default TPUs round its factors to bfloat16, and GPUs to TF32
+        with jax.default_matmul_precision("highest" if self.dtype == "float32" else None):
+            return self._model("encoder")[0].apply({"params": params}, standardize(images), method=method)
+
     def _encode(self, params, images):
-        return self._model("encoder")[0].apply({"params": params}, standardize(images), method="codes")
+        return self._encoder(params, images, method="codes")
 
     def _features(self, params, images):
-        model, _ = self._model("encoder")
-        tokens = model.apply({"params": params}, standardize(images))
+        model, tokens = self._model("encoder")[0], self._encoder(params, images)
         norm = functools.partial(model.apply, {"params": params}, method="normalize")
         found = jnp.concatenate([norm(tokens["cls"]), norm(tokens["patches"]).mean(axis=1)], axis=-1)
         return found.astype(jnp.float32)
 
     def _simplices(self, params, images, temperature):
-        logits = self._model("encoder")[0].apply({"params": params}, standardize(images))["logits"]
+        logits = self._encoder(params, images)["logits"]
         return relax(logits, "softmax", temperature=temperature[:, None, None])
 
     def _sample_codes(self, params, keys, *, calls, temperature):
@@ -314,13 +325,18 @@ class Pipeline:
             arguments = (jnp.zeros((1, section.image, section.image, section.channels)), jnp.zeros((1,)), codes)
         return model, jax.eval_shape(lambda: model.init(key, *arguments)["params"])
 
-    def _dtype(self, network: str) -> str:
-        return self.config[self._names[network]].train.dtype
+    def _dtypes(self, network: str):
+        """Of each parameter."""
+        _, shapes = self._model(network)
+        if network == "encoder" and self.dtype:
+            return compute_dtypes(shapes, self.dtype)
+        return jax.tree.map(lambda _: jnp.dtype(self.config[self._names[network]].train.dtype), shapes)
 
     @functools.cache  # noqa: B019
     def _mesh(self, network: str):
         """A sampler reads all parameters in every one of its calls: small networks are kept whole, so that nothing is sent for it."""
-        size = sum(leaf.size for leaf in jax.tree.leaves(self._model(network)[1])) * jnp.dtype(self._dtype(network)).itemsize
+        sizes = jax.tree.map(lambda leaf, dtype: leaf.size * dtype.itemsize, self._model(network)[1], self._dtypes(network))
+        size = sum(jax.tree.leaves(sizes))
         return parallel.unsplit(self.mesh) if size <= WHOLE else self.mesh
 
     def _placed(self, network: str):
@@ -331,7 +347,7 @@ class Pipeline:
     def _params(self, network: str):
         where = recipe.trained(self.config, self.workdir, self._names[network])
         params = checkpoint.load_params(where / "checkpoints", self._placed(network))
-        return cast(params, self._dtype(network))  # once, not in every call
+        return self.cast(params, network)  # once, not in every call
 
     @functools.cache  # noqa: B019
     def _jit(self, function, keywords):
@@ -348,32 +364,7 @@ class Pipeline:
         batches = ([array[start : start + self.batch] for array in arrays] for start in starts)
         mesh = self._mesh(network) if params is None else self.mesh
         params = self._params(network) if params is None else params
-        return np.concatenate(list(each(self._jit(function, keywords), params, batches, mesh=mesh, size=self.batch)))
-
-
-def each(function, params, batches: Iterable[Sequence[np.ndarray]], *, mesh, size: int) -> Iterator:
-    """Yields function(params, *arrays) of each batch; while the devices work on one, the next is taken, and so may be read.
-
-    Args:
-      function: jitted; its results are arrays [size, ...], or a tree of them.
-      batches: arrays [at most size, ...]; fewer are padded with the last, and what comes of those is cut off.
-    """
-    before = None
-    for arrays in batches:
-        count = len(arrays[0])
-        rows = np.minimum(np.arange(size), count - 1)
-        with jax.set_mesh(mesh):
-            batch = [jax.device_put(array[rows], jax.NamedSharding(mesh, parallel.BATCH)) for array in arrays]
-            found = function(params, *batch)
-        if before is not None:
-            yield _cut(*before)
-        before = found, count
-    if before is not None:
-        yield _cut(*before)
-
-
-def _cut(found, count: int):
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], found)
+        return np.concatenate(list(parallel.each(self._jit(function, keywords), params, batches, mesh=mesh, size=self.batch)))
 
 
 def _keys(seed: int, count: int, first: int):

@@ -43,6 +43,12 @@ def trained(config, workdir: str | Path, name: str) -> Path:
     return directory
 
 
+def codes_dtype(config, encoder: str) -> str:
+    """The `dtype` that codes of step `encoder` are computed in; "" if the recipe is of before they had one, float32 without codes."""
+    steps = (config[name] for name in config if _is_step(config, name))
+    return next((step.get("dtype", "") for step in steps if step.stage == "codes" and step.encoder == encoder), "float32")
+
+
 def upstream(config, name: str) -> tuple[str, ...]:
     """The steps whose results step `name` reads, also through others, in alphabetical order."""
     found: set[str] = set()

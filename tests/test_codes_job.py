@@ -24,6 +24,7 @@ from dlc_jax.data import codes, progress, sources
 from dlc_jax.errors import UserError
 from dlc_jax.models.autoencoder import Autoencoder
 from dlc_jax.models.simplicial import Encoder
+from dlc_jax.recipe import get_config
 from dlc_jax.stages import STAGES
 
 COUNT, SHARD = 50, 16  # the last shard holds two
@@ -276,6 +277,63 @@ def test_info_and_verify_say_what_there_is(complete, capsys):
     assert checkpoint.identity_of(complete / "encoder" / "checkpoints") in out and '"split": "train"' in out
     assert cli.main(["codes", "verify", str(complete)]) == 0
     assert capsys.readouterr().out == f"verified 50 codes in 4 shards of {complete}/codes\n"
+
+
+def without_dtype(workdir, train):
+    """A complete run as it was before codes had a dtype: neither its recipe nor its manifest says one."""
+    for path in (workdir / "config.json", workdir / "codes" / "train" / "manifest.json"):
+        found = json.loads(path.read_text())
+        found.pop("computed", None)
+        if "encoder" in found:
+            del found["codes"]["dtype"]
+            found["encoder"]["train"]["dtype"] = train
+        path.write_text(json.dumps(found))
+    return get_config(workdir / "config.json")
+
+
+def test_codes_are_of_the_dtype_that_the_recipe_and_the_manifest_say(config, workdir, capsys):
+    config.codes.dtype = "bfloat16"
+    run(config, workdir)
+    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+    store = codes.CodeStore(workdir / "codes" / "train")
+    assert store.manifest["computed"] == store.origin["computed"] == "bfloat16"
+    assert cli.main(["codes", "info", str(workdir)]) == 0 and "computed in bfloat16\n" in capsys.readouterr().out
+    p = pipeline.load(workdir, batch=8)
+    np.testing.assert_array_equal(p.encode(images(config)), store.codes())
+    kinds = {leaf.dtype.name for leaf in jax.tree.leaves(p._params("encoder"))}
+    assert kinds == {"bfloat16", "float32"}
+    config.codes.dtype = "float16"
+    with pytest.raises(UserError, match="codes.dtype='float16' is unknown; known: float32, bfloat16"):
+        make(config, workdir)
+
+
+def test_codes_of_another_dtype_are_refused(config, complete):
+    """In one's own place, where the recipe says otherwise now, and by `path`."""
+    made = agenda.make(config, complete, parallel.make_mesh(devices=jax.devices()[:1]))
+    home.remember(complete, config.to_dict(), agenda.operational(made))
+    config.codes.dtype = "bfloat16"
+    with pytest.raises(UserError, match='another config .codes.dtype: "float32" -> "bfloat16"'):
+        home.remember(complete, config.to_dict(), agenda.operational(made))
+    wrong = "was computed in float32, and codes.dtype is bfloat16: give --config.codes.dtype=float32"
+    with pytest.raises(UserError, match=wrong):
+        agenda_of(config, complete)
+    config.codes.path = str(complete / "codes")
+    with pytest.raises(UserError, match=wrong):
+        run(config, complete)
+
+
+@pytest.mark.parametrize("train", ["float32", "bfloat16"])
+def test_a_run_of_before_codes_had_a_dtype_is_read_as_it_was_made(train, complete, capsys):
+    config = without_dtype(complete, train)
+    assert agenda_of(config, complete)["codes"].skip == "complete"
+    assert cli.main(["codes", "info", str(complete)]) == 0
+    said = {"float32": "computed in float32\n", "bfloat16": "computed in bfloat16 throughout, the residual stream too"}
+    assert said[train] in capsys.readouterr().out
+    p = pipeline.load(complete)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(p._params("encoder"))} == {train}
+    damaged(complete, "missing")
+    run(config, complete)
+    assert "computed" not in codes.CodeStore(complete / "codes" / "train").manifest
 
 
 def test_what_there_is_nothing_to_verify_of(workdir, complete, capsys):

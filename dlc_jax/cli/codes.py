@@ -55,6 +55,7 @@ def info(config, workdir: Path, step: str) -> None:
         print(f"{store.directory}: {len(store):,} codes in {len(about['shards'])} shards, {size / 1e6:,.1f} MB, {code}")
         if split == config[step].splits[0]:
             print(f"  encoder {json.dumps(about['identity'])}, view {json.dumps(about['view'])}, {about['drawn']}")
+            print(f"  computed in {about.get('computed') or formerly(config, workdir, step)}")
             for name, (dtype, shape) in about["fields"].items():
                 print(f"  beside them {name}, {dtype} {shape}")
         print(f"  of {json.dumps(about['source'])}")
@@ -64,6 +65,16 @@ def info(config, workdir: Path, step: str) -> None:
         print(f"health: perplexity {share:.2f} of the values in use, of {usage['count']:,} codes; dlc probe {workdir} tells more")
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):  # not written yet, or damaged: nothing to tell
         pass
+
+
+def formerly(config, workdir: Path, step: str) -> str:
+    """In what the codes of a store were computed that does not say: all of the encoder in the dtype that its run trained it in."""
+    try:
+        made = ConfigDict(home.read_config(recipe.place(config, workdir, step).parent))
+        dtype = made[config[step].encoder].train.dtype
+    except (UserError, KeyError, AttributeError):
+        return "what is not known: its run is not there"
+    return dtype if dtype == "float32" else f"{dtype} throughout, the residual stream too, as once was usual"
 
 
 def verify(config, workdir: Path, step: str) -> None:

@@ -132,6 +132,9 @@ def _fit(config, model: dict) -> None:
     for section in config.values():
         if isinstance(section, ml_collections.ConfigDict) and "model" in section and section.model.get("positions"):
             section.model.update({name: model[name] for name in ("positions", "values")})
+        if isinstance(section, ml_collections.ConfigDict) and section.get("stage") == "codes" and "dtype" not in section:
+            with section.unlocked():  # a recipe that does not say: published priors and generators were trained on exact codes
+                section.dtype = "float32"
     encoder.check_crops(config[weights.STEP].crops, model["patch"], weights.STEP)
 
 

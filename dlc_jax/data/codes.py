@@ -44,6 +44,7 @@ def write(
     source=None,
     view="center crop",
     drawn="argmax",
+    computed="",
     shard_size=16384,
     fields=None,
     process_index=0,
@@ -63,6 +64,7 @@ def write(
       source: identity of the data, JSON; see `sources.identity`.
       view: which view of the image the codes (and latents) are of.
       drawn: "argmax", or how the codes were sampled, with seed and temperature.
+      computed: dtype in which the encoder computed, "float32" or "bfloat16"; "" leaves it out, as stores once did.
       shard_size: examples per shard.
       fields: other arrays of each example, {name: (dtype, shape)}, such as {"latent": ("bfloat16", (32, 32, 8))}.
       process_index, process_count: shards process_index, process_index + process_count, ... are written here.
@@ -81,6 +83,7 @@ def write(
     if total < 1 or shard_size < 1 or "codes" in fields or "index" in fields:
         raise UserError(f"a code store needs total and shard_size >= 1 and no field codes or index; got {total}, {shard_size}")
     about = dict(positions=positions, values=values, dtype=code_dtype(values), count=total, shard_size=shard_size, fields=fields)
+    about |= {"computed": computed} if computed else {}
     description = shard.plain(dict(format=FORMAT, identity=identity, source=source, view=view, drawn=drawn, **about))
     directory = pathlib.Path(directory)
     names = shard.file_names(PREFIX, count=total, shard_size=shard_size)
@@ -163,8 +166,12 @@ class CodeStore:
 
     @property
     def origin(self):
-        """What made these codes of what, {"encoder": …, "source": …}: they are the same codes wherever they lie."""
-        return {"encoder": self.manifest["identity"], "source": self.manifest["source"]}
+        """What made these codes of what, {"encoder": …, "source": …, "computed": …}: they are the same codes wherever they lie.
+
+        Stores of before it was written down have no `computed`.
+        """
+        about = {"encoder": self.manifest["identity"], "source": self.manifest["source"]}
+        return about | {name: self.manifest[name] for name in ("computed",) if name in self.manifest}
 
     def checked(self, *, positions, values, where):
         """This store; UserError if its codes are not `positions` of `values` each, as the step `where` reads them."""
@@ -183,6 +190,15 @@ class CodeStore:
             raise UserError(
                 f"code store {self.directory} was made by another encoder ({which}); without it (moved away, or codes.path left out) the "
                 "codes step makes one of this encoder"
+            )
+
+    def check_dtype(self, dtype, where):
+        """UserError if the codes of step `where` are to be computed in another `dtype` than these were, as far as either is known."""
+        found = self.manifest.get("computed", "")
+        if found and dtype and found != dtype:
+            raise UserError(
+                f"code store {self.directory} was computed in {found}, and {where}.dtype is {dtype}: give --config.{where}.dtype={found}, "
+                f"or, for codes in {dtype}, another --workdir and no {where}.path"
             )
 
     def check_source(self, identity):

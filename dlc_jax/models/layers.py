@@ -1,7 +1,8 @@
 """What every transformer here is made of: dense layers, norms, attention, patches, drop path, and scanning over layers.
 
 Parameters are made in float32. A layer computes in the dtype of the parameters it is given, so casting the tree to bfloat16
-is all that mixed precision needs; norms and softmax stay in float32 inside.
+is all that mixed precision needs; norms and softmax stay in float32 inside. Casting the kernels alone (`compute_dtypes`) leaves
+the residual stream in float32 too: it has the dtype of the tokens and positions that it begins with.
 """
 
 import math
@@ -15,7 +16,7 @@ import numpy as np
 from dlc_jax.errors import UserError
 from dlc_jax.kernels.attention import attention
 from dlc_jax.parallel import constrain, matmul
-from dlc_jax.typing import Array, Bool, Float, Int, Key
+from dlc_jax.typing import Array, Bool, Float, Int, Key, Tree
 
 XAVIER = nn.initializers.xavier_uniform()
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the reference's layers without an initialization of their own start from
@@ -47,13 +48,15 @@ class Dense(nn.Module):
     kernel_init: Callable = XAVIER
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*n d"]) -> Array:
+    def __call__(self, x: Float[Array, "*n d"], *, dtype=None) -> Array:
+        """Factors are in the kernel's dtype; sums, bias and result in `dtype`, by default the same."""
         features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
         flat = (x.shape[-1], math.prod(features))
         kernel = self.param("kernel", lambda key, shape: self.kernel_init(key, flat).reshape(shape), (x.shape[-1], *features))
-        y = matmul(x.reshape(-1, flat[0]).astype(kernel.dtype), kernel, "/".join((*self.path, "kernel")), RULES)
+        dtype = dtype or kernel.dtype
+        y = matmul(x.reshape(-1, flat[0]).astype(kernel.dtype), kernel, "/".join((*self.path, "kernel")), RULES, dtype=dtype)
         if self.use_bias:
-            y = y + self.param("bias", ZEROS, features).astype(y.dtype)
+            y = y + self.param("bias", ZEROS, features).astype(dtype)
         return y.reshape(*x.shape[:-1], *features)
 
 
@@ -86,8 +89,8 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         h = Dense(self.hidden, kernel_init=self.kernel_init, name="fc1")(x)
-        h = jax.nn.gelu(h, approximate={"exact": False, "tanh": True}[self.gelu])
-        return Dense(x.shape[-1], kernel_init=self.kernel_init, name="fc2")(h)
+        h = jax.nn.gelu(h.astype(x.dtype), approximate={"exact": False, "tanh": True}[self.gelu])
+        return Dense(x.shape[-1], kernel_init=self.kernel_init, name="fc2")(h, dtype=x.dtype)
 
 
 class SwiGlu(nn.Module):
@@ -98,9 +101,9 @@ class SwiGlu(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-        h = Dense((2, self.hidden), kernel_init=self.kernel_init, name="fc1")(x)
+        h = Dense((2, self.hidden), kernel_init=self.kernel_init, name="fc1")(x).astype(x.dtype)
         h = jax.nn.silu(h[..., 0, :]) * h[..., 1, :]
-        return Dense(x.shape[-1], kernel_init=self.kernel_init, name="fc2")(h)
+        return Dense(x.shape[-1], kernel_init=self.kernel_init, name="fc2")(h, dtype=x.dtype)
 
 
 class Attention(nn.Module):
@@ -127,7 +130,8 @@ class Attention(nn.Module):
         qkv = Dense((3, self.heads, k), use_bias=self.use_bias, kernel_init=self.kernel_init, name="qkv")(x)
         qk_scale = (self.param("q_scale", ONES, (k,)), self.param("k_scale", ONES, (k,))) if self.qk_norm else None
         y = attention(qkv, mask=mask, rotary=rotary, qk_scale=qk_scale, implementation=self.implementation)
-        return Dense(width, use_bias=self.use_bias, kernel_init=self.kernel_init, name="out")(y.reshape(x.shape))
+        out = Dense(width, use_bias=self.use_bias, kernel_init=self.kernel_init, name="out")
+        return out(y.reshape(x.shape), dtype=x.dtype)
 
 
 class TimeEmbedding(nn.Module):
@@ -141,6 +145,17 @@ class TimeEmbedding(nn.Module):
     def __call__(self, t: Float[Array, "b"]) -> Float[Array, "b d"]:
         h = Dense(self.width, kernel_init=self.kernel_init, name="fc1")(sincos_1d(self.scale * t, 256))
         return Dense(self.width, kernel_init=self.kernel_init, name="fc2")(jax.nn.silu(h))
+
+
+def compute_dtypes(params: Tree, dtype: str) -> Tree:
+    """The dtype of each parameter for products in `dtype`: kernels have it, all else float32.
+
+    Then residual stream, norms, softmax, activations and logits are float32, as under torch's autocast; products get factors of
+    `dtype` and are summed in float32.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.dtype(dtype if path[-1].key == "kernel" else jnp.float32), params
+    )
 
 
 def mlp_hidden(width: int, mlp_ratio: float, *, mlp: str = "gelu") -> int:

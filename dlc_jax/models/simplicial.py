@@ -75,7 +75,7 @@ class Simplicial(nn.Module):
 
     def logits(self, tokens: Float[Array, "b m"]) -> Float[Array, "b l v"]:
         """float32, so that narrow dtypes add no ties after the norm."""
-        joint = self.norm(self.embed(tokens).astype(jnp.float32))
+        joint = self.norm(self.embed(tokens, dtype=tokens.dtype).astype(jnp.float32))
         return joint.reshape(-1, self.positions, self.values)
 
     def __call__(

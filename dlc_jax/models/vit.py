@@ -139,7 +139,7 @@ class ViT(nn.Module):
         Raises:
           UserError: the patch does not divide the images, or they are not square; the batch does not divide into groups.
         """
-        patches = self.patch_embed(patchify(images, self.patch))
+        patches = self.patch_embed(patchify(images, self.patch), dtype=self.cls_token.dtype)
         b, n, _ = patches.shape
         if masked is not None:
             patches = jnp.where(masked[..., None], self.mask_token.astype(patches.dtype), patches)

@@ -8,6 +8,10 @@ same view. Moments are float16: they lie within its range, and bfloat16 would ro
 
 Of P processes, the p-th encodes shards p, p + P, ... on its own devices, and they meet when a split is complete. Killed at any time the
 job goes on where each of its shards was. A code depends on its image and on how many images a device takes at once, not on P.
+
+Codes are what priors and generators learn to speak, and every image that is encoded later must be spelled as those of the store were. So
+`dtype` is a field of its own, whatever the encoder was trained in, and the store's manifest has it. In float32 a code hardly depends on
+the device; in bfloat16 about one position in a hundred does.
 """
 
 import functools
@@ -31,10 +35,11 @@ from dlc_jax.errors import UserError
 from dlc_jax.evals import codes as health
 from dlc_jax.models.autoencoder import Autoencoder
 from dlc_jax.models.simplicial import Encoder, flops
-from dlc_jax.pipeline import Pipeline, each, programs
+from dlc_jax.pipeline import Pipeline, programs
 from dlc_jax.stage import Job
 
 READERS = min(32, os.cpu_count() or 1)  # threads; each keeps some dozens of images waiting
+DTYPES = ("float32", "bfloat16")
 SAMPLE = 2**25  # entries of the codes whose health is told: 268 MB as int64
 
 
@@ -51,7 +56,10 @@ def make(config, *, step: str, workdir) -> Job:
         raise UserError(
             f"{step}.autoencoder={section.autoencoder!r} is no section of this recipe; give one, or '' for codes alone"
         )
-    pipeline = functools.partial(Pipeline, config, workdir, encoder=section.encoder)
+    dtype = section.get("dtype", "")  # a run of before there was the field goes on as it began, see `Pipeline`
+    if "dtype" in section and dtype not in DTYPES:
+        raise UserError(f"{step}.dtype={dtype!r} is unknown; known: {', '.join(DTYPES)}")
+    pipeline = functools.partial(Pipeline, config, workdir, encoder=section.encoder, dtype=dtype)
 
     def export(mesh, directory):
         """Makes the stores, or what is missing of them; returns images per second of all processes, at this one's pace."""
@@ -103,7 +111,7 @@ def make(config, *, step: str, workdir) -> Job:
                     done = before + _share(start, section.shard_size)
                     with pace:
                         batches = views.batches(start, stop, batch)
-                        for part in each(compute, (params, moments_params), batches, mesh=mine, size=batch):
+                        for part in parallel.each(compute, (params, moments_params), batches, mesh=mine, size=batch):
                             progress(done, sum(shares))
                             done += len(part["codes"])
                             pace.count += len(part["codes"])
@@ -118,6 +126,7 @@ def make(config, *, step: str, workdir) -> Job:
                     identity=identity,
                     source=sources.identity(split=split, **config.data),
                     view=view,
+                    computed=dtype,
                     shard_size=section.shard_size,
                     fields=fields,
                     process_index=jax.process_index(),
@@ -139,6 +148,7 @@ def make(config, *, step: str, workdir) -> Job:
                 if identity is not None:
                     store.check_encoder(identity)
                 store.check_source(sources.identity(split=split, **config.data))
+                store.check_dtype(dtype, step)
             home.remember(directory, {"store": first.origin}, operational=())
         rows = sources.choose(first, max(1, SAMPLE // model.positions))
         some = first.codes(rows)
@@ -158,6 +168,7 @@ def make(config, *, step: str, workdir) -> Job:
                 return False
             if known and store.manifest["identity"] not in known:
                 store.check_encoder(known.pop())
+            store.check_dtype(dtype, step)
         return True
 
     once = flops(Encoder(**model), codes=True)

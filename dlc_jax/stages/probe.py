@@ -25,7 +25,8 @@ def make(config, *, step: str, workdir) -> Job:
     fit = Fit(**section.fit)
 
     def run(mesh, directory):
-        pipeline = Pipeline(config, workdir, mesh=mesh, batch=config[section.codes].batch, encoder=section.encoder)
+        dtype = config[section.codes].get("dtype", "")
+        pipeline = Pipeline(config, workdir, mesh=mesh, batch=config[section.codes].batch, encoder=section.encoder, dtype=dtype)
         view = config.data.to_dict() | config[section.codes].view.to_dict()
         labels = sources.factors(**config.data)
         of = {"features": pipeline.features} if labels else {}
