@@ -1,20 +1,42 @@
-"""What every test stands on: eight simulated CPU devices, shapes checked at run time, and the few shared fixtures."""
+"""What every test stands on: eight simulated CPU devices, one cache of compiled programs a run, shapes checked at run time."""
 
 import os
 
 # Before jax starts. Eight devices so that every sharding test runs anywhere; a JAX_PLATFORMS set outside is respected.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
-# Tests compile much and compute little: without LLVM's optimizations the encoder's step compiles in half the time.
-if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
-    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+# Tests compile much and compute little: without LLVM's optimizations and XLA's fusion emitters they compile in a third of the time.
+FLAGS = {
+    "xla_force_host_platform_device_count": 8,
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": "false",
+}
+given = os.environ.get("XLA_FLAGS", "")
+added = (f"--{flag}={value}" for flag, value in FLAGS.items() if flag not in given)
+os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
 
+import fcntl  # noqa: E402
+import json  # noqa: E402
 import pathlib  # noqa: E402
+import resource  # noqa: E402
+import shutil  # noqa: E402
+import subprocess  # noqa: E402
+import tempfile  # noqa: E402
+import time  # noqa: E402
 
+# A program is compiled once a run: by whichever of the workers and of the commands that they start needs it first. The folder is the run's own,
+# so that nothing of another version of the code, of jax or of a flag is ever found in it. Workers inherit it from the process that made it.
+OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if OWN_CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dlc_jax_compiled_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import commands  # noqa: E402
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # The jaxtyping annotations of these rooms are checked at run time, in the tests only. Not of the whole package: elsewhere fields
 # that are annotated as arrays also hold their abstract shapes. An int is accepted where a float is expected.
@@ -24,17 +46,109 @@ jaxtyping.install_import_hook(
 )
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--costs", metavar="FILE", help="append what each test cost, a line of JSON a test: see benchmarks/budget.py"
+    )
+
+
 def pytest_collection_modifyitems(items):
-    """Skips device tests, with the reason, where there is no device. Asking starts the backend: only if one was collected."""
+    """Skips device tests, with the reason, where there is no device; what needs a quiet machine comes last."""
     for item in items:
-        if item.get_closest_marker("device") and jax.default_backend() == "cpu":
+        if item.get_closest_marker("device") and jax.default_backend() == "cpu":  # asking starts the backend
             item.add_marker(pytest.mark.skip(reason=f"no GPU or TPU with JAX_PLATFORMS={os.environ['JAX_PLATFORMS']}"))
+    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
+
+
+def pytest_configure(config):
+    if config.option.costs:
+        config.option.costs = os.path.abspath(config.option.costs)
+        jax.monitoring.register_event_duration_secs_listener(_compiled)
+
+
+def pytest_sessionstart(session):
+    session.started = time.monotonic()
+
+
+def pytest_sessionfinish(session):
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT") or getattr(session.config.option, "numprocesses", None) or 1)
+    if session.config.option.costs and not hasattr(session.config, "workerinput"):
+        _note(session.config, {"session_s": time.monotonic() - session.started, "workers": workers})
+
+
+def pytest_unconfigure(config):
+    if OWN_CACHE:  # a worker found it in its environment
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+# ---- what a test costs
+
+_spent = {"compiles": 0, "compile_s": 0.0}
+
+
+def _compiled(event, seconds, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        _spent["compiles"] += 1
+        _spent["compile_s"] += seconds
+
+
+def _costs():
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    cpu = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    return {"wall_s": time.monotonic(), "cpu_s": cpu, **_spent}
+
+
+def _note(config, costs):
+    with open(config.option.costs, "a") as file:
+        file.write(json.dumps(costs) + "\n")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # a test's time limit begins with its turn
+def pytest_runtest_protocol(item):
+    """Notes what the test and its fixtures cost. Tests run beside each other, but those marked `alone` beside nothing."""
+    with _Turn(item):
+        before = _costs()
+        result = yield
+        if item.config.option.costs:
+            after = {key: round(value - before[key], 3) for key, value in _costs().items()}
+            _note(item.config, {"test": item.nodeid, "slow": item.get_closest_marker("slow") is not None, **after})
+    return result
+
+
+class _Turn:
+    """A test's turn among the workers: shared, or for a test marked `alone` exclusive. Who waits for an exclusive one is passed by nobody."""
+
+    def __init__(self, item):
+        self.kind = fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH
+        self.folder = _run_folder(item.config) if "PYTEST_XDIST_WORKER" in os.environ else None
+
+    def __enter__(self):
+        if self.folder:
+            self.door, self.room = (open(self.folder / name, "w") for name in ("door.lock", "room.lock"))
+            fcntl.flock(self.door, fcntl.LOCK_EX)
+            fcntl.flock(self.room, self.kind)
+            if self.kind == fcntl.LOCK_SH:
+                self.door.close()
+
+    def __exit__(self, *_):
+        if self.folder:
+            self.room.close()
+            self.door.close()
+
+
+def _run_folder(config):
+    """The temporary folder that the workers of this run share."""
+    own = config._tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+# ---- fixtures
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
     """The folder of real images and weights, `../shared/data` beside the checkout; skips where it is absent."""
-    path = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+    path = ROOT.parent / "shared" / "data"
     if not path.is_dir():
         pytest.skip(f"no real data: {path} does not exist")
     return path
@@ -47,6 +161,37 @@ def tmp_workdir(tmp_path) -> str:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    """Indexes and conversions of images go into a folder of this session, also those of subprocesses."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+def own_cache(pytestconfig, monkeypatch):
+    """Indexes and conversions of images go into a folder of this run, also those of subprocesses."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(_run_folder(pytestconfig) / "cache"))
+
+
+@pytest.fixture(scope="session")
+def once(pytestconfig):
+    """(name, make) -> a folder that `make` has filled in the first worker that asked. All read it; who changes it takes a copy."""
+
+    def made(name, make):
+        folder = _run_folder(pytestconfig) / name
+        with open(folder.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the other workers wait here
+            if not folder.with_suffix(".made").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                folder.with_suffix(".made").touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def quickstart(once) -> pathlib.Path:
+    """The quickstart's `:tiny`, complete: its workdir `run`, and what the command said, `out` and `err`."""
+
+    def make(folder):
+        done = subprocess.run(**commands.train(folder / "run"), timeout=800)
+        assert done.returncode == 0, done.stderr
+        (folder / "out").write_text(done.stdout)
+        (folder / "err").write_text(done.stderr)
+
+    return once("quickstart", make)

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import pathlib
 import re
 import runpy
 import subprocess
@@ -11,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from commands import ROOT, command
 from PIL import Image
 
 from dlc_jax import cli, workdir
@@ -19,17 +19,13 @@ from dlc_jax.data.shapes import Shapes
 from dlc_jax.errors import UserError
 from dlc_jax.evals import samples
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOREIGN = re.compile(r"WARNING: All log messages|[IWE]\d{4} |\w+ \d+/\d+ images")  # logs of compiled libraries, progress
 STEPS = ("encoder", "codes", "probe", "prior", "generator", "samples")
 
 
 def run(*arguments, cwd=ROOT):
-    """(exit code, stdout, stderr without what is not ours) of a command; one device, as eight simulated ones are only slower."""
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=800
-    )
+    """(exit code, stdout, stderr without what is not ours) of a command."""
+    done = subprocess.run(**command(*arguments, cwd=cwd), timeout=800)
     err = "".join(f"{line}\n" for line in done.stderr.splitlines() if not FOREIGN.match(line))
     return done.returncode, done.stdout, err
 
@@ -221,12 +217,9 @@ def slow(test):
     return pytest.mark.slow(pytest.mark.timeout(900)(test))
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    home = tmp_path_factory.mktemp("trained") / "run"
-    code, out, err = run("dlc_jax.cli", "train", "--config=configs/quickstart.py:tiny", f"--workdir={home}")
-    assert code == 0, out + err
-    return home
+@pytest.fixture
+def trained(quickstart):
+    return quickstart / "run"
 
 
 @slow

@@ -4,14 +4,13 @@ import gzip
 import io
 import itertools
 import json
-import os
 import struct
 import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
+from commands import train as train_command
 from PIL import Image
 from test_configs import ROOT, load
 from test_images import KINDS, convert, write_folder
@@ -36,26 +35,16 @@ def slow(test):
     return pytest.mark.slow(pytest.mark.timeout(900)(test))
 
 
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    """Where programs are kept: every run below compiles the same ones."""
-    return tmp_path_factory.mktemp("compiled")
-
-
-def run(workdir, path, compiled, *fields, variant="tiny"):
+def run(workdir, path, *fields, variant="tiny"):
     """Runs the command; its output."""
-    arguments = [sys.executable, "-m", "dlc_jax.main", f"--config=configs/image_folder.py:{variant}", f"--workdir={workdir}"]
-    # One device: eight simulated ones are only slower.
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(compiled)}
     location = () if path is None else (f"--config.data.path={path}",)
-    return subprocess.run(
-        [*arguments, *location, *fields], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-    )
+    recipe = f"configs/image_folder.py:{variant}"
+    return subprocess.run(**train_command(workdir, *location, *fields, recipe=recipe), timeout=600)
 
 
-def trained(workdir, path, compiled, *fields, **options):
+def trained(workdir, path, *fields, **options):
     """Results of a run that must succeed."""
-    done = run(workdir, path, compiled, *fields, **options)
+    done = run(workdir, path, *fields, **options)
     assert done.returncode == 0, done.stderr
     return json.loads((workdir / "results.json").read_text())
 
@@ -93,37 +82,36 @@ def write_idx(place):
 
 
 @pytest.fixture(scope="session")
-def of_folder(tmp_path_factory, compiled):
+def of_folder(once):
     """A folder, the workdir of its short run, and that run's results."""
-    place = tmp_path_factory.mktemp("folder")
-    folder = write_folder(place / "images", images())
-    return folder, place / "run", trained(place / "run", folder, compiled, *SHORT)
+    place = once("of_folder", lambda place: trained(place / "run", write_folder(place / "images", images()), *SHORT))
+    return place / "images", place / "run", json.loads((place / "run" / "results.json").read_text())
 
 
 @slow
-def test_a_folder_trains_to_the_end(tmp_path, compiled):
+def test_a_folder_trains_to_the_end(tmp_path):
     folder = write_folder(tmp_path / "images", images())
-    results = trained(tmp_path / "run", folder, compiled)
+    results = trained(tmp_path / "run", folder)
     for key in ("probe/label", "probe_knn/label", "codes/perplexity", "prior/validation/loss", "generator/validation/loss"):
         assert np.isfinite(results[key]), key
     assert (results["codes/train_count"], results["codes/validation_count"], results["probe/count"]) == (72, 24, 24)
     for name in ("unconditional", "reconstruction", "composition", "composition_of_three"):
         assert np.asarray(Image.open(tmp_path / "run" / "samples" / "pictures" / f"{name}.png")).std() > 5, name
     assert (tmp_path / "run" / "report.html").read_text().count("data:image/png;base64,") >= 5
-    again = run(tmp_path / "run", folder, compiled)
+    again = run(tmp_path / "run", folder)
     assert all(f"{step}: complete" in again.stdout for step in STEPS)
     moved = folder.rename(tmp_path / "elsewhere")  # where the images are may change, what they are may not
-    assert run(tmp_path / "run", moved, compiled).returncode == 0
-    refused = run(tmp_path / "run", moved, compiled, "--config.data.image=64")
+    assert run(tmp_path / "run", moved).returncode == 0
+    refused = run(tmp_path / "run", moved, "--config.data.image=64")
     assert refused.returncode == 2 and "data.image: 32 -> 64" in refused.stderr
 
 
 @slow
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "folder"] + ["records"])
-def test_every_kind_of_place_trains_to_the_same_codes(kind, of_folder, tmp_path, compiled):
+def test_every_kind_of_place_trains_to_the_same_codes(kind, of_folder, tmp_path):
     folder, other, expected = of_folder
     path = convert(folder, tmp_path / "records") if kind == "records" else KINDS[kind](tmp_path, images())
-    found = trained(tmp_path / "run", path, compiled, *SHORT)
+    found = trained(tmp_path / "run", path, *SHORT)
     for key in ("encoder/validation/loss", "probe/label", "codes/train_count", "codes/validation_count"):
         assert found[key] == expected[key], key
     for split in ("train", "validation"):
@@ -132,15 +120,15 @@ def test_every_kind_of_place_trains_to_the_same_codes(kind, of_folder, tmp_path,
 
 
 @slow
-def test_idx_files_train(tmp_path, compiled):
-    results = trained(tmp_path / "run", write_idx(tmp_path / "idx"), compiled, *SHORT, variant="28px,tiny")
+def test_idx_files_train(tmp_path):
+    results = trained(tmp_path / "run", write_idx(tmp_path / "idx"), *SHORT, variant="28px,tiny")
     assert (results["codes/train_count"], results["codes/validation_count"]) == (64, 32) and "probe/label" in results
 
 
 @slow
-def test_files_without_classes_train_without_a_probe(tmp_path, compiled):
+def test_files_without_classes_train_without_a_probe(tmp_path):
     folder = write_folder(tmp_path / "images", {name.replace("/", "_"): data for name, data in images().items()})
-    results = trained(tmp_path / "run", folder, compiled, *SHORT)
+    results = trained(tmp_path / "run", folder, *SHORT)
     assert results["codes/train_count"] + results["codes/validation_count"] == COUNT and "probe/label" not in results
 
 
@@ -153,14 +141,14 @@ def test_files_without_classes_train_without_a_probe(tmp_path, compiled):
     ],
     ids=["cifar10", "fashion_mnist"],
 )
-def test_real_sets_train(place, variant, counts, shared_data, tmp_path, compiled):
-    results = trained(tmp_path / "run", shared_data / place, compiled, *SHORT, variant=variant)
+def test_real_sets_train(place, variant, counts, shared_data, tmp_path):
+    results = trained(tmp_path / "run", shared_data / place, *SHORT, variant=variant)
     assert (results["codes/train_count"], results["codes/validation_count"]) == counts
     assert results["probe/label"] > 0.2  # chance is 0.1; that of random weights is above 0.25
 
 
-def test_without_a_path(tmp_path, compiled):
-    done = run(tmp_path / "run", None, compiled)
+def test_without_a_path(tmp_path):
+    done = run(tmp_path / "run", None)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "say where they are, --config.data.path=PATH" in done.stderr
 
@@ -202,7 +190,7 @@ def test_variants_lower(variant, step, tmp_path):
 
 
 @slow
-def test_the_encoder_of_latent256_trains_at_reduced_size(of_folder, tmp_path, compiled):
+def test_the_encoder_of_latent256_trains_at_reduced_size(of_folder, tmp_path):
     fields = {"model.width": 64, "model.depth": 2, "model.heads": 2, "model.hidden": 64, "model.prototypes": 64}
     fields |= {"model.positions": 16, "train.batch": 4}
     fields |= {f"objective.{group}_group": 4 for group in ("koleo", "mask", "drop_path")}
@@ -210,5 +198,5 @@ def test_the_encoder_of_latent256_trains_at_reduced_size(of_folder, tmp_path, co
     smaller = [f"--config.encoder.{name}={value}" for name, value in fields.items()]
     alike = [f"--config.{step}.model.positions=16" for step in ("prior", "generator")]
     steps = ("--config.steps=('encoder','codes')", "--config.codes.batch=32", "--config.codes.autoencoder=")
-    results = trained(tmp_path / "run", of_folder[0], compiled, *smaller, *alike, *steps, variant="latent256")
+    results = trained(tmp_path / "run", of_folder[0], *smaller, *alike, *steps, variant="latent256")
     assert results["codes/train_count"] == 72 and np.isfinite(results["encoder/validation/loss"])

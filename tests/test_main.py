@@ -1,29 +1,19 @@
 """The whole pipeline by its command, small: it runs, it is complete, and killed in any step it ends with the same results."""
 
 import json
-import os
-import pathlib
 import shutil
 import subprocess
-import sys
 import time
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from commands import train
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS = ("encoder", "codes", "probe", "prior", "generator", "samples")
-pytestmark = pytest.mark.timeout(900)  # the first test waits for a whole pipeline, which takes minutes where other work keeps the cores busy
-
-
-def command(workdir, variant="tiny", *more, recipe="configs/quickstart.py"):
-    # One device: eight simulated ones on two cores only make the run slower.
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
-    recipe = f"{recipe}:{variant}" if variant else recipe
-    arguments = [sys.executable, "-m", "dlc_jax.main", f"--config={recipe}", f"--workdir={workdir}", *more]
-    return dict(args=arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+# the first of them waits for a whole pipeline: minutes, where other work keeps the cores busy
+pytestmark = pytest.mark.timeout(900)
 
 
 def numbers(workdir):
@@ -33,18 +23,17 @@ def numbers(workdir):
     return {key: value for key, value in found.items() if not key.startswith(clocked)}
 
 
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("complete")
-    done = subprocess.run(**command(workdir), timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return workdir, done.stdout, numbers(workdir)  # noted now: the ablation below adds to the folder
+@pytest.fixture
+def complete(quickstart, tmp_path):
+    """(workdir, output, results) of a complete run, its own to change."""
+    workdir = shutil.copytree(quickstart / "run", tmp_path / "complete")
+    return workdir, (quickstart / "out").read_text(), numbers(workdir)
 
 
 @pytest.mark.slow
-def test_results_pictures_and_report(complete):
-    workdir, out, _ = complete
+def test_results_pictures_and_report(quickstart):
+    workdir, out = quickstart / "run", (quickstart / "out").read_text()
+    assert (quickstart / "err").read_text() == ""
     results = json.loads((workdir / "results.json").read_text())
     for key in (
         *(f"probe/{factor}" for factor in ("shape", "color", "background", "size", "count")),
@@ -78,7 +67,7 @@ def test_results_pictures_and_report(complete):
 @pytest.mark.slow
 def test_the_same_command_again_does_nothing(complete):
     workdir, _, before = complete
-    again = subprocess.run(**command(workdir), timeout=120)
+    again = subprocess.run(**train(workdir), timeout=120)
     assert again.returncode == 0 and all(f"{step}: complete" in again.stdout for step in STEPS)
     assert numbers(workdir) == before
 
@@ -88,14 +77,12 @@ def test_what_was_run_can_be_run_again_and_with_other_samples(complete, tmp_path
     """In a copy: its own config.json is the recipe, and a setting of the samples runs that job again and nothing else."""
     workdir = shutil.copytree(complete[0], tmp_path / "copy")
     changed = ("--config.samples.guidance=2.0", "--config.encoder.train.log_every=4")
-    again = subprocess.run(**command(workdir, "", *changed, recipe=f"{workdir}/config.json"), timeout=300)
+    again = subprocess.run(**train(workdir, *changed, recipe=f"{workdir}/config.json"), timeout=300)
     assert again.returncode == 0, again.stderr
     assert [line for line in again.stdout.splitlines() if not line.endswith(": complete")][0] == "samples ..."
     (line,) = (workdir / "config_history.jsonl").read_text().splitlines()
     assert json.loads(line)["changed"] == {"encoder.train.log_every": [8, 4], "samples.guidance": [1.5, 2.0]}
-    refused = subprocess.run(
-        **command(workdir, "", "--config.encoder.model.width=64", recipe=f"{workdir}/config.json"), timeout=60
-    )
+    refused = subprocess.run(**train(workdir, "--config.encoder.model.width=64", recipe=f"{workdir}/config.json"), timeout=60)
     assert refused.returncode == 2 and "encoder.model.width: 128 -> 64" in refused.stderr
 
 
@@ -103,7 +90,7 @@ def test_what_was_run_can_be_run_again_and_with_other_samples(complete, tmp_path
 def test_codes_of_one_run_feed_another(complete, tmp_path):
     store, workdir = complete[0] / "codes", tmp_path / "W2"
     steps = "--config.steps=('encoder', 'codes', 'prior')"
-    done = subprocess.run(**command(workdir, "tiny", f"--config.codes={store}", steps), timeout=300)
+    done = subprocess.run(**train(workdir, f"--config.codes={store}", steps), timeout=300)
     assert done.returncode == 0, done.stderr
     assert f"encoder: not needed, codes are those of {store}" in done.stdout and not (workdir / "encoder").exists()
     found, before = numbers(workdir), complete[2]
@@ -114,7 +101,7 @@ def test_codes_of_one_run_feed_another(complete, tmp_path):
 @pytest.mark.slow
 def test_ablation_adds_its_numbers_beside(complete):
     workdir, _, before = complete
-    done = subprocess.run(**command(workdir, "tiny_ablation"), timeout=600)
+    done = subprocess.run(**train(workdir, recipe="configs/quickstart.py:tiny_ablation"), timeout=600)
     assert done.returncode == 0, done.stderr
     after = numbers(workdir)
     assert {key: after[key] for key in before} == before
@@ -128,7 +115,7 @@ def test_killed_in_every_step_ends_with_the_same_results(complete, tmp_path):
     workdir = tmp_path / "killed"
     killed = []
     for step in STEPS:
-        process = subprocess.Popen(**command(workdir))
+        process = subprocess.Popen(**train(workdir))
         for line in process.stdout:
             if line.startswith(f"{step} "):  # its first sign of life: a progress line of a stage, or a job's name
                 time.sleep(0.3)
@@ -138,6 +125,6 @@ def test_killed_in_every_step_ends_with_the_same_results(complete, tmp_path):
         process.communicate()
         assert process.returncode == -9 or (workdir / step / "done.json").exists(), step
     assert killed == list(STEPS)
-    done = subprocess.run(**command(workdir), timeout=600)
+    done = subprocess.run(**train(workdir), timeout=600)
     assert done.returncode == 0, done.stderr
     assert numbers(workdir) == uninterrupted
