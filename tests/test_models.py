@@ -300,11 +300,21 @@ def test_vit_masked_patches_are_not_read():
     images = normal(0, 2, 8, 8, 3)
     model = small_vit()
     variables = drawn(model, images)
-    masked = jnp.zeros((2, 16), bool).at[:, 5].set(True)  # row 1, column 1
-    other = images.at[:, 2:4, 2:4].add(1.0)
-    seen, unseen = (apply(model, variables, x, masked=masked)["cls"] for x in (images, other))
-    np.testing.assert_array_equal(seen, unseen)
-    assert np.abs(seen - apply(model, variables, images)["cls"]).max() > 1e-4
+    masked = jnp.zeros((2, 16), bool).at[:, 5:7].set(True)  # row 1, columns 1 and 2
+    other = images.at[:, 2:4, 2:6].add(1.0)
+    seen, unseen = (apply(model, variables, x, masked=masked) for x in (images, other))
+    np.testing.assert_array_equal(seen["cls"], unseen["cls"])
+    assert np.abs(seen["cls"] - apply(model, variables, images)["cls"]).max() > 1e-4
+    # where they are is still told: two tokens that are all alike would stay so through every block
+    assert np.abs(seen["patches"][:, 5] - seen["patches"][:, 6]).max() > 1e-2
+
+
+def test_standardize_takes_the_mean_and_the_deviation_of_each_channel():
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3), dtype=np.uint8)
+    expected = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    found = jax.jit(vit.standardize)(images)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 # simplicial head and encoder
@@ -441,6 +451,13 @@ def test_noise_belongs_to_the_example():
     assert np.abs(same[0] - same[1]).max() > 0.05
 
 
+def test_temperature_divides_logits_and_noise_alike():
+    logits, keys = normal(0, 3, L, V), jax.random.split(jax.random.key(0), 3)
+    relax = jax.jit(lambda t: simplicial.relax(logits, "gumbel", keys=keys, temperature=t))
+    warm, cold = (np.asarray(relax(temperature), np.float64) for temperature in (1.0, 0.5))
+    np.testing.assert_allclose(cold, warm**2 / (warm**2).sum(-1, keepdims=True), atol=1e-5)
+
+
 def test_dino_head_scores_are_cosines_times_gains():
     x = normal(0, 3, 16)
     head = simplicial.DinoHead(6, hidden=8, bottleneck=4)
@@ -560,6 +577,34 @@ def test_dit_block_order_is_shift_scale_gate():
     y = x + gate1 * apply(layers.Attention(2), {"params": p["attention"]}, norm(x) * (1 + scale1) + shift1)
     y = y + gate2 * apply(layers.Mlp(64, gelu="tanh"), {"params": p["mlp"]}, norm(y) * (1 + scale2) + shift2)
     np.testing.assert_allclose(apply(block, {"params": p}, x, c), y, atol=1e-4)
+
+
+def test_dit_is_its_blocks_between_patches_and_a_modulated_end():
+    x, t, codes = dit_inputs()
+    model = small_dit()
+    variables = drawn(model, x, t, codes)
+    p = jax.tree.map(np.asarray, variables["params"])
+
+    def dense(name, x, p=p):
+        return x @ p[name]["kernel"] + p[name]["bias"]
+
+    def silu(x):
+        return x / (1 + np.exp(-x))
+
+    angle = np.outer(1000 * np.asarray(t, np.float64), 1e4 ** (-np.arange(128) / 128))
+    time = dense("fc1", np.concatenate([np.cos(angle), np.sin(angle)], 1), p["time_embed"])
+    time = dense("fc2", silu(time), p["time_embed"])
+    c = silu(time + p["code_table"]["table"][np.arange(L), np.asarray(codes)].mean(1))
+    patches = np.asarray(x).reshape(2, 2, 4, 2, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 4, 48)
+    h = dense("patch_embed", patches) + positions.sincos_2d(2, 2, 16)
+    for layer in range(2):
+        block = {"params": jax.tree.map(lambda leaf, layer=layer: leaf[layer], p["blocks"])}
+        h = np.asarray(apply(dit.Block(2, 4.0, False, None), block, np.float32(h), np.float32(c)))
+    h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-6)
+    shift, scale = np.split(dense("final_modulation", c), 2, axis=-1)
+    out = dense("final", h * (1 + scale[:, None]) + shift[:, None])
+    out = out.reshape(2, 2, 2, 4, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 8, 8, 3)
+    np.testing.assert_allclose(apply(model, variables, x, t, codes), out, rtol=1e-3, atol=1e-3)
 
 
 def test_dit_conditions():
