@@ -46,6 +46,33 @@ def apply(model, variables, *args, method=None, **options):
     return model.apply(variables, *args, method=method, **options)
 
 
+# The same in NumPy and float64, from a layer's parameters.
+
+
+def dense(p, x):
+    return x @ np.asarray(p["kernel"], np.float64) + p["bias"]
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def normalized(x, eps):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps)
+
+
+def embedded(p, number):
+    angle = np.outer(number, 1e4 ** (-np.arange(128) / 128))
+    return dense(p["fc2"], silu(dense(p["fc1"], np.concatenate([np.cos(angle), np.sin(angle)], 1))))
+
+
+def blocks(block, p, h, *args):
+    for layer in range(2):
+        params = jax.tree.map(lambda leaf, layer=layer: leaf[layer], p["blocks"])
+        h = apply(block, {"params": params}, jnp.asarray(h, jnp.float32), *args)
+    return np.asarray(h, np.float64)
+
+
 def to_bfloat16(params):
     return jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
 
@@ -361,6 +388,8 @@ def test_readouts(readout, read):
     np.testing.assert_allclose(out["vector"], expected, atol=1e-5)
     narrow = apply(head, to_bfloat16(variables), tokens.astype(jnp.bfloat16), read=read)
     assert narrow["vector"].dtype == jnp.bfloat16 and narrow["logits"].dtype == jnp.float32
+    logits = np.asarray(narrow["logits"])
+    assert (logits != logits.astype(jnp.bfloat16)).any()  # rounding would add ties
 
 
 def test_readouts_start_as_the_reference():
@@ -581,28 +610,16 @@ def test_dit_block_order_is_shift_scale_gate():
 
 def test_dit_is_its_blocks_between_patches_and_a_modulated_end():
     x, t, codes = dit_inputs()
-    model = small_dit()
+    model = small_dit(image=16)  # x is smaller: positions are stretched over it
     variables = drawn(model, x, t, codes)
     p = jax.tree.map(np.asarray, variables["params"])
-
-    def dense(name, x, p=p):
-        return x @ p[name]["kernel"] + p[name]["bias"]
-
-    def silu(x):
-        return x / (1 + np.exp(-x))
-
-    angle = np.outer(1000 * np.asarray(t, np.float64), 1e4 ** (-np.arange(128) / 128))
-    time = dense("fc1", np.concatenate([np.cos(angle), np.sin(angle)], 1), p["time_embed"])
-    time = dense("fc2", silu(time), p["time_embed"])
-    c = silu(time + p["code_table"]["table"][np.arange(L), np.asarray(codes)].mean(1))
+    table = p["code_table"]["table"][np.arange(L), np.asarray(codes)].mean(1)
+    c = silu(embedded(p["time_embed"], 1000 * np.asarray(t, np.float64)) + table)
     patches = np.asarray(x).reshape(2, 2, 4, 2, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 4, 48)
-    h = dense("patch_embed", patches) + positions.sincos_2d(2, 2, 16)
-    for layer in range(2):
-        block = {"params": jax.tree.map(lambda leaf, layer=layer: leaf[layer], p["blocks"])}
-        h = np.asarray(apply(dit.Block(2, 4.0, False, None), block, np.float32(h), np.float32(c)))
-    h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-6)
-    shift, scale = np.split(dense("final_modulation", c), 2, axis=-1)
-    out = dense("final", h * (1 + scale[:, None]) + shift[:, None])
+    h = dense(p["patch_embed"], patches) + positions.sincos_2d(2, 2, 16, extent=4)
+    h = blocks(dit.Block(2, 4.0, False, None), p, h, jnp.asarray(c, jnp.float32))
+    shift, scale = np.split(dense(p["final_modulation"], c), 2, axis=-1)
+    out = dense(p["final"], normalized(h, 1e-6) * (1 + scale[:, None]) + shift[:, None])
     out = out.reshape(2, 2, 2, 4, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 8, 8, 3)
     np.testing.assert_allclose(apply(model, variables, x, t, codes), out, rtol=1e-3, atol=1e-3)
 
@@ -722,6 +739,22 @@ def test_masked_transformer_with_sigma():
     assert np.abs(out[0] - out[1]).max() > 1e-3
     with pytest.raises(UserError, match="sigma is missing"):
         apply(model, variables, codes)
+
+
+def test_masked_transformer_is_its_blocks_between_a_table_and_a_modulated_end():
+    codes, sigma = integers(3, V + 1, 2, L), jnp.array([0.5, 3.0])
+    model = small_prior(sigma_conditioning=True)
+    variables = drawn(model, codes, sigma)
+    p = jax.tree.map(np.asarray, variables["params"])
+    c = silu(embedded(p["sigma_embed"], np.asarray(sigma, np.float64)))
+    h = p["token_embed"][np.asarray(codes)] + p["pos_embed"]
+    angles = positions.rotary(L, 8)
+    block = masked_transformer.Block(2, 4.0, None)
+    h = blocks(block, p, h, angles, jnp.asarray(c, jnp.float32))
+    h = normalized(h, 1e-5) * p["final_norm"]["scale"]
+    shift, scale = np.split(dense(p["final_modulation"], c), 2, axis=-1)
+    out = dense(p["final"], h * (1 + scale[:, None]) + shift[:, None])
+    np.testing.assert_allclose(apply(model, variables, codes, sigma), out, atol=1e-3)
 
 
 def test_masked_transformer_block_order_is_shift_scale_gate():
