@@ -119,15 +119,53 @@ BREAKS = {
         ("final shift and scale swapped",
          "test_dit_is_its_blocks_between_patches_and_a_modulated_end",
          "shift, scale = jnp.split(self", "scale, shift = jnp.split(self"),
+        ("positions are not stretched over images of another size",
+         "test_dit_is_its_blocks_between_patches_and_a_modulated_end",
+         "sincos_2d(side, side, self.width, extent=self.image // self.patch)",
+         "sincos_2d(side, side, self.width)"),
     ],
     ("dlc_jax/models/layers.py", "tests/test_models.py"): [
         ("times are embedded as 0 to 1, not to 1000",
          "test_dit_is_its_blocks_between_patches_and_a_modulated_end", "scale: float = 1000.0",
          "scale: float = 1.0"),
     ],
+    ("dlc_jax/models/masked_transformer.py", "tests/test_models.py"): [
+        ("no SiLU on sigma",
+         "test_masked_transformer_is_its_blocks_between_a_table_and_a_modulated_end",
+         "jax.nn.silu(TimeEmbedding", "(TimeEmbedding"),
+        ("sigma is embedded as a time",
+         "test_masked_transformer_is_its_blocks_between_a_table_and_a_modulated_end",
+         "CONDITION, scale=1.0", "CONDITION, scale=1000.0"),
+        ("final shift and scale swapped",
+         "test_masked_transformer_is_its_blocks_between_a_table_and_a_modulated_end",
+         "(condition), 2, axis=-1))", "(condition), 2, axis=-1)[::-1])"),
+    ],
+    ("dlc_jax/diffusion/masked.py", "tests/test_masked.py"): [
+        ("a position's noise depends on the number of calls",
+         "test_noise_of_a_position_is_the_same_in_any_number_of_calls", "fold_in(key, position)",
+         "fold_in(key, position + length * calls)"),
+    ],
+    ("dlc_jax/diffusion/schedules.py", "tests/test_masked.py"): [
+        ("stratified times are in the middle of their interval",
+         "test_stratified_times_belong_to_the_place_not_to_the_split", "jax.random.uniform(part)",
+         "0.5"),
+    ],
+    ("dlc_jax/diffusion/sample.py", "tests/test_flow.py"): [
+        ("a sample starts from half the noise", "test_a_sample_depends_on_its_key_alone",
+         "jax.random.normal(", "0.5 * jax.random.normal("),
+    ],
     ("dlc_jax/diffusion/guidance.py", "tests/test_guidance.py"): [
         ("the interval's upper end is open", "test_outside_the_interval_the_conditional_stands",
          "t <= high", "t < high"),
+    ],
+    ("dlc_jax/losses/diffusion.py", "tests/test_diffusion_loss.py"): [
+        ("the loss of a denoiser is not float32",
+         "test_zero_at_the_truth_and_float32_from_half_precision", "value.astype(jnp.float32) for",
+         "value for"),
+    ],
+    ("dlc_jax/losses/ssl.py", "tests/test_ssl_loss.py"): [
+        ("no gradient for being another's nearest", "test_koleo_gradient_pushes_neighbors_apart",
+         "x - jnp.take_along_axis(x,", "x - jnp.take_along_axis(fixed,"),
     ],
 }
 # fmt: on
