@@ -23,8 +23,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 TIMEOUT = 1200  # seconds for one break: a loop that never ends is seen
 
 
-# {(file, file of tests): [(what is broken, tests that should see it, before, after), ...]}. `before`
-# occurs once in the file; of several tests one must see it. A fifth "slow": no fast test does.
+# {(file, file of tests): [(what is broken, tests that should see it, before, after), ...]}.
+# `before` occurs once in the file. Of several tests, with "; " between, one must see it. A test
+# with [a case] is run on that case alone. A fifth "slow": no fast test sees it.
 # fmt: off
 BREAKS = {
     ("dlc_jax/step.py", "tests/test_step.py"): [
@@ -179,11 +180,11 @@ class Mutant(NamedTuple):
     before: str
     after: str
     tests: tuple[str, ...]
-    slow: bool
+    speed: str = "fast"
 
 
 MUTANTS = [
-    Mutant(file, what, before, after, tuple(f"{path}::{name}" for name in names.split()), bool(slow))
+    Mutant(file, what, before, after, tuple(f"{path}::{name}" for name in names.split("; ")), *slow)
     for (file, path), breaks in BREAKS.items()
     for what, names, before, after, *slow in breaks
 ]
@@ -221,9 +222,12 @@ class Checkout:
     def green(self, names: list[str]) -> set[str]:
         """Those of the tests that pass unbroken."""
         _, said = self.pytest("-rA", *names)
-        cases = re.findall(r"^(PASSED|FAILED|ERROR) ([^\s\[]+)", said, re.MULTILINE)
-        bad = {name for word, name in cases if word != "PASSED"}
-        return {name for _, name in cases} - bad
+        cases = re.findall(r"^(PASSED|FAILED|ERROR) (.*?)(?: - .*)?$", said, re.MULTILINE)
+
+        def words(name):
+            return {word for word, case in cases if f"{case}[".startswith(f"{name}[")}
+
+        return {name for name in names if words(name) == {"PASSED"}}
 
     def sees(self, mutant: Mutant) -> tuple[str, float]:
         """The first test that sees the break, "" for none; and the seconds that it took."""
@@ -262,7 +266,7 @@ def main() -> int:
         mutant
         for mutant in MUTANTS
         if any(word in f"{mutant.file} {mutant.what}" for word in options.words or [""])
-        if not (options.fast and mutant.slow)
+        if not (options.fast and mutant.speed == "slow")
     ]
     if options.list:
         print("\n".join(f"{mutant.file}: {mutant.what}" for mutant in chosen))
