@@ -93,8 +93,10 @@ def test_heun_does_not_ask_for_a_velocity_at_the_data():
 def test_a_sample_depends_on_its_key_alone():
     keys = jax.random.split(jax.random.key(1), 6)
     grid = schedules.uniform_grid(2)
-    whole = sample.flow_sample(lambda x, t: x * t[:, None], keys, (3,), grid)
-    part = sample.flow_sample(lambda x, t: x * t[:, None], keys[2:4], (3,), grid)
+    whole = sample.flow_sample(lambda x, t: x * t[:, None], keys, (300,), grid)
+    part = sample.flow_sample(lambda x, t: x * t[:, None], keys[2:4], (300,), grid)
     np.testing.assert_array_equal(whole[2:4], part)
+    # from N(0, 1), times 1 - 1/2 and then 1 - 1/4
+    assert np.std(whole) == pytest.approx(0.375, rel=4 / np.sqrt(2 * 1800))
     with pytest.raises(UserError, match="rk4"):
         sample.flow_sample(lambda x, t: x, keys, (3,), grid, method="rk4")

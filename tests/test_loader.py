@@ -3,6 +3,7 @@
 import io
 import json
 
+import grain
 import numpy as np
 import pytest
 from PIL import Image
@@ -106,6 +107,26 @@ def test_resume_gives_the_same_batches(threads):
     assert_same(take(first, 8), want[1:])
 
 
+def test_order_and_draws_are_seeded_apart(monkeypatch):
+    """What an epoch begins with must not say how it is cut. Outputs hide it: the calls are read."""
+    seeds = []
+
+    def watch(name):
+        method = getattr(grain.MapDataset, name)
+
+        def call(*args, seed):
+            seeds.append(seed)
+            return method(*args, seed=seed)
+
+        monkeypatch.setattr(grain.MapDataset, name, call)
+
+    watch("shuffle")
+    watch("random_map")
+    make(seed=3)
+    make(seed=4)
+    assert len(seeds) == len({*seeds, 3, 4}) - 2 == 4
+
+
 def test_state_before_the_first_batch():
     want = take(make(), 2)
     iterator = make()
@@ -195,6 +216,11 @@ def test_bad_records_are_replaced_deterministically_and_counted():
     clean = np.concatenate([b["index"] for b in take(make(), 5)])
     good = ~np.isin(clean, (3, 7))
     np.testing.assert_array_equal(index[good], clean[good])  # the others are where they were
+
+
+def test_replacements_of_neighbors_are_spread_over_the_source():
+    source = Resilient(Tiny(broken=range(10)))
+    assert len({source[index]["index"] for index in range(10)}) > 3
 
 
 def test_a_failing_transform_is_a_bad_record():

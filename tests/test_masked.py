@@ -197,6 +197,16 @@ def test_temperature_zero_takes_the_likeliest_value():
     np.testing.assert_array_equal(out, np.broadcast_to(logits.argmax(-1), (4, 6)))
 
 
+def test_noise_of_a_position_is_the_same_in_any_number_of_calls():
+    def draw(keys):
+        logits = jnp.zeros((4, 6, 5))
+        return [masked.sample(lambda _: logits, keys, 6, 5, calls=calls) for calls in (1, 6)]
+
+    one, many = jax.jit(draw)(jax.random.split(jax.random.key(0), 4))
+    np.testing.assert_array_equal(one, many)
+    assert len(np.unique(one, axis=0)) == 4
+
+
 def test_temperature_divides_the_logits():
     p = np.array([0.7, 0.2, 0.1])
     logits = jnp.asarray(np.log(p), jnp.float32)
@@ -250,6 +260,7 @@ def test_stratified_times_belong_to_the_place_not_to_the_split():
         np.testing.assert_array_equal(schedules.stratified(jnp.asarray(part), 98, key), whole[part])
     alone = [float(schedules.stratified(jnp.array([3]), 98, jax.random.key(seed))[0]) for seed in range(200)]
     assert abs(np.mean(alone) - 0.5) < 4 * math.sqrt(1 / 12 / 200)
+    assert np.ptp(np.array(alone) * 98 % 1) > 0.9  # nor is it at one place of its interval
 
 
 def test_logit_normal_is_the_quantile_function():

@@ -46,6 +46,33 @@ def apply(model, variables, *args, method=None, **options):
     return model.apply(variables, *args, method=method, **options)
 
 
+# The same in NumPy and float64, from a layer's parameters.
+
+
+def dense(p, x):
+    return x @ np.asarray(p["kernel"], np.float64) + p["bias"]
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def normalized(x, eps):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps)
+
+
+def embedded(p, number):
+    angle = np.outer(number, 1e4 ** (-np.arange(128) / 128))
+    return dense(p["fc2"], silu(dense(p["fc1"], np.concatenate([np.cos(angle), np.sin(angle)], 1))))
+
+
+def blocks(block, p, h, *args):
+    for layer in range(2):
+        params = jax.tree.map(lambda leaf, layer=layer: leaf[layer], p["blocks"])
+        h = apply(block, {"params": params}, jnp.asarray(h, jnp.float32), *args)
+    return np.asarray(h, np.float64)
+
+
 def to_bfloat16(params):
     return jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
 
@@ -300,11 +327,21 @@ def test_vit_masked_patches_are_not_read():
     images = normal(0, 2, 8, 8, 3)
     model = small_vit()
     variables = drawn(model, images)
-    masked = jnp.zeros((2, 16), bool).at[:, 5].set(True)  # row 1, column 1
-    other = images.at[:, 2:4, 2:4].add(1.0)
-    seen, unseen = (apply(model, variables, x, masked=masked)["cls"] for x in (images, other))
-    np.testing.assert_array_equal(seen, unseen)
-    assert np.abs(seen - apply(model, variables, images)["cls"]).max() > 1e-4
+    masked = jnp.zeros((2, 16), bool).at[:, 5:7].set(True)  # row 1, columns 1 and 2
+    other = images.at[:, 2:4, 2:6].add(1.0)
+    seen, unseen = (apply(model, variables, x, masked=masked) for x in (images, other))
+    np.testing.assert_array_equal(seen["cls"], unseen["cls"])
+    assert np.abs(seen["cls"] - apply(model, variables, images)["cls"]).max() > 1e-4
+    # where they are is still told: two tokens that are all alike would stay so through every block
+    assert np.abs(seen["patches"][:, 5] - seen["patches"][:, 6]).max() > 1e-2
+
+
+def test_standardize_takes_the_mean_and_the_deviation_of_each_channel():
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3), dtype=np.uint8)
+    expected = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    found = jax.jit(vit.standardize)(images)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 # simplicial head and encoder
@@ -351,6 +388,8 @@ def test_readouts(readout, read):
     np.testing.assert_allclose(out["vector"], expected, atol=1e-5)
     narrow = apply(head, to_bfloat16(variables), tokens.astype(jnp.bfloat16), read=read)
     assert narrow["vector"].dtype == jnp.bfloat16 and narrow["logits"].dtype == jnp.float32
+    logits = np.asarray(narrow["logits"])
+    assert (logits != logits.astype(jnp.bfloat16)).any()  # rounding would add ties
 
 
 def test_readouts_start_as_the_reference():
@@ -439,6 +478,13 @@ def test_noise_belongs_to_the_example():
     np.testing.assert_allclose(whole[1:2], simplicial.relax(logits[1:2], "gumbel", keys=keys[1:2]), atol=1e-6)
     same = simplicial.relax(jnp.broadcast_to(logits[:1], logits.shape), "gumbel", keys=keys)
     assert np.abs(same[0] - same[1]).max() > 0.05
+
+
+def test_temperature_divides_logits_and_noise_alike():
+    logits, keys = normal(0, 3, L, V), jax.random.split(jax.random.key(0), 3)
+    relax = jax.jit(lambda t: simplicial.relax(logits, "gumbel", keys=keys, temperature=t))
+    warm, cold = (np.asarray(relax(temperature), np.float64) for temperature in (1.0, 0.5))
+    np.testing.assert_allclose(cold, warm**2 / (warm**2).sum(-1, keepdims=True), atol=1e-5)
 
 
 def test_dino_head_scores_are_cosines_times_gains():
@@ -562,6 +608,22 @@ def test_dit_block_order_is_shift_scale_gate():
     np.testing.assert_allclose(apply(block, {"params": p}, x, c), y, atol=1e-4)
 
 
+def test_dit_is_its_blocks_between_patches_and_a_modulated_end():
+    x, t, codes = dit_inputs()
+    model = small_dit(image=16)  # x is smaller: positions are stretched over it
+    variables = drawn(model, x, t, codes)
+    p = jax.tree.map(np.asarray, variables["params"])
+    table = p["code_table"]["table"][np.arange(L), np.asarray(codes)].mean(1)
+    c = silu(embedded(p["time_embed"], 1000 * np.asarray(t, np.float64)) + table)
+    patches = np.asarray(x).reshape(2, 2, 4, 2, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 4, 48)
+    h = dense(p["patch_embed"], patches) + positions.sincos_2d(2, 2, 16, extent=4)
+    h = blocks(dit.Block(2, 4.0, False, None), p, h, jnp.asarray(c, jnp.float32))
+    shift, scale = np.split(dense(p["final_modulation"], c), 2, axis=-1)
+    out = dense(p["final"], normalized(h, 1e-6) * (1 + scale[:, None]) + shift[:, None])
+    out = out.reshape(2, 2, 2, 4, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 8, 8, 3)
+    np.testing.assert_allclose(apply(model, variables, x, t, codes), out, rtol=1e-3, atol=1e-3)
+
+
 def test_dit_conditions():
     x, t, codes = dit_inputs()
     model = small_dit(out_channels=5)
@@ -677,6 +739,22 @@ def test_masked_transformer_with_sigma():
     assert np.abs(out[0] - out[1]).max() > 1e-3
     with pytest.raises(UserError, match="sigma is missing"):
         apply(model, variables, codes)
+
+
+def test_masked_transformer_is_its_blocks_between_a_table_and_a_modulated_end():
+    codes, sigma = integers(3, V + 1, 2, L), jnp.array([0.5, 3.0])
+    model = small_prior(sigma_conditioning=True)
+    variables = drawn(model, codes, sigma)
+    p = jax.tree.map(np.asarray, variables["params"])
+    c = silu(embedded(p["sigma_embed"], np.asarray(sigma, np.float64)))
+    h = p["token_embed"][np.asarray(codes)] + p["pos_embed"]
+    angles = positions.rotary(L, 8)
+    block = masked_transformer.Block(2, 4.0, None)
+    h = blocks(block, p, h, angles, jnp.asarray(c, jnp.float32))
+    h = normalized(h, 1e-5) * p["final_norm"]["scale"]
+    shift, scale = np.split(dense(p["final_modulation"], c), 2, axis=-1)
+    out = dense(p["final"], h * (1 + scale[:, None]) + shift[:, None])
+    np.testing.assert_allclose(apply(model, variables, codes, sigma), out, atol=1e-3)
 
 
 def test_masked_transformer_block_order_is_shift_scale_gate():

@@ -191,10 +191,16 @@ def test_koleo_of_equal_or_zero_vectors_has_a_finite_gradient():
 
 
 def test_koleo_gradient_pushes_neighbors_apart():
-    vectors = jnp.array([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.0]])
+    vectors = jnp.array([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.05]])
     slope = jax.grad(lambda x: ssl.koleo(x, group=3).sum())(vectors)
     moved = vectors - 1e-3 * slope
     assert moved[0, 1] > vectors[0, 1] and moved[1, 1] < vectors[1, 1]
+    vectors = np.asarray(vectors, np.float64)  # by differences, also of being another's nearest
+    for place in np.ndindex(3, 2):
+        step = np.zeros((3, 2))
+        step[place] = 1e-4
+        ends = [reference_koleo(vectors + sign * step, 3).sum() for sign in (1, -1)]
+        assert float(slope[place]) == pytest.approx((ends[0] - ends[1]) / 2e-4, rel=1e-3, abs=1e-3)
 
 
 @pytest.mark.parametrize("group", [1, 5])

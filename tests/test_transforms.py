@@ -50,6 +50,21 @@ def test_box_has_the_area_and_the_ratio_asked_for():
     assert 0.5 - 1e-9 <= (w / h).min() < 0.55 and 1.8 < (w / h).max() <= 2 + 1e-9
 
 
+def test_area_is_uniform_ratio_log_uniform_and_place_and_shift_uniform():
+    crop = transforms.RandomResizedCrop(8, scale=(0.1, 0.4), ratio=(0.5, 2.0))
+    rng = np.random.default_rng(0)
+    # All of them fit, so that none is drawn again.
+    left, top, right, bottom = np.array([crop.box(40, 40, rng) for _ in range(4000)]).T
+    w, h = right - left, bottom - top
+    drawn = [(w * h / 1600 - 0.1) / 0.3, (np.log2(w / h) + 1) / 2, left / (40 - w), top / (40 - h)]
+    whole = transforms.RandomResizedCrop(8, scale=(1.0, 1.0), ratio=(1.0, 1.0), shift=0.4)
+    shift = np.array([whole.box(40, 40, rng)[:2] for _ in range(4000)]).T
+    drawn += list((shift / 40 + 0.4) / 0.8)
+    shares = np.array([0.1, 0.25, 0.5, 0.75, 0.9])
+    np.testing.assert_allclose(np.quantile(drawn, shares, axis=1).T, [shares] * 6, atol=0.032)
+    np.testing.assert_allclose(np.corrcoef(drawn), np.eye(6), atol=0.065)  # four deviations
+
+
 def test_crop_of_the_whole_image_is_the_image():
     image = Image.fromarray(noise())
     crop = transforms.RandomResizedCrop(16, scale=(1.0, 1.0), ratio=(1.0, 1.0))

@@ -15,12 +15,13 @@ from dlc_jax import optim, parallel
 from dlc_jax.checkpoint import Checkpoints, load_params
 from dlc_jax.errors import Interrupted, UserError
 from dlc_jax.stage import Evaluator
-from dlc_jax.train import compile_step, train
+from dlc_jax.step import TrainState
+from dlc_jax.train import _initial, _validation, compile_step, train
 
 
 def run(stage, directory, **options):
     mesh = parallel.make_mesh(devices=jax.devices()[: options.pop("devices", 1)])
-    return train(stage, directory, mesh=mesh, seed=0, name="tried", **options)
+    return train(stage, directory, **(dict(mesh=mesh, seed=0, name="tried") | options))
 
 
 def final(stage, directory):
@@ -105,7 +106,7 @@ def test_non_finite_steps_in_a_row_stop_the_run_and_name_the_last_good_step(tmp_
         return jnp.where(step >= 5, jnp.nan, value), rest
 
     stopped = dataclasses.replace(stage, loss=loss)
-    with pytest.raises(UserError, match="last good step is 5"):
+    with pytest.raises(UserError, match="not finite for 3 steps in a row; the last good step is 5"):
         run(stopped, tmp_path)
     assert load_params(tmp_path / "checkpoints", jax.eval_shape(lambda: stage.init(jax.random.key(0))[0])) is not None
     run(stage, tmp_path)  # with the cause removed, the same command goes on
@@ -131,10 +132,13 @@ def test_warm_start_is_strict_and_names_what_is_new(tmp_path):
     run(joint(steps=2), tmp_path / "first")
     with pytest.raises(UserError, match="head.bias"):
         run(joint(steps=2, wide=True, init_from=str(tmp_path / "first")), tmp_path / "strict")
-    run(joint(steps=2, wide=True, init_from=str(tmp_path / "first"), init_new=("head.*",)), tmp_path / "named")
-    one, two = final(joint(steps=2), tmp_path / "first"), final(joint(steps=2, wide=True), tmp_path / "named")
+    named = joint(steps=2, wide=True, init_from=str(tmp_path / "first"), init_new=("head.*",))
+    named = dataclasses.replace(named, ema_decay=lambda step: 1.0)  # the average stays at its start
+    run(named, tmp_path / "named", seed=1)  # of another seed: its own draw would be far away
+    one, two = final(joint(steps=2), tmp_path / "first"), final(named, tmp_path / "named")
     moved = np.abs(one.params["table"] - two.params["table"]).max()
     assert 0 < moved < 0.1  # two small steps from there, not a fresh draw
+    np.testing.assert_array_equal(two.ema["table"], one.params["table"])
 
 
 def test_evaluators_run_at_their_cadence_and_before_the_save(tmp_path):
@@ -168,12 +172,72 @@ def test_an_evaluators_pictures_are_shown_and_are_no_results(tmp_path):
 
 def test_validation_is_on_the_same_records_with_the_same_draws(tmp_path):
     """Two numbers of it differ by what was learned and by nothing else: a state that does not learn has the same ones."""
-    stage = dataclasses.replace(joint(steps=8), optimizer=optim.make(steps=8, learning_rate=0.0))
-    run(stage, tmp_path)
+    asked, made = [], joint(steps=8, validate_batches=2)
+    still = dataclasses.replace(made, optimizer=optim.make(steps=8, learning_rate=0.0))
+
+    def batches(split):
+        asked.append(split)
+        return made.batches(split)
+
+    run(dataclasses.replace(still, batches=batches), tmp_path)
+    assert asked == ["train", "validation", "validation"]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     validation = [line["validation/loss"] for line in lines if "validation/loss" in line]
     assert len(validation) == 2 and validation[0] == validation[1]
     assert len({line["loss"] for line in lines if "loss" in line}) > 1  # training draws anew in every step
+
+
+def test_validation_is_the_mean_over_batches_each_with_draws_of_its_own():
+    def measure(count):
+        def loss(params, extra, batch, frozen, step, key):
+            return batch["x"].mean(), ({"draw": jax.random.uniform(key)}, {})
+
+        stage = dataclasses.replace(joint(validate_batches=count), loss=loss)
+        mesh = parallel.make_mesh(devices=jax.devices()[:1])
+        state = TrainState(step=0, params={}, opt_state=(), ema=None, extra={}, skipped=None)
+        return _validation(stage, mesh, jax.random.key(0))(state, {})
+
+    first, all_three = measure(1), measure(3)
+    batches = joint().batches("validation")
+    means = [next(batches)["x"].mean() for _ in range(3)]
+    assert all_three["loss"] == pytest.approx(np.mean(means), abs=1e-6)
+    assert first["draw"] != all_three["draw"]
+
+
+def test_a_run_draws_from_its_seed_and_its_name(tmp_path, monkeypatch):
+    """Parameters and steps do: the root key of both is watched, and nothing is computed."""
+    roots, mesh = [], parallel.make_mesh(devices=jax.devices()[:1])
+    _, abstract = compile_step(joint(), mesh)
+
+    def watch(root):
+        roots.append(tuple(np.asarray(jax.random.key_data(root)).tolist()))
+
+    def initial(stage, abstract, root):
+        watch(root)
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
+
+    def step(state, batch, frozen, root):
+        watch(root)
+        raise MemoryError("far enough")
+
+    monkeypatch.setattr("dlc_jax.train._initial", initial)
+    monkeypatch.setattr("dlc_jax.train.compile_step", lambda stage, mesh: (step, abstract))
+    for number, (seed, name) in enumerate([(0, "one"), (1, "one"), (0, "two"), (0, "one")]):
+        with pytest.raises(MemoryError):
+            train(joint(), tmp_path / str(number), mesh=mesh, seed=seed, name=name)
+    assert roots[::2] == roots[1::2]
+    assert len(set(roots)) == 3 and roots[-1] == roots[0]
+
+
+def test_parameters_are_drawn_from_the_key_of_no_step():
+    """Parts of a split key are those of `fold_in` with 0, 1, ...: both would draw alike."""
+    stage = dataclasses.replace(joint(), init=lambda key: ({}, {"key": jax.random.key_data(key)}))
+    _, abstract = compile_step(stage, parallel.make_mesh(devices=jax.devices()[:1]))
+    root = jax.random.key(0)
+    others = jax.jit(lambda root: jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.arange(100)))(root)
+    used = np.asarray(_initial(stage, abstract, root).extra["key"])
+    for other in (jax.random.key_data(root)[None], jax.random.key_data(others)):
+        assert not (np.asarray(other) == used).all(1).any()
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused(tmp_path):

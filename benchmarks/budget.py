@@ -1,0 +1,78 @@
+"""What the tests cost, room by room, into docs/budget.md: pytest -m '' --costs costs.jsonl, then python benchmarks/budget.py costs.jsonl
+
+A second file, of a run before, gives a column beside. Seconds of tests are those of a worker: two workers spend two of them in a second.
+"""
+
+import collections
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "budget.md"
+TABLE = re.compile(r"(<!-- costs -->\n).*?(<!-- /costs -->)", re.DOTALL)
+
+# Every test file is in one room.
+ROOMS = {
+    "house: rules, recipes, launcher, command line": "architecture command configs errors launch mutants budget readme recipe",
+    "loop: steps, agenda, optimizer, workdir": "agenda contract step train optim workdir",
+    "stages on real networks, several devices": "encoder_stage generator_stage prior_stage mesh real_stages parallel",
+    "images: places, decoding, conversion, crops": "archives cli_data colors convert decoder files heic images inputs listing loader "
+    "npz parquet shapes survey sweep transforms webdataset",
+    "codes: store, job, health": "checkup cli_probe code_store codes_dtype codes_health codes_job masks neighbors probe shared_codes",
+    "networks, kernel, losses": "attention autoencoder diffusion_loss drop_path flops models parameters positions shardings ssl_loss "
+    "vit_parity",
+    "diffusion: processes, samplers, guidance": "flow guidance masked",
+    "checkpoints, metrics, report": "boards checkpoint metrics report",
+    "pipeline, samples, verbs": "cli composition judge pipeline samples",
+    "import and export": "interop interop_cli",
+    "plans for other machines": "plan plan_machine plan_program",
+    "whole runs: quickstart, own images": "image_folder main",
+}
+ROOM = {name: room for room, names in ROOMS.items() for name in names.split()}
+
+
+def room(test: str) -> str:
+    """The room of a test's id, as in tests/contracts/test_mesh.py::test_x[y]."""
+    return ROOM[Path(test.partition("::")[0]).stem.removeprefix("test_")]
+
+
+def read(path: str) -> tuple[dict[str, collections.Counter], dict]:
+    """({room: sums over its tests}, what was noted of the whole run)."""
+    rooms, whole = {name: collections.Counter() for name in [*ROOMS, "all"]}, {}
+    for line in Path(path).read_text().splitlines():
+        costs = json.loads(line)
+        if "test" not in costs:
+            whole = costs
+            continue
+        for sums in (rooms[room(costs["test"])], rooms["all"]):
+            sums["tests"] += 1
+            for key in ("wall_s", "cpu_s", "compiles", "compile_s"):
+                sums[key] += costs[key]
+            sums["slow_s"] += costs["slow"] * costs["wall_s"]
+    return rooms, whole
+
+
+def table(rooms: dict, whole: dict, before: dict | None = None) -> str:
+    """Markdown; `before` is another run's rooms."""
+    names = ["room", "tests", "seconds", "of them slow", "CPU-seconds", "programs compiled", "seconds of compiling"]
+    lines = [names + ["CPU-seconds before"] * bool(before)]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    for name, sums in rooms.items():
+        keys = ("tests", "wall_s", "slow_s", "cpu_s", "compiles", "compile_s")
+        cells = [name, *(f"{sums[key]:,.0f}" for key in keys)]
+        lines.append(cells + ([f"{before[name]['cpu_s']:,.0f}"] if before else []))
+    text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    seconds = f"**{whole['session_s']:,.0f} s** by {whole['workers']} workers" if whole else "unfinished"
+    return f"{text}\n\nThe whole run: {seconds}.\n"
+
+
+def main(path: str, earlier: str | None = None) -> None:
+    found = table(*read(path), before=read(earlier)[0] if earlier else None)
+    PAGE.write_text(TABLE.sub(lambda match: f"{match[1]}{found}{match[2]}", PAGE.read_text()))
+    print(found, end="")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

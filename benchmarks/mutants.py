@@ -1,0 +1,317 @@
+"""Would the tests see it? Lines are broken one at a time in a copy: python benchmarks/mutants.py
+
+For whoever changes the heart: step, loop, loader, models, losses, diffusion, stages. It is no part
+of CI; tests/test_mutants.py holds the list to the code. What should see the breaks is first run
+unbroken, so that a test which is red anyway sees nothing. Prints a table and the survivors, and
+exits with 1 if there is one, or if the list no longer fits the code.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import pathlib
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TIMEOUT = 1200  # seconds for one break: a loop that never ends is seen
+
+
+# {(file, file of tests): [(what is broken, tests that should see it, before, after), ...]}.
+# `before` occurs once in the file. Of several tests, with "; " between, one must see it. A test
+# with [a case] is run on that case alone. A fifth "slow": no fast test sees it.
+# fmt: off
+BREAKS = {
+    ("dlc_jax/step.py", "tests/test_step.py"): [
+        ("the same key in every step", "test_every_step_has_a_key_of_its_own_from_the_root",
+         "fold_in(root, state.step)", "fold_in(root, 0)"),
+        ("a gradient that is not finite is taken",
+         "test_a_gradient_that_is_not_finite_skips_the_step_though_the_loss_is",
+         " & jnp.isfinite(norm)", ""),
+        ("shared_key ignores its purpose",
+         "test_shared_keys_differ_by_purpose_and_from_every_examples", "2**32 - 1 - purpose",
+         "2**32 - 1"),
+        ("prepare is given the parameters for their average",
+         "test_prepare_is_given_parameters_and_their_average",
+         "(cast(state.params, dtype), cast(state.ema, dtype)",
+         "(cast(state.params, dtype), cast(state.params, dtype)"),
+        ("validation gives prepare the parameters for their average",
+         "test_validation_is_given_what_a_step_is", "stage.prepare(params, cast(state.ema, dtype)",
+         "stage.prepare(params, cast(state.params, dtype)"),
+        ("extra is updated from the old parameters", "test_extra_is_made_of_the_new_parameters",
+         "after_update(state.extra, params", "after_update(state.extra, state.params"),
+        ("frozen networks stay wide under bfloat16",
+         "test_bfloat16_reaches_everything_a_stage_computes_with",
+         "        frozen = cast(frozen, dtype)\n", ""),
+        ("the learning rate on file is the next step's",
+         "test_metrics_are_of_the_step_they_describe", "learning_rate(state.step)",
+         "learning_rate(state.step + 1)"),
+    ],
+    ("dlc_jax/train.py", "tests/contracts/test_train.py"): [
+        ("the run's seed is ignored", "test_a_run_draws_from_its_seed_and_its_name",
+         "jax.random.key(seed)", "jax.random.key(0)"),
+        ("the root key is without the step's name", "test_a_run_draws_from_its_seed_and_its_name",
+         "zlib.crc32(name.encode())", "zlib.crc32(b'')"),
+        ("steps draw from a root key without seed and name",
+         "test_a_run_draws_from_its_seed_and_its_name", "frozen, root)\n                # 5",
+         "frozen, jax.random.key(0))\n                # 5"),
+        ("parameters are drawn from the root key itself",
+         "test_parameters_are_drawn_from_the_key_of_no_step",
+         "(jax.random.fold_in(root, 2**31 - 1))", "(root)"),
+        ("validation is on the training split",
+         "test_validation_is_on_the_same_records_with_the_same_draws", 'batches("validation")',
+         'batches("train")'),
+        ("validation is the first batch's",
+         "test_validation_is_the_mean_over_batches_each_with_draws_of_its_own", "np.mean(values)",
+         "values[0]"),
+        ("all validation batches have the same draws",
+         "test_validation_is_the_mean_over_batches_each_with_draws_of_its_own",
+         "2**31 - 2 - number", "2**31 - 2"),
+        ("a warm start has fresh parameters", "test_warm_start_is_strict_and_names_what_is_new",
+         "params=params, ema=ema)", "ema=ema)"),
+        ("the average of a warm start starts afresh",
+         "test_warm_start_is_strict_and_names_what_is_new",
+         "jax.tree.map(lambda leaf: leaf.copy(), params)", "state.ema"),
+        ("one step more of patience",
+         "test_non_finite_steps_in_a_row_stop_the_run_and_name_the_last_good_step",
+         "in_a_row >= patience", "in_a_row > patience"),
+    ],
+    ("dlc_jax/data/loader.py", "tests/test_loader.py"): [
+        ("order and draws from one seed", "test_order_and_draws_are_seeded_apart",
+         "shuffle(seed=order_seed)", "shuffle(seed=draw_seed)"),
+        ("a bad record is replaced by its neighbor",
+         "test_replacements_of_neighbors_are_spread_over_the_source",
+         "int(np.random.SeedSequence([first, attempt]).generate_state(1, np.uint64)[0] % len(self.source))",
+         "(first + attempt) % len(self.source)"),
+    ],
+    ("dlc_jax/data/transforms.py", "tests/test_transforms.py"): [
+        ("a crop's ratio is uniform, not its logarithm",
+         "test_area_is_uniform_ratio_log_uniform_and_place_and_shift_uniform",
+         "math.exp(0.5 * (log_low + (log_high - log_low) * aspect))",
+         "math.sqrt(self.ratio[0] + (self.ratio[1] - self.ratio[0]) * aspect)"),
+        ("a crop's side is uniform, not its area",
+         "test_area_is_uniform_ratio_log_uniform_and_place_and_shift_uniform",
+         "(low + (high - low) * share)", "(low**0.5 + (high**0.5 - low**0.5) * share) ** 2"),
+        ("crops lie on the diagonal",
+         "test_area_is_uniform_ratio_log_uniform_and_place_and_shift_uniform",
+         "down * (height - h)", "across * (height - h)"),
+        ("crops are shifted along the diagonal",
+         "test_area_is_uniform_ratio_log_uniform_and_place_and_shift_uniform",
+         "top + down * height", "top + across * height"),
+    ],
+    ("dlc_jax/models/vit.py", "tests/test_models.py"): [
+        ("one channel's deviation for all",
+         "test_standardize_takes_the_mean_and_the_deviation_of_each_channel",
+         "deviation.reshape((1,) * (images.ndim - 1) + (3,))", "deviation[0]"),
+        ("the mask token replaces the position too", "test_vit_masked_patches_are_not_read",
+         "patches + patch_positions.astype(patches.dtype)",
+         "patches + (0 if masked is None else ~masked[..., None]) * patch_positions"),
+    ],
+    ("dlc_jax/models/simplicial.py", "tests/test_models.py"): [
+        ("Gumbel noise ignores the temperature", "test_temperature_divides_logits_and_noise_alike",
+         "lambda key: jax.random.gumbel(", "lambda key: temperature * jax.random.gumbel("),
+    ],
+    ("dlc_jax/models/dit.py", "tests/test_models.py"): [
+        ("no SiLU on the condition", "test_dit_is_its_blocks_between_patches_and_a_modulated_end",
+         "c = jax.nn.silu(c)", "c = c"),
+        ("final shift and scale swapped",
+         "test_dit_is_its_blocks_between_patches_and_a_modulated_end",
+         "shift, scale = jnp.split(self", "scale, shift = jnp.split(self"),
+        ("positions are not stretched over images of another size",
+         "test_dit_is_its_blocks_between_patches_and_a_modulated_end",
+         "sincos_2d(side, side, self.width, extent=self.image // self.patch)",
+         "sincos_2d(side, side, self.width)"),
+    ],
+    ("dlc_jax/models/layers.py", "tests/test_models.py"): [
+        ("times are embedded as 0 to 1, not to 1000",
+         "test_dit_is_its_blocks_between_patches_and_a_modulated_end", "scale: float = 1000.0",
+         "scale: float = 1.0"),
+    ],
+    ("dlc_jax/models/masked_transformer.py", "tests/test_models.py"): [
+        ("no SiLU on sigma",
+         "test_masked_transformer_is_its_blocks_between_a_table_and_a_modulated_end",
+         "jax.nn.silu(TimeEmbedding", "(TimeEmbedding"),
+        ("sigma is embedded as a time",
+         "test_masked_transformer_is_its_blocks_between_a_table_and_a_modulated_end",
+         "CONDITION, scale=1.0", "CONDITION, scale=1000.0"),
+        ("final shift and scale swapped",
+         "test_masked_transformer_is_its_blocks_between_a_table_and_a_modulated_end",
+         "(condition), 2, axis=-1))", "(condition), 2, axis=-1)[::-1])"),
+    ],
+    ("dlc_jax/diffusion/masked.py", "tests/test_masked.py"): [
+        ("a position's noise depends on the number of calls",
+         "test_noise_of_a_position_is_the_same_in_any_number_of_calls", "fold_in(key, position)",
+         "fold_in(key, position + length * calls)"),
+    ],
+    ("dlc_jax/diffusion/schedules.py", "tests/test_masked.py"): [
+        ("stratified times are in the middle of their interval",
+         "test_stratified_times_belong_to_the_place_not_to_the_split", "jax.random.uniform(part)",
+         "0.5"),
+    ],
+    ("dlc_jax/diffusion/sample.py", "tests/test_flow.py"): [
+        ("a sample starts from half the noise", "test_a_sample_depends_on_its_key_alone",
+         "jax.random.normal(", "0.5 * jax.random.normal("),
+    ],
+    ("dlc_jax/diffusion/guidance.py", "tests/test_guidance.py"): [
+        ("the interval's upper end is open", "test_outside_the_interval_the_conditional_stands",
+         "t <= high", "t < high"),
+    ],
+    ("dlc_jax/losses/diffusion.py", "tests/test_diffusion_loss.py"): [
+        ("the loss of a denoiser is not float32",
+         "test_zero_at_the_truth_and_float32_from_half_precision", "value.astype(jnp.float32) for",
+         "value for"),
+    ],
+    ("dlc_jax/losses/ssl.py", "tests/test_ssl_loss.py"): [
+        ("no gradient for being another's nearest", "test_koleo_gradient_pushes_neighbors_apart",
+         "x - jnp.take_along_axis(x,", "x - jnp.take_along_axis(fixed,"),
+    ],
+}
+# fmt: on
+
+
+class Mutant(NamedTuple):
+    """One break; `tests` are pytest's names."""
+
+    file: str
+    what: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
+    speed: str = "fast"
+
+
+MUTANTS = [
+    Mutant(file, what, before, after, tuple(f"{path}::{name}" for name in names.split("; ")), *slow)
+    for (file, path), breaks in BREAKS.items()
+    for what, names, before, after, *slow in breaks
+]
+
+
+class Checkout:
+    """A copy of the working tree but for what git ignores: breaks are made here alone."""
+
+    def __init__(self, folder: pathlib.Path, cache: pathlib.Path):
+        self.folder = folder
+        listing = ["git", "ls-files", "-coz", "--exclude-standard"]
+        listed = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True)
+        for name in listed.stdout.split("\0"):
+            if name and (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / name, folder / name)
+        self.environment = os.environ | {
+            "PYTHONPATH": str(folder),  # of subprocesses too
+            "PYTHONDONTWRITEBYTECODE": "1",  # a .pyc hides a break of the same second and size
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+
+    def pytest(self, *arguments: str, timeout: float | None = None) -> tuple[int, str]:
+        """The exit code, 1 where a test fails, and what it said. All marks are run."""
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "", "--tb=no", *arguments]
+        options = {"cwd": self.folder, "env": self.environment, "timeout": timeout}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, **options)
+        except subprocess.TimeoutExpired:
+            return 1, "FAILED it never ended"
+        return done.returncode, done.stdout + done.stderr
+
+    def green(self, names: list[str]) -> set[str]:
+        """Those of the tests that pass unbroken."""
+        _, said = self.pytest("-rA", *names)
+        cases = re.findall(r"^(PASSED|FAILED|ERROR) (.*?)(?: - .*)?$", said, re.MULTILINE)
+
+        def words(name):
+            return {word for word, case in cases if f"{case}[".startswith(f"{name}[")}
+
+        return {name for name in names if words(name) == {"PASSED"}}
+
+    def sees(self, mutant: Mutant) -> tuple[str, float]:
+        """The first test that sees the break, "" for none; and the seconds that it took."""
+        path, start = self.folder / mutant.file, time.monotonic()
+        whole = path.read_text()
+        try:
+            path.write_text(whole.replace(mutant.before, mutant.after))
+            code, said = self.pytest("-x", *mutant.tests, timeout=TIMEOUT)
+        finally:
+            path.write_text(whole)
+        if code not in (0, 1):
+            raise RuntimeError(f"{mutant.what}: pytest ended with {code}\n{said[-1500:]}")
+        found = re.search(r"^(?:FAILED|ERROR) (.*?)(?: - .*)?$", said, re.MULTILINE)
+        return (found[1] if found else "a test") if code else "", time.monotonic() - start
+
+
+def stale(mutants) -> list[str]:
+    """The breaks that no longer fit the code."""
+    found = []
+    for mutant in mutants:
+        count = (ROOT / mutant.file).read_text().count(mutant.before)
+        if count != 1:
+            found.append(f"{mutant.file}: {mutant.before!r} occurs {count} times, not once")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("words", nargs="*", help="only breaks with one of these in their description or file")
+    add("--jobs", type=int, default=1, help="breaks at a time")
+    add("--fast", action="store_true", help="without those that only a slow test sees")
+    add("--list", action="store_true", help="lists the breaks and runs nothing")
+    options = parser.parse_args()
+    chosen = [
+        mutant
+        for mutant in MUTANTS
+        if any(word in f"{mutant.file} {mutant.what}" for word in options.words or [""])
+        if not (options.fast and mutant.speed == "slow")
+    ]
+    if options.list:
+        print("\n".join(f"{mutant.file}: {mutant.what}" for mutant in chosen))
+        return 0
+    if bad := stale(chosen):
+        print("\n".join(bad))
+        return 1
+    with tempfile.TemporaryDirectory() as folder:
+        return run(chosen, pathlib.Path(folder), options.jobs)
+
+
+def run(mutants: list[Mutant], folder: pathlib.Path, jobs: int) -> int:
+    free = queue.Queue()
+    for job in range(jobs):
+        free.put(Checkout(folder / f"checkout{job}", folder / "compiled"))
+    checkout = free.get()
+    names = sorted({name for mutant in mutants for name in mutant.tests})
+    green = checkout.green(names)
+    free.put(checkout)
+    red = [name for name in names if name not in green]
+
+    def measure(mutant):
+        checkout = free.get()
+        try:
+            return checkout.sees(mutant)
+        finally:
+            free.put(checkout)
+
+    survivors = []
+    print("| file | break | seen by | s |\n|---|---|---|---|")
+    judged = [mutant for mutant in mutants if green.issuperset(mutant.tests)]
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        for mutant, (seen, seconds) in zip(judged, pool.map(measure, judged)):
+            row = (mutant.file, mutant.what, seen or "NOTHING", f"{seconds:.1f}")
+            print(f"| {' | '.join(row)} |", flush=True)
+            survivors += [] if seen else [mutant.what]
+    for name in red:
+        print(f"not judged, it does not pass unbroken: {name}")
+    seen = len(judged) - len(survivors)
+    print(f"{seen} of {len(mutants)} seen; survivors: {'; '.join(survivors) or 'none'}")
+    return int(bool(survivors or red))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
