@@ -191,7 +191,7 @@ def test_no_python(clone, old):
 
 @pytest.mark.parametrize("code", [0, 1])
 def test_ci_runs_every_test_in_an_environment_of_its_own(clone, code):
-    clone.program("pytest", f'#!/usr/bin/env bash\necho "$JAX_PLATFORMS|$#|$1|$2|"\necho closing line\nexit {code}\n')
-    assert clone.run(program=".ci/run")[:2] == (code, "cpu|2|-m||\nclosing line\n")
+    clone.program("pytest", f'#!/usr/bin/env bash\necho "$JAX_PLATFORMS|$1|$2|$3|"\necho closing line\nexit {code}\n')
+    assert clone.run(program=".ci/run")[:2] == (code, "cpu|-m||--durations=20|\nclosing line\n")
     venv, *_ = clone.asked()
     assert not os.path.exists(venv.removeprefix("-m venv ")) and not (clone.root / ".venv").exists()
