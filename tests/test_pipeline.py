@@ -2,6 +2,7 @@
 
 import functools
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -138,6 +139,51 @@ def test_guidance_and_steps_reach_the_sampler(p):
     plain = p.decode(codes).astype(int)
     for change in ({"guidance": 3.0}, {"steps": 3}):
         assert np.abs(p.decode(codes, **change) - plain).max() > 1
+
+
+class Known(pipeline.Pipeline):
+    """A pipeline whose networks know the likeliest values, and the pixels of a code and of none."""
+
+    LIKELY = np.arange(LENGTH) % VALUES
+
+    def _model(self, network):
+        def logits(variables, codes):
+            twice = jnp.log1p(jax.nn.one_hot(self.LIKELY, VALUES))
+            return jnp.broadcast_to(twice, (*codes.shape, VALUES))
+
+        def data(variables, x, t, codes):
+            pixel = 100.0 if codes is None else 110.0 + codes[:, :1, None, None]
+            return jnp.broadcast_to(pixel / 127.5 - 1, x.shape)
+
+        sizes = dict(positions=LENGTH, values=VALUES, image=2, channels=3)
+        return types.SimpleNamespace(apply=logits if network == "prior" else data, **sizes), {}
+
+    def _params(self, network):
+        return {}
+
+
+@pytest.fixture(scope="module")
+def known():
+    recipe = RECIPE | {"generator": RECIPE["generator"] | {"objective": dict(prediction="x")}}
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    how = dict(batch=8, steps=100, method="euler")
+    return Known(ml_collections.ConfigDict(recipe), "nowhere", mesh=mesh, **how)
+
+
+def test_pixels_are_those_the_network_knows_led_away_from_the_null_condition(known):
+    """The path ends at predicted data, however short its last step; pixels stay in 0 to 255."""
+    values = np.arange(VALUES)
+    codes = values[:, None] * np.ones(LENGTH, int)
+    right = {1.0: 110 + values, 2.0: 120 + 2 * values, 20.0: 255 + 0 * values}
+    for guidance, pixels in right.items():
+        expected = np.broadcast_to(pixels[:, None, None, None], (VALUES, 2, 2, 3))
+        np.testing.assert_array_equal(known.decode(codes, guidance=guidance), expected)
+
+
+def test_the_temperature_reaches_the_prior(known):
+    """At 0 every value is the likeliest one, though it is only twice as likely as each other."""
+    found = known.sample_codes(8, temperature=0.0)
+    np.testing.assert_array_equal(found, np.tile(Known.LIKELY, (8, 1)))
 
 
 def test_compose_copies_codes_position_by_position(p):

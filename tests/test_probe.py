@@ -117,6 +117,33 @@ def test_the_scale_of_features_does_not_matter_and_constant_ones_do_no_harm():
     assert linear_probe(constant[:200], labels[:200], constant[200:], labels[200:], **share).accuracy[0] > 0.9
 
 
+def test_what_a_probe_trains_on_and_what_it_scores(monkeypatch):
+    """Features are standardized over the training set alone.
+
+    The rate is chosen on a fifth of it, and then all of it is trained on.
+    """
+    calls = []
+
+    def trained(x, labels, unseen, labels_unseen, *, fit, **_):
+        calls.append((x, labels[:, 0], unseen, labels_unseen[:, 0]))
+        return np.zeros((len(fit.rates), 1))
+
+    monkeypatch.setattr(probe, "_trained", trained)
+    random = np.random.default_rng(0)
+    train, unseen = random.normal(3, 5, (50, 4)), random.normal(-40, 100, (30, 4))
+    labels = np.arange(50)[:, None]
+    linear_probe(train, labels, unseen, labels[:30], classes=(50,), fit=SHORT)
+    (kept, kept_rows, held, held_rows), (all_of_it, rows, scored, scored_rows) = calls
+    mean, scale = train.mean(0), 1 / train.std(0) / 2  # 2 is the root of their number
+    np.testing.assert_allclose(all_of_it, (train - mean) * scale, atol=1e-5)
+    np.testing.assert_allclose(scored, (unseen - mean) * scale, atol=1e-4)
+    np.testing.assert_array_equal(np.concatenate([rows, scored_rows]), [*range(50), *range(30)])
+    assert len(held_rows) == 10 and sorted([*kept_rows, *held_rows]) == list(range(50))
+    chosen = all_of_it[[*kept_rows, *held_rows]]
+    np.testing.assert_array_equal(np.concatenate([kept, held]), chosen)
+    assert list(held_rows) != sorted(held_rows)  # files are sorted by class
+
+
 def test_the_choice_never_sees_the_unseen_labels():
     train, unseen = _codes(300, length=16), _codes(200, length=16, seed=7)
     labels, asked = ((codes[:, :1] > 2).astype(int) for codes in (train, unseen))

@@ -64,13 +64,17 @@ def log_softmax(x):
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
+HALFWAY = 0.055  # the teacher's temperature at step 5 of 10, in which it rises from 0.04 to 0.07
+SIMPLEX = dict(student=0.8, teacher=0.7)  # and of the simplices, which fall from 1
+
+
 def center_targets(logits, center):
-    return np.exp(log_softmax((logits - center) / 0.04))
+    return np.exp(log_softmax((logits - center) / HALFWAY))
 
 
-def balanced_targets(logits, _):
+def balanced_targets(logits, _, temperature=HALFWAY):
     """Sinkhorn-Knopp as it is written, on all samples: totals of prototypes, then of samples, three times."""
-    q = np.exp((logits - logits.max()) / 0.04)
+    q = np.exp((logits - logits.max()) / temperature)
     for _ in range(3):
         q = q / q.sum(tuple(range(q.ndim - 1)))
         q = q / q.sum(-1, keepdims=True)
@@ -78,15 +82,22 @@ def balanced_targets(logits, _):
 
 
 @pytest.mark.parametrize("teacher", ["centering", "sinkhorn"])
-@pytest.mark.parametrize("separate", [False, True], ids=["shared head", "separate head"])
+@pytest.mark.parametrize("separate", [False, True], ids=["shared", "separate"])
 def test_terms_are_those_of_whole_images(separate, teacher):
-    """Every patch through the head, without a buffer, then numpy: DINO, iBOT and KoLeo, with centers that are not zero."""
-    stage = make(objective=dict(drop_path=0.0, teacher=teacher), model=dict(separate_head=separate))
+    """Every patch through the head, without a buffer, then NumPy: all terms.
+
+    Centers are not zero, and the step is in the midst of the schedules.
+    """
+    falling = dict(simplex_temperature=((1.0, 0.6, 10), (1.0, 0.4, 10)))
+    agreeing = dict(consistency=0.5, consistency_temperature=(0.9, 0.6))
+    objective = dict(drop_path=0.0, teacher=teacher, **falling, **agreeing)
+    stage = make(objective=objective, model=dict(separate_head=separate))
     config = recipe(model=dict(separate_head=separate)).encoder
     state = jax.jit(make_init(stage))(jax.random.key(0))
     centers = {name: 0.1 * np.cos(np.arange(24))[None] * sign for name, sign in (("center", 1), ("patch_center", -1))}
     state = dataclasses.replace(
         state,
+        step=jnp.int32(5),
         params=jax.tree.map(lambda leaf: leaf * 1.1 + 0.01, state.params),
         extra={name: jnp.float32(center) for name, center in centers.items()},
     )
@@ -95,36 +106,58 @@ def test_terms_are_those_of_whole_images(separate, teacher):
     model = Encoder(**config.model)
 
     @jax.jit
-    def network(params, pixels, hidden):
-        out = model.apply({"params": params}, pixels, masked=hidden)
+    def network(params, pixels, hidden, temperature):
+        out = model.apply({"params": params}, pixels, masked=hidden, temperature=temperature)
         patches = model.apply({"params": params}, out["patches"], method=lambda model, x: model.score(model.normalize(x)))
-        return out["prototypes"], patches, out["vector"]
+        names = ("prototypes", "vector", "logits", "simplices")
+        return {name: out[name] for name in names}, patches
 
-    def see(params, crops, hidden=None):
+    def see(params, crops, hidden=None, whose="student"):
         pixels = standardize(jnp.asarray(crops).reshape(-1, *crops.shape[2:]))
-        scores, patches, vectors = (np.asarray(leaf, float) for leaf in network(params, pixels, hidden))
-        return scores.reshape(*crops.shape[:2], -1), patches, vectors.reshape(*crops.shape[:2], -1)
+        found, patches = jax.device_get(network(params, pixels, hidden, SIMPLEX[whose]))
+        found = {name: leaf.astype(float) for name, leaf in found.items()}
+        found = {name: x.reshape(*crops.shape[:2], *x.shape[1:]) for name, x in found.items()}
+        return found | {"patches": patches.astype(float)}
+
+    def cross_entropy(student, teacher):
+        """The mean over pairs of a crop [b, 4, p] and another of the first two [b, 2, p]."""
+        pairs = [(s, t) for s, t in itertools.product(range(4), range(2)) if s != t]
+        return np.mean([-(teacher[:, t] * student[:, s]).sum(-1).mean() for s, t in pairs])
 
     hidden = batch["all/masked"].reshape(64, 16)
     assert 0 < hidden.any(1).sum() < 64
-    teacher_scores, teacher_patches, _ = see(state.ema, batch["all/global"])
-    views, patches, vectors = see(state.params, batch["all/global"], jnp.asarray(hidden))
-    local, _, _ = see(state.params, batch["all/local"])
+    seen = see(state.ema, batch["all/global"], whose="teacher")
+    views = see(state.params, batch["all/global"], jnp.asarray(hidden))
+    local = see(state.params, batch["all/local"])
+    names = ("prototypes", "logits")
+    prototypes, logits = (np.concatenate([views[name], local[name]], 1) for name in names)
     aim = {"centering": center_targets, "sinkhorn": balanced_targets}[teacher]
-    targets = aim(teacher_scores, centers["center"])
-    log_p = log_softmax(np.concatenate([views, local], 1) / 0.1)
-    pairs = [-(targets[:, t] * log_p[:, s]).sum(-1).mean() for s, t in itertools.product(range(4), range(2)) if s != t]
-    np.testing.assert_allclose(found["dino"], np.mean(pairs), rtol=1e-4)
-    targets = np.zeros(patches.shape)
-    targets[hidden] = aim(teacher_patches[hidden], centers["patch_center"])
-    entropies = -(targets * log_softmax(patches / 0.1)).sum(-1)
+    targets = aim(seen["prototypes"], centers["center"])
+    expected = cross_entropy(log_softmax(prototypes / 0.1), targets)
+    np.testing.assert_allclose(found["dino"], expected, rtol=1e-4)
+    entropy = -(targets * np.log(targets)).sum(-1).mean()
+    np.testing.assert_allclose(found["target_entropy"], entropy, rtol=1e-4)
+    targets = np.zeros(seen["patches"].shape)
+    targets[hidden] = aim(seen["patches"][hidden], centers["patch_center"])
+    entropies = -(targets * log_softmax(views["patches"] / 0.1)).sum(-1)
     expected = sum(entropy[mask].mean() for entropy, mask in zip(entropies, hidden) if mask.any()) / 64
     np.testing.assert_allclose(found["ibot"], expected, rtol=1e-4)
+    # each position for itself, its values balanced over all crops of the teacher
+    each = []
+    for place in range(6):
+        targets = balanced_targets(seen["logits"][:, :, place], None, 0.6)
+        each.append(cross_entropy(log_softmax(logits[:, :, place] / 0.9), targets))
+    np.testing.assert_allclose(found["consistency"], np.mean(each), rtol=1e-4)
+    shares = views["simplices"].mean((0, 1))
+    perplexity = np.exp(-(shares * np.log(shares)).sum(-1)).mean()
+    np.testing.assert_allclose(found["code_perplexity"], perplexity, rtol=1e-4)
     # of what the head has not seen, among the first crops of a group's images, then among the second ones: summed
+    vectors = views["vector"]
     units = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).reshape(-1, GROUP, 2, vectors.shape[-1])
     distances = np.linalg.norm(units[:, :, None] - units[:, None], axis=-1) + 9.0 * np.eye(GROUP)[None, :, :, None]
     np.testing.assert_allclose(found["koleo"], -np.log(distances.min(2)).mean((0, 1)).sum(), rtol=1e-4)
-    np.testing.assert_allclose(found["loss"], found["dino"] + found["ibot"] + 0.1 * found["koleo"], rtol=1e-5)
+    total = found["dino"] + found["ibot"] + 0.1 * found["koleo"] + 0.5 * found["consistency"]
+    np.testing.assert_allclose(found["loss"], total, rtol=1e-5)
 
 
 def test_schedules_of_the_teacher():
@@ -134,6 +167,32 @@ def test_schedules_of_the_teacher():
     paper = load(ROOT / "configs" / "imagenet256.py").encoder.objective.teacher_temperature
     found = [encoder._rise(paper, step) for step in (0, 18_750, 37_500, 125_000)]
     np.testing.assert_allclose(found, [0.04, 0.055, 0.07, 0.07], rtol=1e-6)
+
+
+def test_centers_are_means_over_crops_and_over_masked_patches():
+    """Sums and numbers of masked patches come in; without any the patches' center fades."""
+    after = jax.jit(make(objective=dict(center_momentum=0.75)).after_update)
+    center = {"center": np.float32([[1, 2]]), "patch_center": np.float32([[4, 8]])}
+    for patches, expected in ((0.5, [[5.0, 9.0]]), (0.0, [[3.0, 6.0]])):
+        sums = np.float32([[4, 6]]) * (patches > 0)
+        aux = {"center": np.float32([[5, 6]]), "patch_center": sums}
+        aux["patches"] = np.float32([patches])
+        found = after(center, {}, aux, 0)
+        np.testing.assert_allclose(found["center"], [[2, 3]], rtol=1e-6)
+        np.testing.assert_allclose(found["patch_center"], expected, rtol=1e-6)
+
+
+def test_batches_are_of_the_split_and_their_crops_and_masks_of_the_seed():
+    def batch(seed, split="train"):
+        config = recipe()
+        config.seed = seed
+        return next(STAGES["encoder"](config, step="encoder", workdir="unused").batches(split))
+
+    first, again, other, unseen = batch(0), batch(0), batch(1), batch(0, "validation")
+    for name in ("all/global", "all/local", "all/masked"):
+        np.testing.assert_array_equal(first[name], again[name])
+        assert (first[name] != other[name]).any(), name
+    assert (first["all/global"] != unseen["all/global"]).any()
 
 
 @pytest.mark.slow

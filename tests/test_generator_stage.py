@@ -1,0 +1,139 @@
+"""What the generator is trained on: pixels, noise, times and codes; what is drawn on the way."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+from test_prior_stage import LENGTH, SPLITS, recipe, stage, stores  # noqa: F401, the fixture
+
+from dlc_jax.models.dit import DiT
+from dlc_jax.stages import STAGES, generator
+
+COUNT = 1024  # examples: shares below are of so many
+IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 2, 2, 3), np.uint8)
+PIXELS = IMAGES / 127.5 - 1
+TIME, FLOOR, DROP, POSITIONS, FOREIGN = (0.8, 1.5), 0.3, 0.2, 0.5, 0.4
+
+
+@pytest.fixture(scope="module")
+def draws():
+    """What the loss shows to the network for two keys, by name.
+
+    Example i has the value i at every position of its code. The network is a stub that says 0
+    everywhere, so the loss is that of the images alone.
+    """
+    objective = dict(prediction="x", floor=FLOOR, time=TIME)
+    objective |= dict(drop=DROP, drop_positions=POSITIONS, foreign=FOREIGN)
+    config = recipe("generator", count=COUNT, objective=objective)
+    config.generator.model.update(image=2, values=COUNT)
+    made = STAGES["generator"](config, step="generator", workdir="unused")
+    batch = {
+        "position": np.arange(COUNT, dtype=np.int32),
+        "image": IMAGES,
+        "codes": np.tile(np.arange(COUNT, dtype=np.int32)[:, None], LENGTH),
+    }
+    seen = {}
+
+    def network(self, variables, x, t, codes):
+        seen.update(x=x, t=t, codes=codes)
+        return jnp.zeros_like(x)
+
+    @jax.jit
+    def look(batch, key):
+        value, _ = made.loss({}, {}, made.prepare({}, {}, {}, batch, {}, 0, key), {}, 0, key)
+        return seen | {"loss": value}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiT, "apply", network)
+        return [jax.device_get(look(batch, jax.random.key(seed))) for seed in (0, 1)]
+
+
+def test_the_loss_is_of_pixels_from_minus_one_to_one(draws):
+    """Of the data, weighted as the velocity's: over the square of a time held above the floor."""
+    expected = np.mean(np.square(PIXELS).mean((1, 2, 3)) / np.maximum(draws[0]["t"], FLOOR) ** 2)
+    assert draws[0]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_noisy_images_lie_between_pixels_and_normal_noise(draws):
+    t = draws[0]["t"][:, None, None, None]
+    noise = ((draws[0]["x"] - (1 - t) * PIXELS) / t)[draws[0]["t"] > 0.1].reshape(-1, 12)
+    np.testing.assert_allclose([noise.mean(), noise.std()], [0, 1], atol=0.03)  # error 0.01
+    assert np.abs(np.corrcoef(noise.T) - np.eye(12)).max() < 0.2  # each pixel for itself
+    assert len(np.unique(noise[:, 0])) == len(noise)
+
+
+def test_times_are_logit_normal_one_in_each_part(draws):
+    """One quantile in each of as many equal parts of (0, 1) as there are examples."""
+    for draw in draws:
+        normal = (scipy.special.logit(draw["t"].astype(float)) - TIME[0]) / TIME[1]
+        quantiles = np.sort(scipy.special.ndtr(normal))
+        np.testing.assert_allclose(quantiles, (np.arange(COUNT) + 0.5) / COUNT, atol=0.51 / COUNT)
+
+
+def test_every_draw_is_another_with_another_key(draws):
+    for name in ("t", "x", "codes"):
+        assert np.mean(draws[0][name] != draws[1][name]) > 0.2, name
+
+
+def test_codes_are_dropped_whole_and_by_position(draws):
+    codes, own = draws[0]["codes"], np.arange(COUNT)[:, None]
+    null, foreign = codes == COUNT, (codes != COUNT) & (codes != own)
+    whole = null.all(1)
+    assert whole.mean() == pytest.approx(DROP, abs=0.04)  # standard error 0.0125
+    replaced = (null | foreign)[~whole].sum(1)
+    # The share is drawn evenly up to POSITIONS; with a fixed one the variance would be 1.1.
+    assert replaced.mean() / LENGTH == pytest.approx(POSITIONS / 2, abs=0.03)
+    assert replaced.var() == pytest.approx(1.75, abs=0.3)
+    # One kind in an example, and foreign values of as many images as there are of them.
+    assert not (null.any(1) & foreign.any(1)).any()
+    assert foreign.any(1).sum() / (replaced > 0).sum() == pytest.approx(FOREIGN, abs=0.06)
+    assert all(len(set(row[these])) == these.sum() for row, these in zip(codes, foreign))
+
+
+def test_the_average_warms_up():
+    decay = stage("generator").ema_decay
+    found = [decay(step) for step in (0, 10, 10**6)]
+    np.testing.assert_allclose(found, [1 / 10, 11 / 20, 0.998], rtol=1e-6)
+
+
+def test_batches_are_of_the_split_in_the_order_of_the_seed_with_their_codes(stores):  # noqa: F811
+    def batch(split, seed):
+        found = next(stage("generator", stores, seed=seed).batches(split))
+        return found["image"], found["codes"] @ 5 ** np.arange(LENGTH)
+
+    images, numbers = batch("train", 0)
+    np.testing.assert_array_equal(images, batch("train", 0)[0])
+    assert (images != batch("train", 1)[0]).any()
+    for split, down in SPLITS.items():
+        images, numbers = batch(split, 0)
+        source = generator.sources.source(split=split, **recipe("generator").data)
+        records = np.abs(down * (5**LENGTH - 1) - numbers)
+        expected = [source[int(row)]["image"] for row in records]
+        np.testing.assert_array_equal(images, expected)
+
+
+def test_the_grid_draws_unseen_images_by_the_average(stores, tmp_path, monkeypatch):  # noqa: F811
+    made, calls = stage("generator", stores), []
+
+    class Drawn:
+        def __init__(self, *arguments, **how):
+            self.how = how
+
+        def decode(self, codes, **more):
+            calls.append((self.how, codes, more))
+            return np.zeros((len(codes), 16, 16, 3), np.uint8)
+
+    monkeypatch.setattr(generator, "Pipeline", Drawn)
+    monkeypatch.setattr(generator.parallel, "shares", lambda mesh: 1)
+    (grid,) = made.evals
+    state = types.SimpleNamespace(params="now", ema="average", step=7)
+    found = grid.run(state, {}, "mesh", tmp_path)
+    ((how, codes, more),) = calls
+    assert (grid.every, more) == (12, {"params": "average", "seed": 0}) and len(codes) == 8
+    expected = {"steps": 4, "guidance": 1.5, "method": "heun"}
+    assert {name: how[name] for name in expected} == expected
+    np.testing.assert_array_equal(codes[0], np.full(LENGTH, 4))  # validation counts down
+    assert found["samples"].ndim == 3 and (tmp_path / "pictures" / "step_7.png").exists()
