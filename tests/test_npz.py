@@ -220,3 +220,12 @@ def test_the_cache_has_room_or_the_way_out_is_said(tmp_path):
     path = save(tmp_path / "a.npz", PIXELS, compressed=True)
     assert "to be converted to read them at random, and cache_gb allows 1e-06" in refused(path, cache_gb=1e-6)
     assert len(files.open_files(save(tmp_path / "b.npz", PIXELS), cache_gb=1e-6)) == 12
+
+
+def test_a_conversion_in_the_cache_is_of_its_labels_too(tmp_path):
+    """In a folder as well, where the arrays of images stay the same."""
+    (tmp_path / "place").mkdir()
+    for labels in (LABELS, (LABELS + 1) % 3):
+        path = save(tmp_path / "place" / "a.npz", PIXELS, labels, compressed=True)
+        for place in (path, tmp_path / "place"):
+            assert files.open_files(place).labels.tolist() == labels.tolist()

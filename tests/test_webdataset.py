@@ -49,6 +49,7 @@ def test_numbers_are_labels(name, tmp_path):
         ({"x.json": {"class": "dog"}}, "dog"),
         ({"x.json": {"cls": "dog"}, "x.cls": b"cat"}, "cat"),
         ({"x.cls": b"cat", "x.json": {"cls": "dog"}}, "cat"),
+        ({"x.cls": b"cat", "x.CLS": b"dog"}, "dog"),
         ({"x.json": {"caption": "a dog"}}, None),
         ({"x.json": {"label": ["dog", "cat"]}}, None),
         ({"x.json": {"label": True}}, None),

@@ -29,7 +29,7 @@ def open_files(path, *, split=None, validation=0.1, cache=None, cache_gb=20.0, f
       validation: share held out where no folders say the split.
       cache: folder for indexes and conversions; `~/.cache/dlc_jax` if None.
       cache_gb: the most that one conversion may take there, in 10^9 bytes.
-      field: image column of Parquet, image feature of TFDS.
+      field: image column of Parquet, image feature of TFDS, array of .npz.
 
     Returns:
       A `Listing`.
@@ -158,7 +158,7 @@ def _walk(path, skipped):
     What is really there comes first, then the links by name: so a folder has the same name every time.
     """
     root = os.path.realpath(path)
-    seen, folders, links = {root}, [(root, "")], []
+    seen, folders, links = set(), [(root, "")], []
     while folders or links:
         if folders:
             real, folder = folders.pop()

@@ -51,7 +51,7 @@ def survey(path, *, field="image", sample=None, workers=None, progress=None):
 
     Args:
       path: as `files.open_files` takes it.
-      field: image column of Parquet, image feature of TFDS.
+      field: image column of Parquet, image feature of TFDS, array of .npz.
       sample: how many to decode, spread evenly over the names; all if None.
       workers: threads; as many as there are cores if None.
       progress: called as progress(done, total), now and then.
