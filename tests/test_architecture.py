@@ -64,7 +64,9 @@ OUTSIDE = {
     "errors": set(),
     "parallel": {"jax", "numpy"},
     "diffusion": {"jax", "jaxtyping", "numpy"},
-    "data": set("jax numpy ml_dtypes grain PIL tensorflow_datasets array_record etils ml_collections pyarrow".split()),
+    "data": set(
+        "jax numpy ml_dtypes grain PIL tensorflow_datasets array_record etils ml_collections pyarrow pillow_heif".split()
+    ),
     "metrics": {"jax", "numpy", "clu", "tensorboardX", "wandb", "absl", "PIL", "etils"},
     "optim": {"jax", "optax", "ml_collections"},
     "workdir": {"jax", "etils", "ml_collections"},

@@ -145,6 +145,14 @@ def test_formats_that_start_other_programs_are_not_tried():
     assert set(decoder.FORMATS) <= {format for format in Image.OPEN} | {"AVIF", "JPEG2000"}
 
 
+@pytest.mark.parametrize("data", [b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"\0\0\0\x18ftypmif1\0\0\0\0mif1heix"])
+def test_heic_without_the_extra_names_it(data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    decoder._heic_file.cache_clear()
+    with pytest.raises(ValueError, match=r"in HEIC: pip install 'dlc_jax\[heic\]' reads them"):
+        decode_image(data)
+
+
 def test_pillow_is_silent():
     code = """
 import io

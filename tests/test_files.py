@@ -3,12 +3,14 @@
 import io
 import os
 import pickle
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dlc_jax.data import files, records
+from dlc_jax.data import files, listing, records
 from dlc_jax.errors import UserError
 
 
@@ -79,8 +81,74 @@ def test_links_in_a_folder(tmp_path):
     (place / "x" / "gone.png").symlink_to(tmp_path / "gone.png")
     os.mkfifo(place / "x" / "pipe.png")
     found = files.open_files(place)
-    assert {"x/1.png", "x/2.png", "y/inside.png"} <= set(found.names) and len(found) < 10
-    assert found.skipped["broken link"] >= 1 and found.skipped["special file"] >= 1
+    assert found.names == ["x/1.png", "x/2.png", "y/inside.png"]
+    assert found.skipped == {
+        "link to a folder that it is in (such as x/up)": 1,
+        "broken link (such as x/gone.png)": 1,
+        "special file": 1,
+    }
+
+
+def test_a_folder_that_is_linked_is_read_once(tmp_path):
+    """By its own name where it is inside, else by the first link; what cannot be followed is named and costs nothing else."""
+    place = touch(tmp_path / "place", "real/1.png", "real/deep/2.png")
+    touch(tmp_path / "else", "3.png", "deep/4.png")
+    (place / "again").symlink_to(place / "real" / "deep")
+    (place / "here").symlink_to(".")
+    (place / "real" / "above").symlink_to(tmp_path)
+    (place / "linked").symlink_to(tmp_path / "else")
+    (place / "later").symlink_to(tmp_path / "else" / "deep")
+    (tmp_path / "else" / "back").symlink_to(tmp_path / "else")
+    (place / "ring").symlink_to("gnir")
+    (place / "gnir").symlink_to("ring")
+    (place / "gone").symlink_to(tmp_path / "nowhere")
+    for way in (place, tmp_path / "place" / "here"):
+        found = files.open_files(way)
+        assert found.names == ["later/4.png", "linked/3.png", "real/1.png", "real/deep/2.png"]
+        assert found.skipped == {
+            "link to a folder that it is in (such as here)": 2,
+            "link to a folder that is read already (such as again)": 2,
+            "link in a ring (such as gnir)": 2,
+            "broken link (such as gone)": 1,
+        }
+    assert [found.read(k) for k in range(4)] == [b"1", b"0", b"0", b"1"]
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "a.png").symlink_to("a.png")
+    assert refused(tmp_path / "only").endswith("; 1 left out: link in a ring (such as a.png)")
+
+
+SYSTEMS = ("@eaDir", "#recycle", ".@__thumb", ".thumbnails", ".picasaoriginals", "__MACOSX", ".AppleDouble", "$RECYCLE.BIN",
+           "System Volume Information", "lost+found", ".Trash-1000", "@Recycle")  # fmt: skip
+
+
+def test_folders_of_servers_and_systems_are_no_classes(tmp_path):
+    names = [f"cat/{folder}/1.jpg/SYNOFILE_THUMB_M.jpg" for folder in SYSTEMS] + ["@eaDir/cat/1.png", "@eaDir/cat/2.png", "#recycle/2.png"]
+    place = touch(tmp_path / "place", *names, "cat/1.png", "dog/1.png", ".git/1.png", "dog/lost+found.png")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(place, "top")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for file in place.rglob("*.*"):
+            if file.is_file():
+                archive.write(file, file.relative_to(place))
+    for path in (place, tmp_path / "a.tar", tmp_path / "a.zip"):
+        found = files.open_files(path)
+        assert found.names == ["cat/1.png", "dog/1.png", "dog/lost+found.png"] and found.classes == ["cat", "dog"]
+        assert found.skipped["folders of thumbnails, trash or a system"] == len(SYSTEMS) + 2
+
+
+def test_photographs_that_an_extra_reads_are_named_without_it(tmp_path, monkeypatch):
+    place = touch(tmp_path / "place", "a.HEIC", "b.heif", "c.hif", "d.png", "e.jxl", "f.avif")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(place, "top")
+    for there in (False, True, False):  # the index of an archive is made again
+        monkeypatch.setattr(listing, "reads_heic", lambda there=there: there)
+        for path in (place, tmp_path / "a.tar"):
+            found = files.open_files(path, cache=tmp_path / "cache")
+            assert found.names == ["a.HEIC", "b.heif", "c.hif"] * there + ["d.png", "f.avif"]
+            wanted = {} if there else {"photographs in HEIC (pip install 'dlc_jax[heic]' reads them)": 3}
+            assert found.skipped == wanted | {"images in JPEG XL (not read: convert them to PNG)": 1}
+    touch(tmp_path / "only", "a.heic")
+    assert "; 1 left out: photographs in HEIC (pip install 'dlc_jax[heic]' reads them)" in refused(tmp_path / "only")
 
 
 def test_a_file_too_large_for_an_image(tmp_path, monkeypatch):

@@ -25,7 +25,9 @@ def chosen(names, split, validation=0.1):
         ("C:/b.jpg", "C:/b.jpg", "absolute name"),
         ("C:\\b.jpg", "C:\\b.jpg", "absolute name"),
         ("a/._b.jpg", "a/._b.jpg", "hidden"),
-        ("__MACOSX/b.jpg", "__MACOSX/b.jpg", "hidden"),
+        ("__MACOSX/b.jpg", "__MACOSX/b.jpg", listing.SYSTEM_FOLDER),
+        ("a/@EAdir/b.jpg", "a/@EAdir/b.jpg", listing.SYSTEM_FOLDER),
+        ("a/@eaDir", "a/@eaDir", "not an image by its name"),
         (".", ".", "hidden"),
         ("a/b.txt", "a/b.txt", "not an image by its name"),
         ("jpg", "jpg", "not an image by its name"),
@@ -97,6 +99,14 @@ def test_content_knows_names_and_sizes_but_not_the_order():
     assert len({one, listing.content_of(["a", "b"], [2, 1]), listing.content_of(["a", "c"], [1, 2])}) == 3
     assert listing.digest(["ab", "c"]) != listing.digest(["a", "bc"])
     listing.digest(["broken \udcff name"])
+
+
+def test_classes_written_as_numbers_or_names():
+    labels, classes = listing.number_classes(["2", None, "0", "2"])
+    assert labels.tolist() == [2, -1, 0, 2] and labels.dtype == np.int32 and classes == ["0", "1", "2"]
+    assert listing.number_classes(["dog", "3", None, "cat"])[0].tolist() == [2, 0, -1, 1]
+    assert listing.number_classes(["5000000", "7"])[1] == ["5000000", "7"]  # no five million classes
+    assert listing.number_classes([])[1] == []
 
 
 def test_select():

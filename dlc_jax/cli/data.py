@@ -14,8 +14,8 @@ INFO = "dlc data info photographs/ --out contact.png"
 CONVERT = "dlc data convert photographs.zip records/ --workers 8"
 EXAMPLE = f"{INFO}\n  {CONVERT}"
 PLACES = (
-    "a folder of images or of archives, .tar, .zip, .tar.xz, .tar.gz, .tar.bz2, a pair of IDX files, Parquet, ArrayRecord shards that"
-    " dlc data convert wrote, or tfds:NAME"
+    "a folder of images or of archives, .tar, .zip, .tar.xz, .tar.gz, .tar.bz2, a pair of IDX files, Parquet, .npz,"
+    " ArrayRecord shards that dlc data convert wrote, or tfds:NAME"
 )
 SHOWN = 100  # classes that are listed
 BROKEN = 10  # broken images that are named
@@ -33,7 +33,7 @@ def arguments(parser) -> None:
             epilog=f"example: {example}",
             allow_abbrev=False,
         )
-        made.add_argument("--field", default="image", metavar="NAME", help="image column of Parquet, or feature of TFDS; image")
+        made.add_argument("--field", default="image", metavar="NAME", help="image column of Parquet, feature of TFDS, array of .npz; image")
         made.add_argument("--workers", type=whole, metavar="N", help="threads; as many as there are cores")
         return made
 

@@ -1,9 +1,10 @@
 """Tar and zip archives, read in place. Nothing is ever extracted: names in an archive only name images.
 
 An archive is indexed once, the index kept in the cache with the archive's size and time of change. Left out, and counted by reason:
-absolute names, names with "..", links, devices and other special members, hidden files, what is encrypted or of an unknown zip
-method, and files without the ending of an image. Of members with the same name the last counts, as when unpacking. A tar inside a
-tar, as ImageNet's, is a folder. The folders that all images share are dropped from the names.
+absolute names, names with "..", links, devices and other special members, hidden files, folders of a server's thumbnails, what is
+encrypted or of an unknown zip method, and files without the ending of an image. Of members with the same name the last counts, as
+when unpacking. A tar inside a tar, as ImageNet's, is a folder. Classes that lie in a tar beside the images, as WebDataset has
+them, are in its index. The folders that all images share are dropped from the names.
 """
 
 import bz2
@@ -20,11 +21,11 @@ import zlib
 
 import numpy as np
 
-from dlc_jax.data import listing, shard
+from dlc_jax.data import listing, shard, webdataset
 from dlc_jax.data.listing import Listing
 from dlc_jax.errors import UserError
 
-FORMAT = 1  # of the index
+FORMAT = 2  # of the index
 COMPRESSED = {
     ".tar.xz": lzma.open, ".txz": lzma.open, ".tar.gz": gzip.open, ".tgz": gzip.open, ".tar.bz2": bz2.open, ".tbz2": bz2.open,
 }  # fmt: skip
@@ -42,6 +43,8 @@ def kind_of(path):
 def open_archive(path, *, cache, limit, max_bytes):
     """The `Listing` of an archive; `sequential` if it is a compressed tar.
 
+    Where images of a tar have labels beside them, the label of one that has none is -1; see `webdataset.labeled`.
+
     Args:
       path: a `.tar`, `.zip`, `.tar.xz`, `.tar.gz`, `.tar.bz2` or a short form of these.
       cache: folder for the index, not kept if it cannot be written.
@@ -53,7 +56,7 @@ def open_archive(path, *, cache, limit, max_bytes):
     """
     with listing.reading(path):
         stat = os.stat(path)
-        about = {"format": FORMAT, "bytes": stat.st_size, "changed": stat.st_mtime_ns}
+        about = {"format": FORMAT, "heic": listing.reads_heic(), "bytes": stat.st_size, "changed": stat.st_mtime_ns}
         kept = cache / f"{path.name}-{listing.digest([str(path.absolute())])[:12]}.json"
         index = _kept(kept, about)
         if index is None:
@@ -65,6 +68,8 @@ def open_archive(path, *, cache, limit, max_bytes):
     if kind_of(path) == "zip":
         return Listing("zip", names, ZipReader(path, index), **about)
     opener = _opener(path)
+    if any(label is not None for label in index["labels"]):
+        about["labels"], about["classes"] = listing.number_classes(index["labels"])
     return Listing("tar", names, TarReader(path, index, opener), sequential=opener is not None, **about)
 
 
@@ -98,26 +103,32 @@ class _Index:
     """Collects members: name -> where it is, in the order of the archive."""
 
     def __init__(self, max_bytes):
-        self.members, self.skipped, self.max_bytes = {}, {}, max_bytes
+        self.members, self.skipped, self.max_bytes = {}, listing.Skipped(), max_bytes
+        self.labels, self._systems = webdataset.Labels(), set()
 
-    def skip(self, reason):
-        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+    def skip(self, name, reason):
+        if reason == listing.SYSTEM_FOLDER:  # a folder counts once
+            folder = listing.system_folder(name)
+            if folder in self._systems:
+                return
+            self._systems.add(folder)
+        self.skipped.add(reason)
 
     def add(self, name, *where, size, reason=None):
         name, wrong = listing.check_name(name)
         wrong = wrong or reason or (f"more than {self.max_bytes} bytes" if size > self.max_bytes else None)
         if wrong:
-            return self.skip(wrong)
+            return self.skip(name, wrong)
         if self.members.pop(name, None):
-            self.skip("same name as a later one")
+            self.skip(name, "same name as a later one")
         self.members[name] = (size, *where)
 
     def finish(self, *columns):
-        """{"names", "sizes", column: [...], "skipped"}."""
+        """{"names", "sizes", column: [...], "labels": [text or None], "skipped"}."""
         shared = len(listing.common_folder(list(self.members)))
         values = [list(column) for column in zip(*self.members.values())] or [[] for _ in ("sizes", *columns)]
-        names = [name[shared:] for name in self.members]
-        return {"names": names, "skipped": self.skipped, **dict(zip(("sizes", *columns), values))}
+        names, labels = [name[shared:] for name in self.members], [self.labels.of(name) for name in self.members]
+        return {"names": names, "labels": labels, "skipped": self.skipped.counts(), **dict(zip(("sizes", *columns), values))}
 
 
 def _index_tar(path, limit, max_bytes):
@@ -135,14 +146,16 @@ def _index_tar(path, limit, max_bytes):
                         )
                     if member.isdir():
                         continue
-                    name, _ = listing.check_name(member.name)
+                    name, wrong = listing.check_name(member.name)
                     if outer and member.isreg() and not member.issparse() and name.lower().endswith(".tar"):
                         if listing.check_name(name[:-4] + ".png")[1]:
-                            index.skip(listing.check_name(member.name)[1])
+                            index.skip(name, wrong)
                             continue
                         walk(tar.extractfile(member), f"{prefix}{name[:-4]}/", offset, False)
                         continue
-                    wrong = listing.check_name(member.name)[1]
+                    if wrong == listing.NOT_AN_IMAGE and webdataset.may_be_label(name, member):
+                        if index.labels.add(prefix + name, tar.extractfile(member).read()):
+                            continue
                     if not member.isreg() or member.issparse():
                         wrong = wrong or ("link" if member.issym() or member.islnk() else "special member")
                     index.add(prefix + name, offset, size=member.size, reason=wrong)
@@ -178,7 +191,7 @@ def _index_zip(path, max_bytes):
     return index.finish("offsets", "lengths", "methods", "checksums")
 
 
-class _Reader:
+class Reader:
     """Reads at a place of a file, from any thread; the file is opened when first needed, also in a worker process."""
 
     def __init__(self, path):
@@ -205,7 +218,7 @@ class _Reader:
         self.__dict__.update(state, _lock=threading.Lock())
 
 
-class TarReader(_Reader):
+class TarReader(Reader):
     """Index -> bytes of a member. With an opener, of a compressed tar: one reader at a time, fast only forward."""
 
     def __init__(self, path, index, opener=None):
@@ -226,7 +239,7 @@ class TarReader(_Reader):
         return data
 
 
-class ZipReader(_Reader):
+class ZipReader(Reader):
     """Index -> bytes of a member, its checksum compared."""
 
     def __init__(self, path, index):

@@ -28,7 +28,7 @@ def convert(source, destination, *, split=None, field="image", shard_size=1024, 
       source: a place as `files.open_files` takes it.
       destination: a folder; made if absent, else it must be empty or hold this conversion.
       split: "train", "validation" or "test": only what is in the folder of that name; None for everything, folders kept in the names.
-      field: image column of Parquet, image feature of TFDS.
+      field: image column of Parquet, image feature of TFDS, array of .npz.
       shard_size: images per shard.
       workers: threads, each at a shard; as many as there are cores if None. A compressed tar is read by one.
       progress: called as progress(done, total), now and then.

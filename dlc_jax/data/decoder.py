@@ -1,17 +1,21 @@
 """Image files to pixels: whatever Pillow reads, as 8-bit RGB, with the size checked before anything is decoded."""
 
+import functools
 import io
+import struct
 import warnings
 
 import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
+from dlc_jax.data.listing import GET_HEIC
 from dlc_jax.errors import UserError
 
 MAX_PIXELS = 64_000_000  # a few kilobytes of a hostile file can decode to gigabytes
 MIN_SIDE, MAX_ASPECT = 4, 32  # a thinner image is no picture, and scaling its short side up would take gigabytes
 # Only these are tried: Pillow hands some other formats, such as EPS, to programs of their own.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+HEVC = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))  # what HEIC files call themselves
 CROPS = ("center", "stretch")
 SHRINKS = (8, 4, 2, 1)  # a JPEG is decoded at one over these without its full size ever being there
 
@@ -42,7 +46,7 @@ def decode_image(data, *, image=None, crop="center"):
     """Decodes an image file.
 
     Args:
-      data: bytes of any format of FORMATS; of an animation, the first frame counts.
+      data: bytes of any format of FORMATS, or HEIC; of an animation, the first frame counts, of HEIC the primary image.
       image: side of the result, or None to keep the size.
       crop: "center" scales the short side and crops (see `transforms.center_crop`), "stretch" scales both sides.
 
@@ -60,16 +64,48 @@ def decode_image(data, *, image=None, crop="center"):
 
 def _open(data):
     """A Pillow file of which only the header has been read. Raises as `decode_image` does."""
-    if not data:
-        raise ValueError("empty file")
-    try:
-        file = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:  # whose own text has an address in memory
-        raise UnidentifiedImageError("not an image of a known format") from None
+    file = identify(data)
     short, long = sorted(file.size)
     if short * long > MAX_PIXELS or short < MIN_SIDE or long > MAX_ASPECT * short:
         raise ValueError(f"image of {file.width} x {file.height} pixels")
     return file
+
+
+def identify(data):
+    """A Pillow file of any size, of which only the header has been read.
+
+    Raises:
+      ValueError, SyntaxError, or one of Pillow's own: for data that is not an image, or HEIC without the extra that reads it.
+    """
+    if not data:
+        raise ValueError("empty file")
+    if _is_heic(data):
+        return _heic_file()(io.BytesIO(data))
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:  # whose own text has an address in memory
+        raise UnidentifiedImageError("not an image of a known format") from None
+
+
+def _is_heic(data):
+    """By the brands at its beginning (ISO 14496-12): AVIF has the same container."""
+    if data[4:8] != b"ftyp":
+        return False
+    end = min(struct.unpack(">I", data[:4])[0], 256)
+    return bool(HEVC & {data[8:12], *(data[at : at + 4] for at in range(16, end, 4))})
+
+
+@functools.cache
+def _heic_file():
+    """pillow_heif's class of Pillow files. Imported when first needed, in whichever process that is; nothing is registered.
+
+    It turns the pixels as the container says, and its EXIF data then says 1.
+    """
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise ValueError(f"a photograph in HEIC: {GET_HEIC}") from None
+    return HeifImageFile
 
 
 def to_pixels(file, *, image=None, crop="center"):

@@ -1,14 +1,16 @@
-"""Opens a place that holds images: a folder, an archive, IDX, Parquet, ArrayRecord shards, or a TFDS data set."""
+"""Opens a place that holds images: a folder, an archive, IDX, .npz, Parquet, ArrayRecord shards, or a TFDS data set."""
 
 import contextlib
+import errno
 import fcntl
+import heapq
 import math
 import os
 import pathlib
 import stat
 import time
 
-from dlc_jax.data import archives, idx, listing, parquet, records, shard, tfds
+from dlc_jax.data import archives, idx, listing, npz, parquet, records, shard, tfds, webdataset
 from dlc_jax.data.listing import Listing
 from dlc_jax.errors import UserError
 
@@ -27,7 +29,7 @@ def open_files(path, *, split=None, validation=0.1, cache=None, cache_gb=20.0, f
       validation: share held out where no folders say the split.
       cache: folder for indexes and conversions; `~/.cache/dlc_jax` if None.
       cache_gb: the most that one conversion may take there, in 10^9 bytes.
-      field: image column of Parquet, image feature of TFDS.
+      field: image column of Parquet, image feature of TFDS, array of .npz.
 
     Returns:
       A `Listing`.
@@ -52,7 +54,7 @@ def scan(path, *, cache=None, cache_gb=math.inf, field="image"):
 
     Args:
       path: a folder of image files; `.tar`, `.zip`, `.tar.xz`, `.tar.gz`, `.tar.bz2`, or a folder of `.tar` and `.zip`; a folder of
-        IDX pairs, or the images file of one; a folder that `dlc data convert` wrote; a `.parquet` file, or a folder of these;
+        IDX pairs, or the images file of one; a `.npz` or `.parquet` file, or a folder of these; a folder that `dlc data convert` wrote;
         "tfds:NAME", or the folder of a prepared TFDS data set.
       cache, field: see `open_files`.
       cache_gb: the most that a compressed archive may decompress to, in 10^9 bytes.
@@ -72,7 +74,7 @@ def scan(path, *, cache=None, cache_gb=math.inf, field="image"):
             raise UserError(f"no images: {path} does not exist")
         with listing.reading(path, OSError):
             find = _scan_folder if place.is_dir() else _scan_file
-            found = find(place, cache=_cache(cache), limit=cache_gb * 1e9, field=field)
+            found = webdataset.labeled(find(place, cache=_cache(cache), limit=cache_gb * 1e9, field=field))
     if not len(found):
         raise UserError(f"no images in {path}" + _list_skipped(found.skipped))
     return found.settled()
@@ -95,7 +97,9 @@ def _scan_file(path, *, cache, limit, field):
         return idx.open_idx([path])
     if path.suffix.lower() == ".parquet":
         return parquet.open_parquet([path], root=path.parent, field=field)
-    raise UserError(f"{path} is no folder, archive (.tar, .zip, .tar.xz, .tar.gz, .tar.bz2), IDX pair or Parquet file")
+    if path.suffix.lower() == ".npz":
+        return npz.open_npz(path, field=field)
+    raise UserError(f"{path} is no folder, archive (.tar, .zip, .tar.xz, .tar.gz, .tar.bz2), IDX pair, .npz or Parquet file")
 
 
 def _scan_folder(path, *, cache, limit, field):
@@ -121,40 +125,73 @@ def _scan_folder(path, *, cache, limit, field):
     found = [archives.open_archive(file, cache=cache, limit=limit, max_bytes=MAX_BYTES) for file in inside]
     if any(part.sequential for part in found):
         raise UserError(f"no images in {path}, but compressed archives: give the path of one, such as {inside[0]}")
+    if not inside:
+        inside = [path / name for name in sorted(others) if name.lower().endswith(".npz")]
+        found = [npz.open_npz(file, field=field) for file in inside]
+    unread = len(others) - len(inside)
+    skipped |= {listing.NOT_AN_IMAGE: unread}
+    if not unread:
+        skipped.pop(listing.NOT_AN_IMAGE)
+    if len(found) == 1 and found[0].kind == "npz":
+        found[0].skipped |= skipped
+        return found[0]
     return _joined(found, [f"{file.relative_to(path).with_suffix('')}/" for file in inside], skipped)
 
 
 def _list_folder(path):
-    names, sizes, others, skipped = [], [], [], {}
-    for name, entry in _walk(path, "", ()):
-        try:
-            found = entry.stat()
-            reason = None if stat.S_ISREG(found.st_mode) else "special file"
-        except OSError:
-            reason = "broken link"
-        if reason is None and not listing.is_image(name):
+    names, sizes, others, skipped = [], [], [], listing.Skipped()
+    for name, found in _walk(path, skipped):
+        reason = listing.not_image(name) if stat.S_ISREG(found.st_mode) else "special file"
+        if reason == listing.NOT_AN_IMAGE:
             others.append(name)
-            reason = "not an image by its name"
         if reason:
-            skipped[reason] = skipped.get(reason, 0) + 1
+            skipped.add(reason)
         else:
             names.append(name)
             sizes.append(found.st_size)
-    return names, sizes, others, skipped
+    return names, sizes, others, skipped.counts()
 
 
-def _walk(path, folder, above):
-    """(relative name, entry) of all files that are not hidden. Links are followed, but not into a folder that they are in."""
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
+def _walk(path, skipped):
+    """(relative name, status) of all files that are not hidden. Links are followed, to each real folder once.
+
+    What is really there comes first, then the links by name: so a folder has the same name every time.
+    """
+    root = os.path.realpath(path)
+    seen, folders, links = set(), [(root, "")], []
+    while folders or links:
+        if folders:
+            real, folder = folders.pop()
+        else:
+            name, real = heapq.heappop(links)
+            if f"{root}/".startswith(f"{real.rstrip('/')}/"):
+                skipped.add("link to a folder that it is in", name)
                 continue
-            if entry.is_dir():
-                found = entry.stat()
-                if (found.st_dev, found.st_ino) not in above:
-                    yield from _walk(entry.path, f"{folder}{entry.name}/", (*above, (found.st_dev, found.st_ino)))
-            else:
-                yield folder + entry.name, entry
+            if real in seen:
+                skipped.add("link to a folder that is read already", name)
+                continue
+            seen.add(real)
+            folder = f"{name}/"
+        with os.scandir(real) as entries:
+            for entry in entries:
+                name = folder + entry.name
+                if listing.system_folder(f"{entry.name}/"):
+                    skipped.add(listing.SYSTEM_FOLDER)
+                    continue
+                if entry.name.startswith("."):
+                    continue
+                try:
+                    found = entry.stat()
+                except OSError as error:
+                    skipped.add("link in a ring" if error.errno == errno.ELOOP else "broken link", name)
+                    continue
+                if not stat.S_ISDIR(found.st_mode):
+                    yield name, found
+                elif entry.is_symlink():
+                    heapq.heappush(links, (name, os.path.realpath(entry.path)))
+                elif (inner := os.path.join(real, entry.name)) not in seen:
+                    seen.add(inner)
+                    folders.append((inner, f"{name}/"))
 
 
 class FolderReader:
@@ -171,7 +208,7 @@ class FolderReader:
 
 
 def _joined(parts, folders, skipped):
-    """One listing of several archives, each a folder."""
+    """One listing of several archives or .npz files, each a folder."""
     names = [folder + name for part, folder in zip(parts, folders) for name in part.names]
     for part in parts:
         for reason, count in part.skipped.items():
@@ -179,7 +216,17 @@ def _joined(parts, folders, skipped):
     content = listing.digest([text for part, folder in zip(parts, folders) for text in (folder, part.content)])
     size = sum(part.size for part in parts)
     places = [(part.read, k) for part in parts for k in range(len(part))]
-    return Listing("tar", names, _Joined(places), content=content, skipped=skipped, size=size)
+    labels, classes = None, []
+    if any(part.classes for part in parts):
+        texts = [part.classes[k] if k >= 0 else None for part in parts for k in _labels(part)]
+        labels, classes = listing.number_classes(texts)
+    about = dict(labels=labels, classes=classes, sequential=any(part.sequential for part in parts))
+    kind = parts[0].kind if parts else "tar"
+    return Listing(kind, names, _Joined(places), content=content, skipped=skipped, size=size, **about)
+
+
+def _labels(part):
+    return [-1] * len(part) if part.labels is None else part.labels.tolist()
 
 
 class _Joined:
@@ -194,7 +241,10 @@ class _Joined:
 def _convert(found, path, *, cache, cache_gb):
     """The same images as records in the cache, in the same order."""
     place = pathlib.Path(path).expanduser().absolute()
-    directory = cache / f"{place.name}-{listing.digest([str(place), found.content, *_stamps(place)])[:12]}"
+    # Archives were converted without the labels in them before those were read; what has none stays where it is.
+    labels = ["labels"] if found.kind == "tar" and found.classes != listing.classify(found.names)[1] else []
+    identity = listing.digest([str(place), found.content, *_stamps(place), *labels])
+    directory = cache / f"{place.name}-{identity[:12]}"
     with _locked(directory):
         with contextlib.suppress(UserError):  # absent, unfinished or damaged: what is missing is written
             return records.open_records(directory)
@@ -210,7 +260,8 @@ def _convert(found, path, *, cache, cache_gb):
 
 def _stamps(place):
     """Sizes and times of change: equal names and sizes of the images do not make a conversion that of this place."""
-    stats = [file.stat() for file in (sorted(place.rglob("*.parquet")) if place.is_dir() else [place])]
+    inside = sorted(file for ending in ("parquet", "npz") for file in place.rglob(f"*.{ending}")) if place.is_dir() else [place]
+    stats = [file.stat() for file in inside]
     return [f"{found.st_size} {found.st_mtime_ns}" for found in stats]
 
 

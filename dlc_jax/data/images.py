@@ -8,7 +8,7 @@ from dlc_jax.errors import UserError
 
 
 class Images:
-    """Images of a folder, an archive, IDX or Parquet files, ArrayRecord shards or TFDS, sorted by name; see `files.scan`.
+    """Images of a folder, an archive, IDX, Parquet or .npz files, ArrayRecord shards or TFDS, by name; see `files.scan`.
 
     Record i is {"image": uint8 [y, x, 3] or bytes, "index": i}, and if the images are in classes also "label", int, and "factors",
     int32 [1].
@@ -25,7 +25,7 @@ class Images:
       limit: how many images may be unusable before the run stops.
       cache: folder for indexes and conversions; `~/.cache/dlc_jax` if None.
       cache_gb: the most that one conversion may take there, in 10^9 bytes.
-      field: image column of Parquet, image feature of TFDS.
+      field: image column of Parquet, image feature of TFDS, array of .npz.
 
     Attributes:
       names: relative names.

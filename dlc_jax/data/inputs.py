@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from dlc_jax.data.decoder import center_crop, decode_image
-from dlc_jax.data.listing import SUFFIXES
+from dlc_jax.data.listing import check_name
 from dlc_jax.errors import UserError
 
 
@@ -24,11 +24,16 @@ def files(paths: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
         if not path.is_dir():
             named.append(path)
             continue
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        inside = sorted(file for file in path.rglob("*") if _counts(file.relative_to(path)) and file.is_file())
         if not inside:
             raise UserError(f"{path} is a folder without images")
         found += inside
     return named, found
+
+
+def _counts(name: Path) -> bool:
+    """Whether a file in a folder is one of its images: not hidden, not a server's thumbnail, of a format that is read."""
+    return check_name(name.as_posix())[1] is None
 
 
 def read(path: Path) -> np.ndarray:

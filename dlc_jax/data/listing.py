@@ -9,7 +9,9 @@ image is known by its name, the path relative to the place, with "/" between the
 """
 
 import contextlib
+import functools
 import hashlib
+import importlib.util
 import lzma
 import posixpath
 import re
@@ -23,6 +25,20 @@ import numpy as np
 from dlc_jax.errors import UserError
 
 SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif .ico .tga".split())
+HEIC = frozenset(".heic .heif .hif".split())  # read with the extra `heic`
+GET_HEIC = "pip install 'dlc_jax[heic]' reads them"
+NOT_AN_IMAGE = "not an image by its name"
+# Folders that servers, systems and programs keep beside people's files, in lower case; and all whose names begin with .trash.
+SYSTEM = frozenset(
+    (
+        "@eadir", "#recycle", "#snapshot",  # Synology
+        ".@__thumb", ".@upload_cache", "@recycle", "@recently-snapshot",  # QNAP
+        "__macosx", ".appledouble", ".appledb", ".spotlight-v100", ".fseventsd",  # macOS
+        "$recycle.bin", "system volume information",  # Windows
+        "lost+found", ".thumbnails", ".thumbs", ".picasaoriginals",
+    )
+)  # fmt: skip
+SYSTEM_FOLDER = "folders of thumbnails, trash or a system"
 SPLITS = {  # folders, and what they hold
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "dev": "validation", "test": "test", "testing": "test",
@@ -38,7 +54,7 @@ class Listing:
     """Encoded images by index.
 
     Args:
-      kind: "folder", "tar", "zip", "idx", "parquet", "records" or "tfds".
+      kind: "folder", "tar", "zip", "idx", "npz", "parquet", "records" or "tfds".
       names: relative names, each once.
       read: index -> bytes of the image file. Called from several threads. Raises OSError or ValueError for an image that is damaged.
       content: what the bytes are, in a few characters: other images, another text, wherever they lie.
@@ -146,15 +162,56 @@ def check_name(name):
     if ".." in parts or "\0" in name:
         return name, 'name with ".."'
     parts = [part for part in parts if part not in ("", ".")]
-    if not parts or any(part.startswith(".") or part == "__MACOSX" for part in parts):
+    if system_folder("/".join(parts)):
+        return "/".join(parts), SYSTEM_FOLDER
+    if not parts or any(part.startswith(".") for part in parts):
         return name, "hidden"
     name = "/".join(parts)
-    return name, None if is_image(name) else "not an image by its name"
+    return name, not_image(name)
 
 
-def is_image(name):
-    """Whether a file's name says that it is one."""
-    return posixpath.splitext(name)[1].lower() in SUFFIXES
+def system_folder(name):
+    """The folder in a relative name that is a server's or a system's own, such as "a/@eaDir", or None."""
+    folders = name.split("/")[:-1]
+    for depth, folder in enumerate(folders, 1):
+        if folder.lower() in SYSTEM or folder.lower().startswith(".trash"):
+            return "/".join(folders[:depth])
+    return None
+
+
+def not_image(name):
+    """Why a file is not read as an image, by the end of its name; None if it is."""
+    ending = posixpath.splitext(name)[1].lower()
+    if ending in HEIC:
+        return None if reads_heic() else f"photographs in HEIC ({GET_HEIC})"
+    if ending == ".jxl":
+        return "images in JPEG XL (not read: convert them to PNG)"
+    return None if ending in SUFFIXES else NOT_AN_IMAGE
+
+
+@functools.cache
+def reads_heic():
+    """Whether the extra `heic` is installed. It is not imported for that."""
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+class Skipped:
+    """Counts what is left out, by reason."""
+
+    def __init__(self):
+        self._found = {}
+
+    def add(self, reason, example=None):
+        """One more; of the examples of a reason, the first by name is told with it."""
+        count, first = self._found.get(reason, (0, example))
+        self._found[reason] = count + 1, None if example is None else min(first, example)
+
+    def counts(self):
+        """{reason: count}."""
+        return {
+            reason if example is None else f"{reason} (such as {example})": count
+            for reason, (count, example) in self._found.items()
+        }
 
 
 def common_folder(names):
@@ -188,6 +245,20 @@ def classify(names):
     classes = sorted(set(folders))
     number = {name: k for k, name in enumerate(classes)}
     return np.array([number[folder] for folder in folders], np.int32), classes
+
+
+def number_classes(values):
+    """(labels int32 [n], names of the classes) of classes that are written as texts, None where there is none: label -1.
+
+    If all are whole numbers, these are the labels, and the classes are 0, 1, ... up to the largest; else they are numbered by name.
+    """
+    known = sorted({value for value in values if value is not None})
+    if all(value.isdecimal() and int(value) < 2**20 for value in known):
+        classes = [str(k) for k in range(max(map(int, known), default=-1) + 1)]
+        number = {value: int(value) for value in known}
+    else:
+        classes, number = known, {value: k for k, value in enumerate(known)}
+    return np.array([-1 if value is None else number[value] for value in values], np.int32), classes
 
 
 def choose_rows(names, split, *, validation):

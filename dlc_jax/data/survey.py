@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import io
 import os
 import pathlib
 
@@ -21,7 +20,7 @@ class Survey:
     """What `survey` found.
 
     Attributes:
-      kind: "folder", "tar", "zip", "idx", "parquet", "records" or "tfds".
+      kind: "folder", "tar", "zip", "idx", "npz", "parquet", "records" or "tfds".
       count: images in all; bytes: of all of them as stored, None if not known.
       splits: {"train", "validation", "test": images}, {} if no folders say so; classes: {name: images}.
       looked: how many were decoded; the rest of the fields is of these.
@@ -52,7 +51,7 @@ def survey(path, *, field="image", sample=None, workers=None, progress=None):
 
     Args:
       path: as `files.open_files` takes it.
-      field: image column of Parquet, image feature of TFDS.
+      field: image column of Parquet, image feature of TFDS, array of .npz.
       sample: how many to decode, spread evenly over the names; all if None.
       workers: threads; as many as there are cores if None.
       progress: called as progress(done, total), now and then.
@@ -124,7 +123,7 @@ def _look(images, row, wanted):
         data = images.read(row)
         if not data:
             raise ValueError("no bytes")
-        with Image.open(io.BytesIO(data), formats=decoder.FORMATS) as file:
+        with decoder.identify(data) as file:
             header = (file.format, file.mode, *file.size)
         pixels = decoder.decode_image(data)
         return header, None, np.asarray(decoder.center_crop(Image.fromarray(pixels), size=TILE)) if wanted else None
