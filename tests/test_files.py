@@ -122,7 +122,8 @@ SYSTEMS = ("@eaDir", "#recycle", ".@__thumb", ".thumbnails", ".picasaoriginals",
 
 
 def test_folders_of_servers_and_systems_are_no_classes(tmp_path):
-    names = [f"cat/{folder}/1.jpg/SYNOFILE_THUMB_M.jpg" for folder in SYSTEMS] + ["@eaDir/cat/1.png", "@eaDir/cat/2.png", "#recycle/2.png"]
+    names = [f"cat/{folder}/1.jpg/SYNOFILE_THUMB_M.jpg" for folder in SYSTEMS]
+    names += ["@eaDir/cat/1.png", "@eaDir/cat/2.png", "#recycle/2.png"]
     place = touch(tmp_path / "place", *names, "cat/1.png", "dog/1.png", ".git/1.png", "dog/lost+found.png")
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(place, "top")

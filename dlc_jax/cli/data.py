@@ -33,7 +33,9 @@ def arguments(parser) -> None:
             epilog=f"example: {example}",
             allow_abbrev=False,
         )
-        made.add_argument("--field", default="image", metavar="NAME", help="image column of Parquet, feature of TFDS, array of .npz; image")
+        made.add_argument(
+            "--field", default="image", metavar="NAME", help="image column of Parquet, feature of TFDS, array of .npz; image"
+        )
         made.add_argument("--workers", type=whole, metavar="N", help="threads; as many as there are cores")
         return made
 
