@@ -12,9 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-from absl import logging
+from dlc_jax import command, stop
 
-from dlc_jax import command
+KEPT = "what is complete is kept, the same command goes on"
 
 
 def run(config, workdir: Path) -> None:
@@ -23,6 +23,7 @@ def run(config, workdir: Path) -> None:
     Raises:
       UserError, Interrupted: see errors.py; what is complete stays complete.
     """
+    stop.promise(KEPT)
     import jax
 
     from dlc_jax import agenda, checkpoint, metrics, parallel, report, train
@@ -56,6 +57,7 @@ def run(config, workdir: Path) -> None:
             home.mark_done(directory, entry.facts)
             about = {"peak_memory_gb": metrics.peak_memory_gb(), "device": metrics.device(), "commit": home.commit()}
             home.merge_results(workdir, {key: value for key, value in about.items() if value})
+            stop.check()
         home.total_seconds(workdir)
         if jax.process_index() == 0:
             report.write(workdir, workdir / "report.html")
@@ -63,8 +65,15 @@ def run(config, workdir: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The exit code; without `argv` the command is this process's own."""
+    return command.outcome(lambda: _main(sys.argv if argv is None else argv), alone=argv is None)
+
+
+def _main(argv: list[str]) -> None:
+    from absl import logging
+
     logging.set_verbosity(logging.ERROR)
-    return command.outcome(lambda: run(*command.parse(sys.argv if argv is None else argv)))
+    run(*command.parse(argv))
 
 
 if __name__ == "__main__":
