@@ -134,8 +134,19 @@ def merge_results(directory: str | Path, results: Mapping[str, Any]) -> None:
 
 
 def done(directory: str | Path) -> dict | None:
-    """What `mark_done` wrote, or None if the step is not complete."""
-    return _read(Path(directory) / "done.json")
+    """What `mark_done` wrote, or None if the step is not complete.
+
+    Raises:
+      UserError: it says no more how long the step was trained, after what, or with which settings: to guess could throw training away.
+    """
+    path = Path(directory) / "done.json"
+    found = _read(path)
+    if found is not None:
+        after, settings = found.get("after", {}), found.get("settings", {})
+        sound = isinstance(after, dict) and isinstance(settings, dict)
+        if not sound or not all(type(steps) is int for steps in (found.get("steps"), *after.values())):
+            raise UserError(f"{path} is damaged; move it away: the same command then completes the step from what it left")
+    return found
 
 
 def mark_done(directory: str | Path, facts: Mapping[str, Any]) -> None:
@@ -147,14 +158,19 @@ def mark_done(directory: str | Path, facts: Mapping[str, Any]) -> None:
 
 def seconds(directory: str | Path, elapsed: float) -> float:
     """Seconds spent in a step: `elapsed` in this process, and what killed runs before it had noted in seconds.json."""
-    noted = _read(Path(directory) / "seconds.json") or {}
-    return float(noted.get("before", 0.0)) + elapsed
+    try:
+        noted = _read(Path(directory) / "seconds.json") or {}
+    except UserError:  # of time alone: nothing to stop for
+        noted = {}
+    before = noted.get("before")
+    return elapsed + (before if _finite(before) else 0.0)
 
 
 def total_seconds(directory: str | Path) -> float:
     """Adds `seconds/total`, the sum of all `seconds/...` in results.json."""
     found = _read(Path(directory) / "results.json") or {}
-    total = sum(value for key, value in found.items() if key.startswith("seconds/") and key != "seconds/total")
+    times = [value for key, value in found.items() if key.startswith("seconds/") and key != "seconds/total"]
+    total = sum(value for value in times if _finite(value))
     merge_results(directory, {"seconds/total": total})
     return total
 
@@ -230,6 +246,10 @@ def _read(path: Path) -> dict | None:
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged; move it away, or give another --workdir")
     return value
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _flat(tree: Any, name: str = "") -> dict[str, Any]:
