@@ -44,8 +44,9 @@ def parse(argv: list[str]):
         raise UserError(f"unexpected argument {rest[0]!r}: fields are set as --config.NAME=VALUE")
     for name, value in hidden.items():
         _set(recipe.value, name, value)
-    if not 0 <= recipe.value.get("seed", 0) < 2**31:  # NumPy takes none below, jax none above
-        raise UserError(f"command line: seed={recipe.value.seed} is no whole number from 0 to {2**31 - 1}")
+    seed = recipe.value.get("seed", 0)
+    if not isinstance(seed, int) or not 0 <= seed < 2**31:  # NumPy takes none below, jax none above
+        raise UserError(f"command line: seed={seed} is no whole number from 0 to {2**31 - 1}")
     path = written or Path(config_flags.get_config_filename(values["config"]))
     usual = path.parent if path.name == "config.json" else Path("runs") / path.stem
     return recipe.value, Path(workdir.value or usual)

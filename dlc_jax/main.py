@@ -14,8 +14,6 @@ from pathlib import Path
 
 from dlc_jax import command, stop
 
-KEPT = "what is complete is kept, the same command goes on"
-
 
 def run(config, workdir: Path) -> None:
     """Runs every step of `config.steps`, then writes results.json and report.html.
@@ -23,11 +21,15 @@ def run(config, workdir: Path) -> None:
     Raises:
       UserError, Interrupted: see errors.py; what is complete stays complete.
     """
-    stop.promise(KEPT)
+    stop.promise("what is complete is kept, the same command goes on")
+    from dlc_jax import recipe
+    from dlc_jax import workdir as home
+
+    recipe.check(config)  # what can be refused before seconds are spent on jax
+    home.check(workdir)
     import jax
 
     from dlc_jax import agenda, checkpoint, metrics, parallel, report, train
-    from dlc_jax import workdir as home
     from dlc_jax.stage import Stage
 
     parallel.join()
@@ -66,14 +68,14 @@ def run(config, workdir: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code; without `argv` the command is this process's own."""
-    return command.outcome(lambda: _main(sys.argv if argv is None else argv), alone=argv is None)
 
+    def call():
+        from absl import logging  # when signals are heard
 
-def _main(argv: list[str]) -> None:
-    from absl import logging
+        logging.set_verbosity(logging.ERROR)
+        run(*command.parse(sys.argv if argv is None else argv))
 
-    logging.set_verbosity(logging.ERROR)
-    run(*command.parse(argv))
+    return command.outcome(call, alone=argv is None)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from dlc_jax.errors import UserError
 
 # Dotted names of what may change under a run: how long, how often, on what devices, from where; not what is learned.
@@ -39,6 +37,21 @@ OPERATIONAL = (
 _ABSENT = "absent"
 
 
+def check(directory: str | Path) -> None:
+    """Refuses at once what `lock` would refuse after all has been made ready; it takes nothing.
+
+    Raises:
+      UserError: another live run holds it; a part of its path is a file.
+    """
+    directory = Path(directory).absolute()
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{there} is not a directory; give another --workdir")
+    # One of several processes may find that the first of them holds it.
+    if "JAX_PROCESS_ID" not in os.environ and (by := holder(directory)):
+        raise UserError(_in_use(directory, by))
+
+
 @contextlib.contextmanager
 def lock(directory: str | Path) -> Iterator[Path]:
     """Makes `directory` and holds it for this run.
@@ -47,7 +60,7 @@ def lock(directory: str | Path) -> Iterator[Path]:
       UserError: another live run holds it; it cannot be made or written.
     """
     directory = Path(directory).absolute()
-    if jax.process_index() != 0:
+    if not _writes():
         yield directory
         return
     with contextlib.ExitStack() as stack:
@@ -58,8 +71,7 @@ def lock(directory: str | Path) -> Iterator[Path]:
                 # Held by the open file: the system releases it when the process is gone, kill -9 included.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = _holder(directory)
-                raise UserError(f"{directory} is in use by {holder}; wait for it, stop it, or give another --workdir") from None
+                raise UserError(_in_use(directory, _holder(directory))) from None
             os.truncate(file.fileno(), 0)
             file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": _now()}).encode())
         try:
@@ -100,7 +112,7 @@ def remember(directory: str | Path, config: Mapping[str, Any], operational: tupl
         what = "; ".join(lines) + more
         raise UserError(f"{directory} is a run of another config ({what}); set it back, or give another --workdir")
     if old | new != old:
-        if jax.process_index() == 0:
+        if _writes():
             with _writing(directory), open(directory / "config_history.jsonl", "a") as file:
                 added = sorted(new.keys() - old.keys())
                 file.write(json.dumps({"time": _now(), "changed": changed, "added": added}) + "\n")
@@ -202,6 +214,17 @@ def holder(directory: str | Path) -> str | None:
     return None
 
 
+def _writes() -> bool:
+    """Whether this is process 0."""
+    import jax  # whoever only reads need not wait for it
+
+    return jax.process_index() == 0
+
+
+def _in_use(directory: Path, by: str) -> str:
+    return f"{directory} is in use by {by}; wait for it, stop it, or give another --workdir"
+
+
 def _holder(directory: Path) -> str:
     try:
         facts = json.loads((directory / ".lock").read_text())
@@ -220,7 +243,7 @@ def _writing(directory: Path):
 
 def write(path: Path, value: Mapping[str, Any]) -> None:
     """Writes JSON, the whole file or none of it: a temporary one is renamed into place."""
-    if jax.process_index() != 0:
+    if not _writes():
         return
     temporary = path.with_name(path.name + ".tmp")
     with _writing(path.parent):

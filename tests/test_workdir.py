@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from dlc_jax import workdir
@@ -242,7 +243,7 @@ def test_commit_is_of_this_checkout_or_none(monkeypatch, tmp_path):
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr(workdir.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
     with workdir.lock(tmp_path):
         workdir.remember(tmp_path, CONFIG)
         workdir.merge_results(tmp_path, {"a": 1})
