@@ -113,6 +113,18 @@ def test_a_command_that_has_ended_is_not_ended_again():
     assert (process.communicate("on\n", timeout=20)[1], process.returncode) == ("dlc_jax: saved\n", 75)
 
 
+def test_nor_is_it_by_a_signal_that_is_only_now_heard_of():
+    """One that came while the command was ending; and ignored ones stay so to the process's end."""
+    late = """
+import os
+assert {signal.getsignal(number) for number in stop.SIGNALS} == {signal.SIG_IGN}
+os.write(signal.set_wakeup_fd(-1), bytes([signal.SIGTERM]))
+time.sleep(0.2)
+"""
+    process = start("raise stop.Interrupted('saved')", after=late)
+    assert (process.communicate(timeout=20)[1], process.returncode) == ("dlc_jax: saved\n", 75)
+
+
 def test_helpers_end_too():
     """One that lived on would hold this test's pipe."""
     started = "subprocess.Popen(['sleep', '60']) as other, stop.helper(other.kill)"
