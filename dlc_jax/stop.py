@@ -1,9 +1,9 @@
-"""What SIGTERM, SIGINT and SIGHUP do to a command: it ends in one line and with code 75; training saves before.
+"""A signal (SIGTERM, SIGINT, SIGHUP) ends a command in a line with code 75; training saves first.
 
 What is written here is whole or not there, as after a kill, so ending at once loses nothing that is
-complete. Nothing is raised in the main thread for that: an exception may arrive anywhere, in an import,
-in `__del__`, in a callback from C++, where it is swallowed or fatal; and the main thread may be in a
-compiler for minutes. So a thread of its own hears the signals, and ends the process.
+complete. Nothing is raised in the main thread for that: an exception may arrive anywhere, in an
+import, in `__del__`, in a callback from C++, where it is swallowed or fatal; and the main thread may
+be in a compiler for minutes. So a thread of its own hears the signals, and ends the process.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def promise(kept: str) -> None:
 
 
 def done() -> None:
-    """The command's end is not to change any more: signals are ignored until the process is gone."""
+    """The command's end is not to change any more: signals are ignored from here on."""
     if _listening:
         _end_once.acquire()  # for ever, or never if the thread is ending the process right now
         _handle(signal.SIG_IGN)
@@ -60,7 +60,7 @@ def done() -> None:
 
 @contextlib.contextmanager
 def helper(end: Callable[[], None]) -> Iterator[None]:
-    """Within it, `end` is called before a signal ends this process; it ends one that was started."""
+    """Within it, `end` is called before a signal ends this process: it ends another one."""
     _helpers.append(end)
     try:
         yield
@@ -116,7 +116,7 @@ def _ask(number, frame) -> None:
 
 
 def _handle(handler) -> dict:
-    """Sets a handler for signals that are not ignored, in the main thread; {signal: the one before}."""
+    """Sets a handler for signals not ignored, in the main thread; {signal: the one before}."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
@@ -145,7 +145,8 @@ def _end(line: str) -> None:
         with contextlib.suppress(Exception):
             end()
     with contextlib.suppress(OSError):
-        # Not through sys.stderr, whose lock the main thread may hold. On a terminal a line of progress may stand there.
+        # Not through sys.stderr, whose lock the main thread may hold. On a terminal, below the
+        # line of progress that may stand there.
         os.write(2, ("\n" * os.isatty(2) + f"dlc_jax: {line}\n").encode())
     if os.environ.get("JAX_PROCESS_ID") == "0":
         time.sleep(2)  # its end is the end of all, and the others have been told to stop too
@@ -157,7 +158,7 @@ def _line(what: str) -> str:
 
 
 def _leave_terminal() -> None:
-    """What is still printed goes nowhere if the terminal is gone; it would be an error, before anything is saved."""
+    """If the terminal is gone, what is printed goes nowhere: else an error would come before the save."""
     for number in (1, 2):
         with contextlib.suppress(OSError):
             if stat.S_ISCHR(os.fstat(number).st_mode) and not os.isatty(number):
