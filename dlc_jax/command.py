@@ -13,9 +13,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import flags
-from ml_collections import config_flags
-
+from dlc_jax import stop
 from dlc_jax.errors import Interrupted, UserError
 
 # What the system says of a disk that does not take more; with other numbers an OSError is a mistake in the code.
@@ -28,6 +26,8 @@ def parse(argv: list[str]):
     Raises:
       UserError: no recipe, an unknown one, an unknown field, a value of another type.
     """
+    from ml_collections import config_flags
+
     argv, written = _written_down(argv)
     argv, hidden = _hidden_fields(argv)
     values, recipe, workdir = _flags(argv)
@@ -44,8 +44,9 @@ def parse(argv: list[str]):
         raise UserError(f"unexpected argument {rest[0]!r}: fields are set as --config.NAME=VALUE")
     for name, value in hidden.items():
         _set(recipe.value, name, value)
-    if not 0 <= recipe.value.get("seed", 0) < 2**31:  # NumPy takes none below, jax none above
-        raise UserError(f"command line: seed={recipe.value.seed} is no whole number from 0 to {2**31 - 1}")
+    seed = recipe.value.get("seed", 0)
+    if not isinstance(seed, int) or not 0 <= seed < 2**31:  # NumPy takes none below, jax none above
+        raise UserError(f"command line: seed={seed} is no whole number from 0 to {2**31 - 1}")
     path = written or Path(config_flags.get_config_filename(values["config"]))
     usual = path.parent if path.name == "config.json" else Path("runs") / path.stem
     return recipe.value, Path(workdir.value or usual)
@@ -56,13 +57,21 @@ def given(arguments) -> list[str]:
     return ["dlc", *(f"--{name}={getattr(arguments, name)}" for name in ("config", "workdir") if getattr(arguments, name, None))]
 
 
-def outcome(run: Callable[[], int | None]) -> int:
+def outcome(run: Callable[[], int | None], *, alone: bool = False) -> int:
     """Runs a command to its exit code: 0 (or its own) complete, 2 a mistake of the user, 75 stopped, saved and resumable.
 
     One of several processes that fails ends here and now: the usual end would wait for the others, and they for this one.
+
+    Args:
+      alone: this process is this command and nothing else, so that signals end it; see stop.py.
     """
+    if alone:
+        stop.listen()
     try:
-        code = _outcome(run)
+        code, line = _outcome(run)
+        stop.done()
+        if line:
+            print(f"dlc_jax: {line}", file=sys.stderr)
     except BaseException:
         if not _several():
             raise
@@ -81,20 +90,18 @@ def _several() -> bool:
     return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
-def _outcome(run: Callable[[], int | None]) -> int:
+def _outcome(run: Callable[[], int | None]) -> tuple[int, str]:
+    """(exit code, what is to be said)."""
     try:
-        return run() or 0
+        return run() or 0, ""
     except UserError as error:
-        print(f"dlc_jax: {error}", file=sys.stderr)
-        return 2
+        return 2, str(error)
     except Interrupted as stopped:
-        print(f"dlc_jax: {stopped}", file=sys.stderr)
-        return 75
+        return stop.CODE, str(stopped)
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        print(f"dlc_jax: {error.filename or 'a file'}: {error.strerror}; make room, then run the same command", file=sys.stderr)
-        return 2
+        return 2, f"{error.filename or 'a file'}: {error.strerror}; make room, then run the same command"
 
 
 def _written_down(argv: list[str]) -> tuple[list[str], Path | None]:
@@ -142,6 +149,9 @@ def _set(config, name: str, value: str) -> None:
 
 def _flags(argv: list[str]):
     """(flags, that of the recipe, that of the workdir) of one command line: a second one in the same process starts afresh."""
+    from absl import flags  # after whoever calls listens to signals
+    from ml_collections import config_flags
+
     values = flags.FlagValues()
     recipe = config_flags.DEFINE_config_file("config", None, "Recipe.", flag_values=values, lock_config=True, sys_argv=argv)
     return values, recipe, flags.DEFINE_string("workdir", None, "Where everything is written.", flag_values=values)

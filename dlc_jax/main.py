@@ -12,9 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from absl import logging
-
-from dlc_jax import command
+from dlc_jax import command, stop
 
 
 def run(config, workdir: Path) -> None:
@@ -23,10 +21,15 @@ def run(config, workdir: Path) -> None:
     Raises:
       UserError, Interrupted: see errors.py; what is complete stays complete.
     """
+    stop.promise("what is complete is kept, the same command goes on")
+    from dlc_jax import recipe
+    from dlc_jax import workdir as home
+
+    recipe.check(config)  # what can be refused before seconds are spent on jax
+    home.check(workdir)
     import jax
 
     from dlc_jax import agenda, checkpoint, metrics, parallel, report, train
-    from dlc_jax import workdir as home
     from dlc_jax.stage import Stage
 
     parallel.join()
@@ -56,6 +59,7 @@ def run(config, workdir: Path) -> None:
             home.mark_done(directory, entry.facts)
             about = {"peak_memory_gb": metrics.peak_memory_gb(), "device": metrics.device(), "commit": home.commit()}
             home.merge_results(workdir, {key: value for key, value in about.items() if value})
+            stop.check()
         home.total_seconds(workdir)
         if jax.process_index() == 0:
             report.write(workdir, workdir / "report.html")
@@ -63,8 +67,15 @@ def run(config, workdir: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    logging.set_verbosity(logging.ERROR)
-    return command.outcome(lambda: run(*command.parse(sys.argv if argv is None else argv)))
+    """The exit code; without `argv` the command is this process's own."""
+
+    def call():
+        from absl import logging  # when signals are heard
+
+        logging.set_verbosity(logging.ERROR)
+        run(*command.parse(sys.argv if argv is None else argv))
+
+    return command.outcome(call, alone=argv is None)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from dlc_jax.errors import UserError
+
 
 def get_config(path: str) -> ConfigDict:
     """The recipe that is in a run's config.json: `--config=W/config.json` gets here, see command.py.
@@ -26,6 +28,19 @@ def get_config(path: str) -> ConfigDict:
     if not isinstance(found, dict) or not isinstance(found.get("steps"), list):
         raise ValueError(f"{path} is no recipe: a run writes one as config.json")
     return ConfigDict(_python(found))
+
+
+def check(config) -> None:
+    """Refuses a step that is no section of the recipe.
+
+    Raises:
+      UserError: it is named.
+    """
+    parts = {name: part for name, part in config.items() if isinstance(part, ConfigDict)}
+    sections = [name for name, part in parts.items() if "stage" in part]
+    for name in config.steps:
+        if name not in sections:
+            raise UserError(f"config.steps names {name!r}, which is no section with a stage; there are {', '.join(sections)}")
 
 
 def place(config, workdir: str | Path, name: str) -> Path:

@@ -1,7 +1,6 @@
 """The one loop. It restores, evaluates, saves, fetches a batch, steps and logs; it knows no model and no loss."""
 
 import dataclasses
-import signal
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from dlc_jax.errors import Interrupted, UserError
 from dlc_jax.metrics import Writer
 from dlc_jax.stage import Stage
 from dlc_jax.step import TrainState, make_init, make_train_step, make_validation_step
+from dlc_jax.stop import Loop
 
 
 def compile_step(stage: Stage, mesh):
@@ -63,7 +63,7 @@ def train(stage: Stage, directory: str | Path, *, mesh, seed: int, name: str, lo
 
     Raises:
       UserError: damaged or foreign checkpoints, a batch that the mesh does not divide, `patience` non-finite steps in a row.
-      Interrupted: asked to stop by SIGTERM or SIGINT; everything is saved.
+      Interrupted: asked to stop, see stop.py; everything is saved.
     """
     directory, plan = Path(directory), stage.plan
     parallel.check_batch(plan.batch, mesh, accumulate=plan.accumulate, group=stage.group, where=f"{name}.train")
@@ -73,7 +73,7 @@ def train(stage: Stage, directory: str | Path, *, mesh, seed: int, name: str, lo
         jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()) & 0x7FFFFFFF), parallel.replicated(mesh)
     )
     iterator = stage.batches("train")
-    with jax.set_mesh(mesh), _Stop() as stop:
+    with jax.set_mesh(mesh), Loop() as loop:
         restored = checkpoints.restore(abstract, iterator, stage.identity)
         if restored is None:
             state, first = _initial(stage, abstract, root), 0
@@ -107,19 +107,20 @@ def train(stage: Stage, directory: str | Path, *, mesh, seed: int, name: str, lo
                     writer.scalars(step, found)
                     measured |= found
                 # 2. Save, before a batch is fetched: the iterator then stands where the saved state will go on.
-                due = last or stop.asked or step % plan.save_every == 0
+                due = last or loop.asked or step % plan.save_every == 0
                 if due and (step > first or restored is None):
                     _check(writer.last, plan.patience, name, checkpoints)  # `last` puts every step up to here on file
                     checkpoints.save(step, state, iterator, {"identity": dict(stage.identity)})
                 if last:
                     break
-                if stop.asked:
+                if loop.asked:
                     checkpoints.wait()
                     raise Interrupted(f"{name}: stopped at step {step} of {plan.steps}, saved; the same command goes on")
                 # 3. Fetch, 4. step.
                 with writer.waiting():
                     batch = next(iterator)
                 state, metrics = jitted(state, parallel.to_global(batch, mesh), frozen, root)
+                loop.hold()  # this step is not saved; what was before it is
                 # 5. Write the metrics of the step before; reading this one's would wait for it.
                 _check(writer.step(step + 1, metrics), plan.patience, name, checkpoints)
             checkpoints.wait()
@@ -168,26 +169,3 @@ def _check(metrics: Mapping[str, Any], patience: int, name: str, checkpoints: Ch
             f"{name}: the loss was not finite for {in_a_row} steps in a row; the last good step is {step - in_a_row}, the newest "
             f"checkpoint is of step {checkpoints.latest()}; lower optimizer.learning_rate or set train.clip, then run the same command"
         )
-
-
-class _Stop:
-    """Turns SIGTERM and SIGINT into a flag that the loop reads between steps."""
-
-    def __enter__(self):
-        self.asked = False
-        self._before = {}
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._before[number] = signal.signal(number, self._ask)
-            except ValueError:  # not the main thread: a notebook, a test
-                break
-        return self
-
-    def _ask(self, number, frame):
-        if self.asked and number == signal.SIGINT:  # asked twice by hand: at once
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

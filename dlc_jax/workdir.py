@@ -22,8 +22,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from dlc_jax.errors import UserError
 
 # Dotted names of what may change under a run: how long, how often, on what devices, from where; not what is learned.
@@ -39,6 +37,21 @@ OPERATIONAL = (
 _ABSENT = "absent"
 
 
+def check(directory: str | Path) -> None:
+    """Refuses at once what `lock` would refuse after all has been made ready; it takes nothing.
+
+    Raises:
+      UserError: another live run holds it; a part of its path is a file.
+    """
+    directory = Path(directory).absolute()
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{there} is not a directory; give another --workdir")
+    # One of several processes may find that the first of them holds it.
+    if "JAX_PROCESS_ID" not in os.environ and (by := holder(directory)):
+        raise UserError(_in_use(directory, by))
+
+
 @contextlib.contextmanager
 def lock(directory: str | Path) -> Iterator[Path]:
     """Makes `directory` and holds it for this run.
@@ -47,7 +60,7 @@ def lock(directory: str | Path) -> Iterator[Path]:
       UserError: another live run holds it; it cannot be made or written.
     """
     directory = Path(directory).absolute()
-    if jax.process_index() != 0:
+    if not _writes():
         yield directory
         return
     with contextlib.ExitStack() as stack:
@@ -58,8 +71,7 @@ def lock(directory: str | Path) -> Iterator[Path]:
                 # Held by the open file: the system releases it when the process is gone, kill -9 included.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = _holder(directory)
-                raise UserError(f"{directory} is in use by {holder}; wait for it, stop it, or give another --workdir") from None
+                raise UserError(_in_use(directory, _holder(directory))) from None
             os.truncate(file.fileno(), 0)
             file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": _now()}).encode())
         try:
@@ -100,7 +112,7 @@ def remember(directory: str | Path, config: Mapping[str, Any], operational: tupl
         what = "; ".join(lines) + more
         raise UserError(f"{directory} is a run of another config ({what}); set it back, or give another --workdir")
     if old | new != old:
-        if jax.process_index() == 0:
+        if _writes():
             with _writing(directory), open(directory / "config_history.jsonl", "a") as file:
                 added = sorted(new.keys() - old.keys())
                 file.write(json.dumps({"time": _now(), "changed": changed, "added": added}) + "\n")
@@ -134,8 +146,19 @@ def merge_results(directory: str | Path, results: Mapping[str, Any]) -> None:
 
 
 def done(directory: str | Path) -> dict | None:
-    """What `mark_done` wrote, or None if the step is not complete."""
-    return _read(Path(directory) / "done.json")
+    """What `mark_done` wrote, or None if the step is not complete.
+
+    Raises:
+      UserError: it says no more how long the step was trained, after what, or with which settings: to guess could throw training away.
+    """
+    path = Path(directory) / "done.json"
+    found = _read(path)
+    if found is not None:
+        after, settings = found.get("after", {}), found.get("settings", {})
+        sound = isinstance(after, dict) and isinstance(settings, dict)
+        if not sound or not all(type(steps) is int for steps in (found.get("steps"), *after.values())):
+            raise UserError(f"{path} is damaged; move it away: the same command then completes the step from what it left")
+    return found
 
 
 def mark_done(directory: str | Path, facts: Mapping[str, Any]) -> None:
@@ -147,14 +170,19 @@ def mark_done(directory: str | Path, facts: Mapping[str, Any]) -> None:
 
 def seconds(directory: str | Path, elapsed: float) -> float:
     """Seconds spent in a step: `elapsed` in this process, and what killed runs before it had noted in seconds.json."""
-    noted = _read(Path(directory) / "seconds.json") or {}
-    return float(noted.get("before", 0.0)) + elapsed
+    try:
+        noted = _read(Path(directory) / "seconds.json") or {}
+    except UserError:  # of time alone: nothing to stop for
+        noted = {}
+    before = noted.get("before")
+    return elapsed + (before if _finite(before) else 0.0)
 
 
 def total_seconds(directory: str | Path) -> float:
     """Adds `seconds/total`, the sum of all `seconds/...` in results.json."""
     found = _read(Path(directory) / "results.json") or {}
-    total = sum(value for key, value in found.items() if key.startswith("seconds/") and key != "seconds/total")
+    times = [value for key, value in found.items() if key.startswith("seconds/") and key != "seconds/total"]
+    total = sum(value for value in times if _finite(value))
     merge_results(directory, {"seconds/total": total})
     return total
 
@@ -186,6 +214,17 @@ def holder(directory: str | Path) -> str | None:
     return None
 
 
+def _writes() -> bool:
+    """Whether this is process 0."""
+    import jax  # whoever only reads need not wait for it
+
+    return jax.process_index() == 0
+
+
+def _in_use(directory: Path, by: str) -> str:
+    return f"{directory} is in use by {by}; wait for it, stop it, or give another --workdir"
+
+
 def _holder(directory: Path) -> str:
     try:
         facts = json.loads((directory / ".lock").read_text())
@@ -204,7 +243,7 @@ def _writing(directory: Path):
 
 def write(path: Path, value: Mapping[str, Any]) -> None:
     """Writes JSON, the whole file or none of it: a temporary one is renamed into place."""
-    if jax.process_index() != 0:
+    if not _writes():
         return
     temporary = path.with_name(path.name + ".tmp")
     with _writing(path.parent):
@@ -230,6 +269,10 @@ def _read(path: Path) -> dict | None:
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged; move it away, or give another --workdir")
     return value
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _flat(tree: Any, name: str = "") -> dict[str, Any]:

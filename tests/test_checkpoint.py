@@ -324,6 +324,43 @@ def test_strange_names_do_not_confuse(tmp_path, steps):
     assert restored(tmp_path)[1] == 16
 
 
+def test_a_step_under_another_number_is_not_taken(tmp_path, caplog):
+    """Renamed with its seal it would be the newest for ever."""
+    saved(tmp_path, 1, 2)
+    (tmp_path / "2").rename(tmp_path / "999")
+    (tmp_path / "2.sha256.json").rename(tmp_path / "999.sha256.json")
+    assert Checkpoints(tmp_path).latest() == 1
+    assert restored(tmp_path)[1] == 1
+    assert "999 skipped: its seal is of step 2: it was renamed" in caplog.text
+    assert (tmp_path / "999.damaged").is_dir() and (tmp_path / "999.damaged.sha256.json").exists()
+
+
+def test_a_seal_that_names_no_step_is_taken(tmp_path):
+    saved(tmp_path, 1)
+    path = tmp_path / "1.sha256.json"
+    path.write_text(json.dumps({"files": json.loads(path.read_text())["files"]}))
+    assert Checkpoints(tmp_path).latest() == 1
+
+
+def test_a_step_without_a_seal_says_its_number_itself(tmp_path):
+    saved(tmp_path, 1, 2)
+    for step in (1, 2):
+        (tmp_path / f"{step}.sha256.json").unlink()
+    (tmp_path / "2").rename(tmp_path / "999")
+    assert restored(tmp_path)[1] == 1
+
+
+def test_what_a_kill_left_half_deleted_goes_at_the_next_start(tmp_path):
+    saved(tmp_path, 1, 2, 3)
+    for name in ("1.deleting", "0.deleting", "4.orbax-checkpoint-tmp-17", "x.deleting"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    shutil.rmtree(tmp_path / "1")  # the kill came before its seal was deleted
+    assert restored(tmp_path)[1] == 3
+    seals = {"2.sha256.json", "3.sha256.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "3", "x.deleting", *seals}
+
+
 def test_first_save_killed_before_its_seal_is_taken_and_sealed(tmp_path, caplog):
     saved(tmp_path, 1, 2)
     for step in (1, 2):

@@ -16,6 +16,7 @@ from PIL import Image
 from dlc_jax import cli, workdir
 from dlc_jax.cli import VERBS, compose, networks
 from dlc_jax.data.shapes import Shapes
+from dlc_jax.diffusion.sample import METHODS
 from dlc_jax.errors import UserError
 from dlc_jax.evals import samples
 
@@ -110,6 +111,50 @@ def test_refused_in_one_line(arguments, words, pictures, untrained, capsys):
     before = sorted(pictures.rglob("*"))
     assert words in refused(capsys, *arguments.format(here=pictures, untrained=untrained).split())
     assert sorted(pictures.rglob("*")) == before  # nothing is left behind
+
+
+WITHOUT_JAX = """
+import sys
+from dlc_jax import cli
+for line in sys.stdin:
+    assert cli.main(line.split()) == 2 and "jax" not in sys.modules, line
+"""
+EARLY = """
+sample -w {untrained} --sampler rk4
+sample -w {here}/nowhere
+sample -w {untrained} --out {here}/a.png/grid.png
+encode -w {here}/nowhere {here}/a.png
+compose -w {untrained} {here}/a.png {here}/text.png
+info {here}/empty
+codes verify {untrained}
+probe {untrained} --splits test
+import dinov2 {here}/nothing.safetensors --out {here}/new
+import dinov2 {here}/text.safetensors --out {here}/new
+export sem {here}/nowhere --out {here}/x.safetensors
+train --config=configs/quickstart.py:tiny --workdir={here}/a.png/W
+train --config=configs/quickstart.py:tiny --workdir={here}/new --config.steps=('nope',)
+plan --config=configs/quickstart.py:tiny
+""".lstrip()
+
+
+def test_what_is_refused_does_not_wait_for_jax(pictures, untrained):
+    (pictures / "text.png").write_text("no image")
+    (pictures / "text.safetensors").write_text("no tensors")
+    (pictures / "empty").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_JAX],
+        input=EARLY.format(here=pictures, untrained=untrained),
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and done.stderr.count("\n") == EARLY.count("\n"), done.stderr
+
+
+def test_samplers_are_those_there_are():
+    assert tuple(METHODS) == networks.SAMPLERS
 
 
 def test_positions():

@@ -43,7 +43,7 @@ def place(tmp_path):
 
 def dlc(*arguments, code=0, before="", limit=None, cwd=ROOT):
     """Runs dlc data, after `before` in the same process, under a limit of bytes per file; checks the exit code."""
-    script = f"import sys\n{before}\nfrom dlc_jax.cli import main\nsys.exit(main(sys.argv[1:]))"
+    script = f"import sys\n{before}\nfrom dlc_jax.cli import main\nsys.exit(main())"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     done = subprocess.run(
         [sys.executable, "-c", script, "data", *map(str, arguments)],

@@ -113,6 +113,15 @@ def test_killed_between_shards_ends_with_the_same_bytes(tmp_path, dies_at):
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("text", ["[]", "null", "3", "half a mani"])
+def test_a_damaged_manifest_is_made_anew(tmp_path, text):
+    write(tmp_path, Encoder(), **ABOUT)
+    want = contents(tmp_path)
+    (tmp_path / "manifest.json").write_text(text)
+    write(tmp_path, Encoder(), **ABOUT)
+    assert contents(tmp_path) == want
+
+
 def test_complete_store_is_left_alone_and_a_damaged_shard_repaired(tmp_path):
     write(tmp_path, Encoder(), **ABOUT)
     want = contents(tmp_path)

@@ -47,6 +47,13 @@ def test_what_a_run_wrote_down_is_a_recipe_and_goes_on_where_it_is(written):
     assert parse(f"--config={written.rename(written.with_name('mine.json'))}")[1] == Path("runs/mine")
 
 
+def test_a_seed_that_is_no_number_is_refused(written):
+    """As a damaged config.json may have it."""
+    written.write_text(json.dumps(json.loads(written.read_text()) | {"seed": ["0"]}))
+    with pytest.raises(UserError, match="seed=.* is no whole number from 0"):
+        parse(f"--config={written}")
+
+
 def test_values_that_were_null_can_be_set(written):
     config, _ = parse(f"--config={written}", "--config.encoder.model.layer_scale=0.1")
     assert config.encoder.model.layer_scale == 0.1 and config.generator.model.out_channels is None

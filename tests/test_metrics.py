@@ -1,5 +1,6 @@
 """Metrics of the step before, each step once on file also after a kill, strict JSON, a readable progress line."""
 
+import errno
 import io
 import json
 import resource
@@ -82,6 +83,18 @@ def test_resume_has_each_step_once(tmp_path, first):
     made.close()
     assert steps(tmp_path) == list(range(1, 11))
     assert [line["loss"] for line in lines(tmp_path)] == [*range(1, first + 1), *(-step for step in range(first + 1, 11))]
+
+
+def test_a_damaged_line_is_dropped(tmp_path):
+    """Bytes that are no UTF-8 are the mark of a disk, not of a run that must not go on."""
+    made = writer(tmp_path, log_every=1)
+    for step in (1, 2, 3):
+        made.step(step, {"loss": float(step)})
+    made.close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"step": 2, "loss"', b'"step": 2, "\xff\x85ss', 1))
+    writer(tmp_path, first=3).close()
+    assert steps(tmp_path) == [1, 3] and b"\xff" not in path.read_bytes()
 
 
 def test_only_due_steps_are_on_file_and_the_last_one(tmp_path):
@@ -179,6 +192,20 @@ def test_progress_in_place_on_a_terminal(tmp_path):
     assert text.count("\n") == 1 and text.endswith("\n")
     assert len(text.split("\r")) > 4  # oftener than log_every
     assert "encoder 10/10 100%" in text
+
+
+def test_a_terminal_that_is_gone_stops_nothing(tmp_path):
+    """What comes then is SIGHUP, and the loop saves; an error of the line would come before."""
+
+    class Gone(Terminal):
+        def flush(self):
+            raise OSError(errno.EIO, "Input/output error")
+
+    made = writer(tmp_path, log_every=1, stream=Gone())
+    for step in (1, 2):
+        made.step(step, {"loss": 1.0})
+    made.close()
+    assert steps(tmp_path) == [1, 2]
 
 
 def test_tensorboard(tmp_path):

@@ -104,6 +104,10 @@ def test_codes_of_the_encoder_as_it_was_before_are_made_anew(config, tmp_path, m
     write(old, config)
     job._drop_others(old / "train", "the encoder")
     assert (old / "train" / "manifest.json").exists()
+    for text in ("[]", "null", '"x"', "half a mani"):  # damaged: nothing says that they are others
+        (old / "validation" / "codes-0.json").write_text(text)
+        job._drop_others(old / "validation", "the encoder")
+        (old / "validation" / "codes-0.json").unlink()
     job._drop_others(old / "train", "the encoder, longer")
     assert not (old / "train").exists()
     (old / "validation" / "manifest.json").rename(old / "validation" / "manifest.bak")

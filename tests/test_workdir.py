@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from dlc_jax import workdir
@@ -207,6 +208,25 @@ def test_damaged_files_are_named(tmp_path):
             assert (tmp_path / name).read_text() == text
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["{}", '{"steps": "10"}', '{"steps": 1, "after": []}', '{"steps": 1, "after": {"a": null}}', '{"steps": 1, "settings": 3}'],
+)
+def test_a_mark_that_says_too_little_is_named(tmp_path, text):
+    """JSON it is; taken for incomplete, the step's results could be thrown away, taken for complete, they could be another's."""
+    (tmp_path / "done.json").write_text(text)
+    with pytest.raises(UserError, match="done.json is damaged; move it away: the same command then completes the step"):
+        workdir.done(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "\x00", '{"before": "3"}', '{"before": NaN}'])
+def test_time_that_cannot_be_read_is_none(tmp_path, text):
+    (tmp_path / "seconds.json").write_text(text)
+    assert workdir.seconds(tmp_path, 2.0) == 2.0
+    (tmp_path / "results.json").write_text('{"seconds/encoder": 5.0, "seconds/prior": "long"}')
+    assert workdir.total_seconds(tmp_path) == 5.0
+
+
 def test_seconds(tmp_path):
     assert workdir.seconds(tmp_path, 2.0) == 2.0
     (tmp_path / "seconds.json").write_text('{"before": 3.0, "seconds": 4.5, "step": 8}')
@@ -223,7 +243,7 @@ def test_commit_is_of_this_checkout_or_none(monkeypatch, tmp_path):
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr(workdir.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
     with workdir.lock(tmp_path):
         workdir.remember(tmp_path, CONFIG)
         workdir.merge_results(tmp_path, {"a": 1})

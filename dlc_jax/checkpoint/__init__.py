@@ -129,6 +129,8 @@ class Checkpoints:
             try:
                 meta = arrays.read_json(path / "meta")
                 was, found = meta["identity"], meta["arrays"]
+                if meta.get("step", step) != step:  # no seal has said so
+                    raise ValueError(f"it is step {meta['step']} and was renamed")
                 position = arrays.unpack(arrays.read_json(path / "iterator")) if (path / "iterator").is_dir() else None
             except Exception as error:
                 seal.refuse(self._directory, refused, step, _unreadable(error))

@@ -81,7 +81,10 @@ def damage(directory: Path, step: int) -> str | None:
             return EMPTY
         if not path_of(directory, step).exists():
             return UNSEALED
-        files = json.loads(path_of(directory, step).read_text())["files"]
+        found = json.loads(path_of(directory, step).read_text())
+        if (sealed := found.get("step", step)) != step:  # a seal that names no step is accepted
+            return f"its seal is of step {sealed}: it was renamed"
+        files = found["files"]
         if reason := incomplete(path):
             return reason
         for name, (size, _) in files.items():
@@ -121,18 +124,28 @@ def seal(directory: Path, step: int) -> None:
 
 
 def prune(directory: Path, keep: int) -> None:
-    """Deletes what is older than the newest `keep` sealed steps, and what killed runs left half written or half deleted."""
+    """Deletes what is older than the newest `keep` sealed steps, and what killed runs left half done."""
     sealed = [step for step in steps(directory) if path_of(directory, step).exists()]
     for step in sealed[keep:]:
         os.replace(directory / str(step), directory / f"{step}.deleting")
         path_of(directory, step).unlink()
-    for path in directory.iterdir():
-        if re.fullmatch(r"\d+\.(deleting|orbax-checkpoint-tmp.*)", path.name):
+    clear(directory)
+
+
+def clear(directory: Path) -> None:
+    """Removes what killed runs left half written or half deleted; of the one process that may write, while it saves nothing."""
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if found := re.fullmatch(r"(\d+)\.(deleting|orbax-checkpoint-tmp.*)", path.name):
+            if found[2] == "deleting" and not (directory / found[1]).exists():
+                path_of(directory, int(found[1])).unlink(missing_ok=True)  # the kill came between directory and seal
             shutil.rmtree(path, ignore_errors=True)
 
 
 def settle(directory: Path, step: int | None, refused: Mapping[int, str]) -> None:
-    """Moves skipped steps aside, so that they do not stand in the way of the next saves, and seals the one that was restored."""
+    """Moves skipped steps aside, so that they do not stand in the way of the next saves, and seals the one that was restored.
+
+    What killed runs left half done is removed.
+    """
     if jax.process_index() == 0:
         for bad in refused:
             aside, number = directory / f"{bad}.damaged", 0
@@ -142,6 +155,7 @@ def settle(directory: Path, step: int | None, refused: Mapping[int, str]) -> Non
             os.replace(directory / str(bad), aside)
             if path_of(directory, bad).exists():
                 os.replace(path_of(directory, bad), directory / f"{aside.name}.sha256.json")
+        clear(directory)
         if step is not None and not path_of(directory, step).exists():
             seal(directory, step)
         if step is not None and refused:

@@ -40,9 +40,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code: 0 done, 1 what a verb says it means, 2 a mistake of the user (one line), 75 stopped and saved."""
+    """The exit code: 0 done, 1 what a verb says it means, 2 a mistake of the user (one line), 75 stopped and saved.
+
+    Without `argv` the command is this process's own.
+    """
     try:
-        code = command.outcome(lambda: _run(sys.argv[1:] if argv is None else argv))
+        code = command.outcome(lambda: _run(sys.argv[1:] if argv is None else argv), alone=argv is None)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader, such as `| head`, has seen enough

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from dlc_jax import checkpoint, recipe
+from dlc_jax import recipe
 from dlc_jax import workdir as home
 from dlc_jax.data.codes import CodeStore
 from dlc_jax.data.progress import Progress
@@ -37,7 +37,11 @@ def stores(config, workdir: Path, step: str) -> dict[str, CodeStore]:
     """
     section = config[step]
     trained = recipe.trained(config, workdir, section.encoder) / "checkpoints"
-    identity = checkpoint.identity_of(trained) if trained.is_dir() else None
+    identity = None
+    if trained.is_dir():
+        from dlc_jax import checkpoint  # and jax: a second, which a mistake need not wait for
+
+        identity = checkpoint.identity_of(trained)
     model = config[section.encoder].model
     found = {}
     for split in section.splits:

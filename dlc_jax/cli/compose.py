@@ -38,9 +38,10 @@ def run(arguments, rest) -> None:
         raise UserError(f"dlc compose: --out={out} is no .png file")
     if len(arguments.images) < 2:
         raise UserError("dlc compose: give two images at least")
-    loaded = networks.load(arguments, max(count, len(arguments.images)))
+    networks.check(arguments)
     images = [inputs.read(Path(path)) for path in arguments.images]
     networks.prepare(out, out.parent)
+    loaded = networks.load(arguments, max(count, len(arguments.images)))
     networks.say_resized(networks.resized(images, loaded.size), len(images), loaded.size)
     if arguments.temperature:
         parents = loaded.simplices(images, temperature=arguments.temperature)

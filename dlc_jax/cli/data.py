@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dlc_jax import stop
 from dlc_jax.data.progress import Progress
-from dlc_jax.errors import Interrupted, UserError
+from dlc_jax.errors import UserError
 
 INFO = "dlc data info photographs/ --out contact.png"
 CONVERT = "dlc data convert photographs.zip records/ --workers 8"
@@ -52,11 +53,9 @@ def arguments(parser) -> None:
 
 
 def run(arguments, rest) -> None:
-    try:
-        {"info": info, "convert": convert}[arguments.action](arguments)
-    except KeyboardInterrupt:
-        kept = "; what is complete is kept, the same command goes on" if arguments.action == "convert" else ""
-        raise Interrupted(f"stopped{kept}") from None
+    if arguments.action == "convert":
+        stop.promise("what is complete is kept, the same command goes on")
+    {"info": info, "convert": convert}[arguments.action](arguments)
 
 
 def info(arguments) -> None:

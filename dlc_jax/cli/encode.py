@@ -26,9 +26,10 @@ def run(arguments, rest) -> None:
         raise UserError(f"dlc encode: --out={out} is no .npz file")
     named, found = inputs.files(arguments.images)
     paths, optional = named + found, set(found)
-    loaded = networks.load(arguments, len(paths))
+    networks.check(arguments)
     if out:
         networks.prepare(out, out.parent)
+    loaded = networks.load(arguments, len(paths))
     names, codes, broken, resized = [], [], [], 0
     for start, stop in networks.parts(len(paths), loaded.batch, "encode"):
         images, of = [], []

@@ -6,17 +6,14 @@ from pathlib import Path
 import ml_collections
 import ml_dtypes
 import numpy as np
-from absl import logging
 
-from dlc_jax import checkpoint, recipe
+from dlc_jax import recipe
 from dlc_jax import workdir as home
 from dlc_jax.cli import weights
 from dlc_jax.cli.networks import prepare, writing
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files, slots, torch_names
 from dlc_jax.interop.weights import tensors
-from dlc_jax.models.positions import sincos_2d
-from dlc_jax.models.simplicial import Encoder
 
 SEM = "dlc export sem runs/imagenet256 --out encoder.safetensors"
 DINOV2 = "dlc export dinov2 runs/imagenet256 --out encoder/"
@@ -43,6 +40,8 @@ def arguments(parser) -> None:
 
 
 def run(arguments, rest) -> None:
+    from absl import logging
+
     logging.set_verbosity(logging.ERROR)
     {"sem": sem, "dinov2": dinov2}[arguments.action](arguments)
 
@@ -87,6 +86,9 @@ def _load(workdir: str):
     config = ml_collections.ConfigDict(home.read_config(workdir))
     if weights.STEP not in config:
         raise UserError(f"{workdir} is a run whose recipe has no step {weights.STEP!r}")
+    from dlc_jax import checkpoint
+    from dlc_jax.models.simplicial import Encoder
+
     model = config[weights.STEP].model.to_dict()
     directory = recipe.trained(config, workdir, weights.STEP)
     abstract = weights.abstract(Encoder(**model), (1, model["image"], model["image"], 3))
@@ -103,6 +105,8 @@ def _complete(params: dict[str, np.ndarray], model: dict) -> None:
     if model["pos"] == "rope":
         raise UserError("rotary positions (pos='rope') are none that DINOv2 has; this encoder cannot be exported")
     if model["pos"] == "sincos":
+        from dlc_jax.models.positions import sincos_2d
+
         side = model["image"] // model["patch"]
         table = sincos_2d(side, side, model["width"])
         params["vit/pos_embed"] = np.concatenate([np.zeros((1, model["width"]), np.float32), table])

@@ -5,20 +5,14 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
-from absl import logging
 
 from dlc_jax import command
 from dlc_jax import workdir as home
-from dlc_jax.checkpoint import Checkpoints
 from dlc_jax.cli import weights
 from dlc_jax.cli.networks import prepare, whole
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files, sections, slots, torch_names, vae_names
 from dlc_jax.interop.weights import Weights
-from dlc_jax.models.autoencoder import Autoencoder
-from dlc_jax.models.simplicial import DinoHead, Encoder
-from dlc_jax.models.vit import ViT
-from dlc_jax.stages import encoder
 
 DINOV2 = "dlc import dinov2 dinov2_vitl14_reg4_pretrain.pth --out weights/dinov2"
 SEM = "dlc import sem model.safetensors --out runs/published --positions 512 --values 256"
@@ -54,6 +48,8 @@ def arguments(parser) -> None:
 def run(arguments, rest) -> None:
     if rest and arguments.action != "sem":
         raise UserError(f"dlc import {arguments.action}: unexpected argument {rest[0]!r}; see dlc import --help")
+    from absl import logging
+
     logging.set_verbosity(logging.ERROR)
     {"dinov2": dinov2, "sem": sem, "vae": vae}[arguments.action](arguments, rest)
 
@@ -61,9 +57,13 @@ def run(arguments, rest) -> None:
 def dinov2(arguments, rest) -> None:
     out, found = weights.absent(arguments.out), Weights(arguments.file, torch_names.clean)
     if "sem_embed.weight" in found.shapes:
-        raise UserError(f"{found.where} has a simplicial head (sem_embed.weight), which is no part of DINOv2; dlc import sem takes it")
+        raise UserError(
+            f"{found.where} has a simplicial head (sem_embed.weight), which is no part of DINOv2; dlc import sem takes it"
+        )
     model = sections.vit(found.shapes, found.where, heads=found.number("heads"))
     head = sections.head(found.shapes, found.where)
+    from dlc_jax.models.vit import ViT  # and jax: a second, which a mistake need not wait for
+
     parts = {"vit": weights.abstract(ViT(**model), (1, model["image"], model["image"], 3))}
     parts |= _heads(model | head) if head else {}
     shapes = slots.shapes_of(parts)
@@ -85,10 +85,12 @@ def sem(arguments, rest) -> None:
         found.shapes, arguments.positions or found.number("L"), arguments.values or found.number("V"), found.where
     )
     config, _ = command.parse([*command.given(arguments), *rest])
-    _fit(config, model | head | code)
-    section, steps = config[weights.STEP].model.to_dict(), config[weights.STEP].train.steps
     out = Path(arguments.out)
     directory = weights.absent(out / weights.STEP)
+    _fit(config, model | head | code)
+    section, steps = config[weights.STEP].model.to_dict(), config[weights.STEP].train.steps
+    from dlc_jax.models.simplicial import Encoder
+
     shapes = weights.shapes(Encoder(**section), (1, section["image"], section["image"], 3))
     fresh = {} if head else _drawn(_heads(section), config.seed)
     there = {path: shape for path, shape in shapes.items() if path not in fresh}
@@ -117,6 +119,8 @@ def sem(arguments, rest) -> None:
 def vae(arguments, rest) -> None:
     out, found = weights.absent(arguments.out), Weights(arguments.file, vae_names.clean)
     model = vae_names.section(found.shapes, found.where)
+    from dlc_jax.models.autoencoder import Autoencoder
+
     shapes = weights.shapes(Autoencoder(**model), (1, 2 ** len(model["channels"]), 2 ** len(model["channels"]), 3))
     params = found.params(vae_names.table(shapes), shapes)
     told = ", ".join([_count(params), *(f"{name} {value}" for name, value in model.items())])
@@ -128,6 +132,8 @@ def _fit(config, model: dict) -> None:
     """Puts the sizes that were found into the recipe's encoder, and those of its codes into all that reads codes."""
     if weights.STEP not in config or config[weights.STEP].stage != "encoder":
         raise UserError(f"dlc import sem: the recipe has no step {weights.STEP!r} that is an encoder; give another --config")
+    from dlc_jax.stages import encoder
+
     config[weights.STEP].model.update(model)
     for section in config.values():
         if isinstance(section, ml_collections.ConfigDict) and "model" in section and section.model.get("positions"):
@@ -140,6 +146,8 @@ def _fit(config, model: dict) -> None:
 
 def _heads(section: dict) -> dict:
     """Shapes of the DINO heads that an encoder of this section has."""
+    from dlc_jax.models.simplicial import DinoHead
+
     head = DinoHead(**{name: section[name] for name in ("prototypes", "hidden", "bottleneck")})
     names = ("head", "patch_head") if section["separate_head"] else ("head",)
     return {name: weights.abstract(head, (1, section["width"])) for name in names}
@@ -162,6 +170,8 @@ def _save(directory: Path, params: dict[str, np.ndarray], *, step: int, model: d
 
     `params` is empty then: their memory is let go of once they are copied, for writing takes as much again.
     """
+    from dlc_jax.checkpoint import Checkpoints
+
     tree = slots.nested(params)
     params.clear()
     checkpoints = Checkpoints(directory / "checkpoints")

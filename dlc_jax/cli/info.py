@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from dlc_jax import workdir
-from dlc_jax.checkpoint import arrays, seal
 from dlc_jax.errors import UserError
 from dlc_jax.report.curves import read_metrics
 from dlc_jax.report.words import duration, finite, number, words
@@ -85,6 +84,8 @@ def state(directory: Path, settings: dict, seconds: Any) -> tuple[str, str, str]
     """(how far a step is, its size, its time) in words."""
     if not directory.is_dir():
         return "not started", "", ""
+    from dlc_jax.checkpoint import seal
+
     done, problem = read(directory / "done.json")
     noted, _ = read(directory / "seconds.json")
     saved = [step for step in checkpoints(directory) if seal.path_of(directory / "checkpoints", step).exists()]
@@ -105,6 +106,8 @@ def state(directory: Path, settings: dict, seconds: Any) -> tuple[str, str, str]
 
 def checkpoints(directory: Path) -> list[int]:
     """Steps with a checkpoint, newest first. Whether each is good costs reading all of it, and is left to those who load it."""
+    from dlc_jax.checkpoint import seal
+
     try:
         return seal.steps(directory / "checkpoints")
     except UserError:
@@ -139,6 +142,8 @@ def groups(results: dict, steps: list[str]) -> list[str]:
 
 def versions(directory: Path, steps: list[str]) -> list[str]:
     """With what the newest checkpoint of each step was saved, in a line for each set of versions, and what is installed here."""
+    from dlc_jax.checkpoint import arrays
+
     by: dict[str, list[str]] = {}
     for name in steps:
         for step in checkpoints(directory / name)[:1]:

@@ -5,14 +5,18 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from absl import logging
 
-from dlc_jax import pipeline
+from dlc_jax import workdir as home
 from dlc_jax.data.progress import Progress
-from dlc_jax.diffusion.sample import METHODS
 from dlc_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dlc_jax import pipeline
+
+SAMPLERS = ("euler", "heun")  # diffusion.sample.METHODS, which needs jax
 
 
 def add_workdir(parser) -> None:
@@ -23,18 +27,27 @@ def add_workdir(parser) -> None:
 def add_sampling(parser) -> None:
     own = "as in the run's recipe if not given"
     parser.add_argument("--steps", type=whole, metavar="N", help=f"steps of the sampler; {own}")
-    parser.add_argument("--sampler", choices=METHODS, help=f"of the generator; {own}")
+    parser.add_argument("--sampler", choices=SAMPLERS, help=f"of the generator; {own}")
     parser.add_argument("--guidance", type=float, metavar="G", help=f"1 is none, above 1 leans to the codes; {own}")
     parser.add_argument("--seed", type=seed, default=0, metavar="S", help="another seed draws other images; 0")
 
 
-def load(arguments, count: int) -> pipeline.Pipeline:
+def check(arguments) -> None:
+    """Refuses what is no run, before seconds are spent on `load`."""
+    home.read_config(arguments.workdir)
+
+
+def load(arguments, count: int) -> "pipeline.Pipeline":
     """The pipeline for `count` images: a batch is no larger than that."""
+    from absl import logging
+
+    from dlc_jax import pipeline
+
     logging.set_verbosity(logging.ERROR)
     return pipeline.load(arguments.workdir, batch=min(count, arguments.batch))
 
 
-def sampling(arguments, networks: pipeline.Pipeline) -> dict:
+def sampling(arguments, networks: "pipeline.Pipeline") -> dict:
     """What `Pipeline.decode` takes, said on stdout."""
     chosen = {
         "steps": networks.steps if arguments.steps is None else arguments.steps,

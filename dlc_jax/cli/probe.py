@@ -4,13 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from absl import logging
 from ml_collections import ConfigDict
 
-from dlc_jax import parallel, stages
 from dlc_jax import workdir as home
 from dlc_jax.cli import networks
-from dlc_jax.data import sources
 from dlc_jax.errors import UserError
 
 EXAMPLE = "dlc probe runs/quickstart --count 2000 --baselines"
@@ -50,7 +47,6 @@ def arguments(parser) -> None:
 
 
 def run(arguments, rest) -> None:
-    logging.set_verbosity(logging.ERROR)
     workdir = Path(arguments.workdir)
     config = ConfigDict(home.read_config(workdir))
     found = [name for name in config if isinstance(config[name], ConfigDict) and config[name].to_dict().get("stage") == "probe"]
@@ -66,6 +62,12 @@ def run(arguments, rest) -> None:
         raise UserError(f"dlc probe: no codes of split {missing[0]!r}; the codes step of {workdir} made {', '.join(made)}")
     if arguments.out:
         networks.prepare(Path(arguments.out), Path(arguments.out).parent)
+    from absl import logging
+
+    from dlc_jax import parallel, stages
+    from dlc_jax.data import sources  # and jax: seconds, which a mistake need not wait for
+
+    logging.set_verbosity(logging.ERROR)
     results = stages.STAGES["probe"](config, step=found[0], workdir=workdir).run(parallel.make_mesh(**config.mesh), None)
     names = list(sources.factors(**config.data))
     print("\n\n".join(table(results, split=split, names=names) for split in section.splits))

@@ -27,8 +27,9 @@ def run(arguments, rest) -> None:
         raise UserError(f"dlc sample: --out={out} is neither a .png nor a folder")
     if grid and count > MOST:
         raise UserError(f"dlc sample: a grid of {count} images cannot be looked at; give --out=FOLDER, or at most -n {MOST}")
-    loaded = networks.load(arguments, count)
+    networks.check(arguments)
     networks.prepare(out, out.parent if grid else out)
+    loaded = networks.load(arguments, count)
     how = networks.sampling(arguments, loaded)
     shown = []
     for start, stop in networks.parts(count, loaded.batch, "sample"):

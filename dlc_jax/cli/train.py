@@ -1,7 +1,5 @@
 """dlc train --config=FILE.py[:VARIANT] [--config.NAME=VALUE …] [--workdir=DIR]: the same as python -m dlc_jax.main."""
 
-from absl import logging
-
 from dlc_jax import command, main
 
 EXAMPLE = "dlc train --config=configs/quickstart.py --workdir=runs/quickstart"
@@ -13,5 +11,7 @@ def arguments(parser) -> None:
 
 
 def run(arguments, rest) -> None:
+    from absl import logging
+
     logging.set_verbosity(logging.ERROR)
     main.run(*command.parse([*command.given(arguments), *rest]))

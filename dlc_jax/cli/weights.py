@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-
 from dlc_jax.errors import UserError
 from dlc_jax.interop import slots
 
@@ -15,6 +12,9 @@ ASIDE = "aside.safetensors"  # beside it: the tensors that nothing here reads
 
 def abstract(model, *arguments: tuple[int, ...]) -> dict:
     """A model's parameters as nested shapes, from the shapes of its inputs."""
+    import jax
+    import jax.numpy as jnp
+
     inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in arguments]
     return jax.eval_shape(lambda *inputs: model.init(jax.random.key(0), *inputs)["params"], *inputs)
 

@@ -83,6 +83,8 @@ def complete(directory, prefix, description, *, what):
             found = json.loads(path.read_text())
         except (FileNotFoundError, ValueError):
             continue  # absent or cut off: its shards are made again
+        if not isinstance(found, dict):
+            continue
         if path.name == "manifest.json":
             entries = found.pop("shards", [])
         else:

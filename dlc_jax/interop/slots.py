@@ -7,13 +7,14 @@ torch convolution (out, in, rows, columns) and ours (rows, columns, in, out), pe
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from dlc_jax.errors import UserError
-from dlc_jax.typing import Tree
+
+if TYPE_CHECKING:
+    from dlc_jax.typing import Tree
 
 LISTED = 10  # tensors that an error names
 
@@ -51,13 +52,15 @@ class Slot:
         return part.reshape(self.shape)
 
 
-def shapes_of(tree: Tree) -> dict[str, tuple[int, ...]]:
+def shapes_of(tree: "Tree") -> dict[str, tuple[int, ...]]:
     """{path: shape} of nested parameters."""
     return {path: leaf.shape for path, leaf in flat(tree).items()}
 
 
-def flat(tree: Tree) -> dict[str, Any]:
+def flat(tree: "Tree") -> dict[str, Any]:
     """{path: array} of nested parameters."""
+    import jax  # names and shapes of a file are looked at without it
+
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
@@ -101,4 +104,6 @@ def check(found: Mapping[str, tuple[int, ...]], table: Mapping[str, Slot], where
     ]
     if wrong:
         more = f"; and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
-        raise UserError(f"{where} does not hold this model ({'; '.join(wrong[:LISTED])}{more}); give all of its tensors and no others")
+        raise UserError(
+            f"{where} does not hold this model ({'; '.join(wrong[:LISTED])}{more}); give all of its tensors and no others"
+        )

@@ -142,8 +142,9 @@ class Writer:
             self._note(self._last["step"])
         finally:
             if self._in_place and self._width:
-                self._stream.write("\n")
-                self._stream.flush()
+                with contextlib.suppress(OSError):
+                    self._stream.write("\n")
+                    self._stream.flush()
                 self._width = 0
             files, self._file, self._boards = [*self._boards, self._file], None, []
             with self._writing(), contextlib.ExitStack() as closing:
@@ -192,11 +193,13 @@ class Writer:
             parts += [f"{1000 * pace:.1f} ms/step", f"data {100 * rates['data_wait']:.0f}%", f"ETA {left}"]
         text, self._drawn = "  ".join(parts), now
         if self._in_place:
-            self._stream.write("\r" + text + " " * (self._width - len(text)))
+            with contextlib.suppress(OSError):  # the terminal is gone: a signal says so in a moment, and then all is saved
+                self._stream.write("\r" + text + " " * (self._width - len(text)))
+                self._stream.flush()
             self._width = len(text)
         else:
             self._stream.write(text + "\n")
-        self._stream.flush()
+            self._stream.flush()
 
     def _write(self, step: int, values: Mapping[str, Any]) -> None:
         if self._main:
@@ -236,12 +239,12 @@ def device() -> str:
 
 
 def _trim(path: Path, first: int) -> dict[str, Any]:
-    """Drops lines of steps after `first` and torn ones, joins those of one step. Returns what is written of step `first`."""
+    """Drops lines of steps after `first`, torn and damaged ones, joins those of one step. Returns what is written of step `first`."""
     if not path.exists():
         return {}
     kept: dict[int, dict] = {}
-    text = path.read_text()
-    for line in text.splitlines():
+    text = path.read_text(encoding="utf-8", errors="replace")  # a damaged line is dropped like a torn one
+    for line in text.split("\n"):
         try:
             row = json.loads(line)
             step = row["step"]

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dlc_jax import stop
 from dlc_jax.errors import UserError
 from dlc_jax.plan import words
 from dlc_jax.plan.machine import Machine
@@ -107,8 +108,10 @@ def _compile(arguments, fields, *, step: str, name: str, machine: Machine) -> Ma
         name,
     ]
     command += [*arguments, *(f"--config.{field}={value}" for field, value in fields.items())]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode in (0, 1) and done.stdout.strip():
-        return json.loads(done.stdout)[0]
-    lines = done.stderr.strip().splitlines() or [f"the compiler died with {done.returncode}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with stop.helper(process.kill):
+            out, err = process.communicate()
+    if process.returncode in (0, 1) and out.strip():
+        return json.loads(out)[0]
+    lines = err.strip().splitlines() or [f"the compiler died with {process.returncode}"]
     return {"error": lines[-1].removeprefix("dlc_jax: ")}

@@ -244,8 +244,9 @@ def _drop_others(directory, identity) -> None:
     for path in [directory / "manifest.json", *directory.glob("codes-*.json")]:
         try:
             found = json.loads(path.read_text())
-        except (OSError, ValueError):  # none, or damaged: `codes.write` sees to it
+            of = found.get("description", found).get("identity")
+        except (OSError, ValueError, AttributeError):  # none, or damaged: `codes.write` sees to it
             continue
-        if found.get("description", found).get("identity") != identity:
+        if of != identity:
             shutil.rmtree(directory)
             return

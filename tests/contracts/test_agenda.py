@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -11,8 +13,8 @@ from ml_collections import ConfigDict
 from throwaway import coupled
 
 from dlc_jax import agenda, main, parallel
-from dlc_jax.errors import UserError
-from dlc_jax.stage import Job
+from dlc_jax.errors import Interrupted, UserError
+from dlc_jax.stage import Evaluator, Job
 
 
 class Rooms:
@@ -99,6 +101,29 @@ def test_again_it_does_nothing(workdir, rooms, capsys):
     assert rooms.ran == [] and history(workdir) == []
     assert capsys.readouterr().out.splitlines()[:-1] == [f"{name}: complete" for name in ("encoder", "codes", "prior", "samples")]
     assert json.loads((workdir / "results.json").read_text())["device"].endswith("cpu")
+
+
+def test_asked_to_stop_at_the_last_step_it_ends_before_the_next_one(tmp_path, rooms, capsys):
+    """The loop has nothing more to stop: what it was asked must not be forgotten in the hours of a job."""
+    trained = rooms.STAGES["trained"]
+
+    def asking(config, *, step, workdir):
+        stage = trained(config, step=step, workdir=workdir)
+
+        def measure(*_):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return {}
+
+        return dataclasses.replace(stage, evals=(Evaluator("last", 0, measure),))
+
+    rooms.STAGES["trained"] = asking
+    with pytest.raises(Interrupted, match="stopped; what is complete is kept, the same command goes on"):
+        main.run(config(), tmp_path / "W")
+    assert rooms.ran == ["encoder"]
+    rooms.STAGES["trained"] = trained
+    capsys.readouterr()
+    main.run(config(), tmp_path / "W")
+    assert capsys.readouterr().out.startswith("encoder: complete\n")
 
 
 def test_a_start_that_cannot_be_is_refused_before_the_folder_is_of_this_recipe(complete, tmp_path, rooms):

@@ -4,6 +4,9 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +129,41 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
     with pytest.raises(Interrupted, match="stopped at step 4 of 8"):
         run(asked, tmp_path / "parts")
     assert run(stage, tmp_path / "parts") == results
+
+
+COMMAND = """
+import dataclasses, os, signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+import jax
+from throwaway import Numbers, coupled
+from dlc_jax import command, parallel
+from dlc_jax.train import train
+
+class Asking(Numbers):
+    def __next__(self):
+        if self.next == 24:  # before the fourth batch
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(1)  # for the thread to hear of it
+        return super().__next__()
+
+def run():
+    stage = coupled(steps=8)
+    asked = dataclasses.replace(stage, batches=lambda split: Asking(8) if split == "train" else stage.batches(split))
+    train(asked, sys.argv[1], mesh=parallel.make_mesh(devices=jax.devices()[:1]), seed=0, name="tried")
+
+sys.exit(command.outcome(run, alone=True))
+"""
+
+
+def test_a_command_whose_terminal_is_gone_saves_and_the_same_command_goes_on(tmp_path):
+    results = run(coupled(steps=8), tmp_path / "whole")
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here.parents[1]), str(here)])}
+    command = [sys.executable, "-c", COMMAND, str(tmp_path / "parts")]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    line = "dlc_jax: tried: stopped at step 4 of 8, saved; the same command goes on\n"
+    assert (ended.stderr, ended.returncode) == (line, 75)
+    assert run(coupled(steps=8), tmp_path / "parts") == results
 
 
 def test_warm_start_is_strict_and_names_what_is_new(tmp_path):

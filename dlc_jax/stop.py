@@ -1,0 +1,165 @@
+"""A signal (SIGTERM, SIGINT, SIGHUP) ends a command in a line with code 75; training saves first.
+
+What is written here is whole or not there, as after a kill, so ending at once loses nothing that is
+complete. Nothing is raised in the main thread for that: an exception may arrive anywhere, in an
+import, in `__del__`, in a callback from C++, where it is swallowed or fatal; and the main thread may
+be in a compiler for minutes. So a thread of its own hears the signals, and ends the process.
+"""
+
+import contextlib
+import os
+import signal
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from dlc_jax.errors import Interrupted
+
+CODE = 75  # EX_TEMPFAIL: the same command may succeed
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+_listening = False
+_kept = ""  # what the command promises whoever stops it
+_saving = False  # a loop is going on that has something to save first
+_asked = False  # and has been asked to
+_helpers: list[Callable[[], None]] = []  # end the processes that this one has started
+_end_once = threading.Lock()  # either a signal ends the process or the command itself does
+
+
+def listen() -> None:
+    """From here on signals end this process; to be called before anything slow is imported.
+
+    For a process that is a command and nothing else: in a notebook or a test Ctrl-C stays what it
+    is there. A signal that is ignored stays so: by nohup, or by a shell that has put the command
+    into the background.
+    """
+    global _listening
+    if _listening:
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_hear, args=(reading,), name="signals", daemon=True).start()
+    _handle(lambda number, frame: None)  # the thread does it; the system must not
+    _listening = True
+
+
+def promise(kept: str) -> None:
+    """What is said of the work when the command is stopped, such as "what is complete is kept"."""
+    global _kept
+    _kept = kept
+
+
+def done() -> None:
+    """The command's end is not to change any more: signals are ignored from here on."""
+    if _listening:
+        _end_once.acquire()  # for ever, or never if the thread is ending the process right now
+        _handle(signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def helper(end: Callable[[], None]) -> Iterator[None]:
+    """Within it, `end` is called before a signal ends this process: it ends another one."""
+    _helpers.append(end)
+    try:
+        yield
+    finally:
+        _helpers.remove(end)
+
+
+class Loop:
+    """As a context, a loop that saves what it has before it ends.
+
+    Until `hold` it has nothing that is not saved, and a signal ends the process at once, be it in a
+    compiler. From then on `asked` says whether a signal came, and the loop is to save and to raise
+    Interrupted; a second SIGINT, by hand, ends the process at once. Where nothing listens (see
+    `listen`) and this is the main thread, `hold` takes the signals over until the context ends.
+    """
+
+    def __enter__(self):
+        global _asked
+        self._before, _asked = {}, False
+        return self
+
+    def hold(self) -> None:
+        global _saving
+        if not _saving:
+            _saving = True
+            if not _listening:
+                self._before = _handle(_ask)
+
+    @property
+    def asked(self) -> bool:
+        return _asked
+
+    def __exit__(self, kind, *_):
+        global _saving, _asked
+        _saving, _asked = False, _asked and kind is None
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def check() -> None:
+    """Raises Interrupted if the loop before was asked to stop too late: it was complete."""
+    global _asked
+    if _asked:
+        _asked = False
+        raise Interrupted(_line("stopped"))
+
+
+def _ask(number, frame) -> None:
+    global _asked
+    if _asked and number == signal.SIGINT:
+        raise KeyboardInterrupt
+    _asked = True
+
+
+def _handle(handler) -> dict:
+    """Sets a handler for signals not ignored, in the main thread; {signal: the one before}."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
+    return before
+
+
+def _hear(reading: int) -> None:
+    global _asked
+    while True:
+        for number in os.read(reading, 64):
+            if number == signal.SIGHUP:
+                _leave_terminal()
+            if number in SIGNALS:
+                again, _asked = _asked, True
+                if not _saving:
+                    _end(_line("stopped"))
+                elif again and number == signal.SIGINT:
+                    _end(_line("stopped at once, without saving"))
+
+
+def _end(line: str) -> None:
+    _end_once.acquire()
+    for end in list(_helpers):
+        with contextlib.suppress(Exception):
+            end()
+    with contextlib.suppress(OSError):
+        # Not through sys.stderr, whose lock the main thread may hold. On a terminal, below the
+        # line of progress that may stand there.
+        os.write(2, ("\n" * os.isatty(2) + f"dlc_jax: {line}\n").encode())
+    if os.environ.get("JAX_PROCESS_ID") == "0":
+        time.sleep(2)  # its end is the end of all, and the others have been told to stop too
+    os._exit(CODE)
+
+
+def _line(what: str) -> str:
+    return what + (f"; {_kept}" if _kept else "")
+
+
+def _leave_terminal() -> None:
+    """If the terminal is gone, what is printed goes nowhere: else an error would come before the save."""
+    for number in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(number).st_mode) and not os.isatty(number):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
