@@ -338,7 +338,7 @@ class Checkout:
 
     def pytest(self, *arguments: str, timeout: float | None = None) -> tuple[int, str]:
         """The exit code, 1 where a test fails, and what it said. All marks are run."""
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "", "--tb=no", *arguments]
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "", "--tb=no", *arguments]
         options = {"cwd": self.folder, "env": self.environment, "timeout": timeout}
         try:
             done = subprocess.run(command, capture_output=True, text=True, **options)

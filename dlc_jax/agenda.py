@@ -99,7 +99,7 @@ def operational(made: dict[str, Stage | Job]) -> tuple[str, ...]:
 
 
 def read(config, workdir: Path, made: dict[str, Stage | Job]) -> list[Entry]:
-    """The steps in their order.
+    """The steps in their order. The caller holds the workdir: what a kill left half deleted in it goes.
 
     Raises:
       UserError: a trained step is of results that are to change; a job's results are there, and others' than this workdir's.
@@ -108,6 +108,8 @@ def read(config, workdir: Path, made: dict[str, Stage | Job]) -> list[Entry]:
     trained = {name: done[name]["steps"] for name in done if done[name] is not None}
     for name, step in made.items():
         trained[name] = max(trained.get(name, 0), step.plan.steps if isinstance(step, Stage) else 0)
+        if isinstance(step, Stage):
+            checkpoint.clear(workdir / name / "checkpoints")  # now: one that is complete saves no more
     absent, entries, outdated = recipe.unneeded(config), [], {}
     for name, step in made.items():
         need = step.plan.steps if isinstance(step, Stage) else 0

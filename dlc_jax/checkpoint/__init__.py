@@ -28,7 +28,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from dlc_jax.checkpoint import arrays, seal
-from dlc_jax.checkpoint.seal import meet  # noqa: F401  part of this package's face
+from dlc_jax.checkpoint.seal import clear, meet  # noqa: F401  part of this package's face
 from dlc_jax.errors import UserError
 from dlc_jax.typing import Tree
 

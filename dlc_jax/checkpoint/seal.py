@@ -133,8 +133,8 @@ def prune(directory: Path, keep: int) -> None:
 
 
 def clear(directory: Path) -> None:
-    """Removes what killed runs left half written or half deleted; of the one process that may write, while it saves nothing."""
-    for path in directory.iterdir() if directory.is_dir() else ():
+    """Removes what killed runs left half written or half deleted. Process 0 does it, while nothing is saved there."""
+    for path in directory.iterdir() if directory.is_dir() and jax.process_index() == 0 else ():
         if found := re.fullmatch(r"(\d+)\.(deleting|orbax-checkpoint-tmp.*)", path.name):
             if found[2] == "deleting" and not (directory / found[1]).exists():
                 path_of(directory, int(found[1])).unlink(missing_ok=True)  # the kill came between directory and seal

@@ -126,6 +126,12 @@ def test_asked_to_stop_at_the_last_step_it_ends_before_the_next_one(tmp_path, ro
     assert capsys.readouterr().out.startswith("encoder: complete\n")
 
 
+def test_what_a_kill_left_half_deleted_goes_although_the_step_is_complete(workdir, rooms):
+    (workdir / "prior" / "checkpoints" / "1.deleting").mkdir()
+    main.run(config(), workdir)
+    assert rooms.ran == [] and not (workdir / "prior" / "checkpoints" / "1.deleting").exists()
+
+
 def test_a_start_that_cannot_be_is_refused_before_the_folder_is_of_this_recipe(complete, tmp_path, rooms):
     """Else the corrected command would be one of another config."""
 
