@@ -64,6 +64,7 @@ def pytest_collection_modifyitems(items):
 def pytest_configure(config):
     if config.option.costs:
         config.option.costs = os.path.abspath(config.option.costs)
+        os.makedirs(os.path.dirname(config.option.costs), exist_ok=True)
         jax.monitoring.register_event_duration_secs_listener(_compiled)
 
 
