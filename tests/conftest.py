@@ -35,6 +35,7 @@ import commands  # noqa: E402
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+import turn  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -63,6 +64,7 @@ def pytest_collection_modifyitems(items):
 def pytest_configure(config):
     if config.option.costs:
         config.option.costs = os.path.abspath(config.option.costs)
+        os.makedirs(os.path.dirname(config.option.costs), exist_ok=True)
         jax.monitoring.register_event_duration_secs_listener(_compiled)
 
 
@@ -106,34 +108,14 @@ def _note(config, costs):
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # a test's time limit begins with its turn
 def pytest_runtest_protocol(item):
     """Notes what the test and its fixtures cost. Tests run beside each other, but those marked `alone` beside nothing."""
-    with _Turn(item):
+    folder = _run_folder(item.config) if "PYTEST_XDIST_WORKER" in os.environ else None
+    with turn.taken(folder, alone=item.get_closest_marker("alone") is not None):
         before = _costs()
         result = yield
         if item.config.option.costs:
             after = {key: round(value - before[key], 3) for key, value in _costs().items()}
             _note(item.config, {"test": item.nodeid, "slow": item.get_closest_marker("slow") is not None, **after})
     return result
-
-
-class _Turn:
-    """A test's turn among the workers: shared, or for a test marked `alone` exclusive. Who waits for an exclusive one is passed by nobody."""
-
-    def __init__(self, item):
-        self.kind = fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH
-        self.folder = _run_folder(item.config) if "PYTEST_XDIST_WORKER" in os.environ else None
-
-    def __enter__(self):
-        if self.folder:
-            self.door, self.room = (open(self.folder / name, "w") for name in ("door.lock", "room.lock"))
-            fcntl.flock(self.door, fcntl.LOCK_EX)
-            fcntl.flock(self.room, self.kind)
-            if self.kind == fcntl.LOCK_SH:
-                self.door.close()
-
-    def __exit__(self, *_):
-        if self.folder:
-            self.room.close()
-            self.door.close()
 
 
 def _run_folder(config):

@@ -83,6 +83,7 @@ def test_first_start_installs_and_the_next_does_nothing(clone):
     assert clone.asked() == []
 
 
+@pytest.mark.alone
 def test_a_later_start_adds_less_than_half_a_second(clone):
     clone.run("true")
     seconds = []
