@@ -1,21 +1,59 @@
-"""What there is to do in a workdir: which steps of a recipe are complete, which are out of date, and which must not be gone on with.
+"""What a recipe asks for in a workdir: which steps are complete, and which cannot be resumed.
 
-A job is done again when a step whose results it reads was trained longer since, when one of its own settings is another, or when what it
-left is not there any more. A trained step cannot be: what it learned is of the old results. So that is refused, before anything is trained.
+A job is done again when a step whose results it reads was trained longer since, when one of its own
+settings changed, or when what it left is gone. A trained step cannot be done again: what it learned
+is of the old results. So that is refused, before anything is trained.
 """
 
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 
-from dlc_jax import checkpoint, parallel, recipe
+from dlc_jax import checkpoint, metrics, parallel, recipe
 from dlc_jax import workdir as home
+from dlc_jax.data.sources import SOURCES
 from dlc_jax.errors import UserError
+from dlc_jax.models import autoencoder
+from dlc_jax.recipe import former
 from dlc_jax.stage import Job, Stage
 from dlc_jax.stages import STAGES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The section of an autoencoder, which is imported and not trained here.
+
+    Attributes:
+      path: folder that `dlc import vae FILE --out DIR` made.
+      model: the network; the defaults are those of sd-vae-ft-ema.
+    """
+
+    path: str = ""
+    model: autoencoder.Autoencoder = autoencoder.Autoencoder()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a recipe has beside the sections of its steps.
+
+    Attributes:
+      seed: of every draw: data order, crops, initial parameters, noise, samples.
+      steps: to run, in this order.
+      mesh: how devices share the work.
+      log: where curves go beside metrics.jsonl.
+      data: the images.
+      autoencoder: weights that make latents of images; only where a step names it.
+    """
+
+    seed: int = 0
+    steps: tuple[str, ...] = ("encoder", "codes", "probe", "prior", "generator", "samples")
+    mesh: parallel.make_mesh
+    log: metrics.Log
+    data: Annotated[object, SOURCES]
+    autoencoder: Weights | None = None
 
 
 @dataclasses.dataclass(frozen=True)

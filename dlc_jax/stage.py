@@ -1,6 +1,7 @@
-"""The contracts. A recipe is a list of steps, each a Stage (trained) or a Job (run once); a new method is a new one of these.
+"""The contracts. A recipe is a list of steps, each a Stage (trained) or a Job (run once).
 
-Nothing here computes. `train.py` drives a Stage, `main.py` runs a Job, and neither knows a model or a loss.
+A new method is a new one of these. Nothing here computes: `train.py` drives a Stage, `main.py` runs
+a Job, and neither knows a model or a loss.
 """
 
 import dataclasses
@@ -22,35 +23,40 @@ class Plan:
       batch: global batch, examples per step.
       accumulate: microbatches per step.
       clip: largest gradient norm; 0 never clips.
-      clip_apart: regular expressions of parameters, each of whose gradients are clipped for themselves; all others together.
+      clip_separately: regular expressions of parameters, each clipped by itself. All others are
+        clipped together.
       dtype: of the computation, "float32" or "bfloat16".
-      log_every, save_every, validate_every: cadences in steps; the last step is always saved and validated.
+      log_every: steps between two lines of the log.
+      save_every: steps between two checkpoints; the last step is always saved.
+      validate_every: steps between two validations; the last step is always validated.
       validate_batches: batches of the fixed validation split.
       keep: checkpoints kept, at least 2.
       patience: non-finite steps in a row after which the run stops.
-      init_from: directory of a step whose parameters (its average if it has one) are the starting point; "" starts afresh.
-      init_new: regular expressions of parameters that may be new when `init_from` is given; all others must be there.
+      init_from: directory of a trained step to start from (its average if it has one); "" starts
+        afresh.
+      init_new: regular expressions of parameters that `init_from` may lack.
     """
 
-    steps: int
-    batch: int
+    steps: int = 1000
+    batch: int = 256
     accumulate: int = 1
     clip: float = 0.0
-    clip_apart: tuple[str, ...] = ()
+    clip_separately: tuple[str, ...] = ()
     dtype: str = "float32"
     log_every: int = 50
     save_every: int = 1000
     validate_every: int = 1000
-    validate_batches: int = 4
+    validate_batches: int = 8
     keep: int = 2
-    patience: int = 5
+    patience: int = 10
     init_from: str = ""
     init_new: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"train.dtype={self.dtype!r} is unknown; known: float32, bfloat16")
-        for name in ("steps", "batch", "accumulate", "log_every", "save_every", "validate_every", "patience"):
+        positive = "steps batch accumulate log_every save_every validate_every patience".split()
+        for name in positive:
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)} must be at least 1")
 
@@ -62,8 +68,9 @@ class Evaluator:
     Attributes:
       name: prefix of its metrics.
       every: steps between two runs; 0 runs it at the last step only.
-      run: (state, frozen, mesh, directory) -> {metric: float, or a picture: uint8 array [y, x, 3]}. Pictures go to TensorBoard and
-        W&B; what the report shall show is written to `directory`/pictures.
+      run: (state, frozen, mesh, directory) -> {metric: float, or a picture: uint8 [y, x, 3]}.
+        Pictures go to TensorBoard and W&B; what the report shall show is written to
+        `directory`/pictures.
     """
 
     name: str
@@ -71,51 +78,70 @@ class Evaluator:
     run: Callable[..., Mapping[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
+def _unchanged_batch(params, ema, extra, batch, frozen, step, key):
+    return batch
+
+
+def _unchanged_extra(extra, params, aux, step):
+    return extra
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A trained step.
+    """A trained step. What has a default here most stages leave as it is.
 
     Attributes:
       init: (key) -> (params, extra). `extra` is any other state: a center, a queue.
-      prepare: (params, ema, extra, batch, frozen, step, key) -> batch. Runs once on the GLOBAL batch, before it is split for
-        accumulation, without gradient: teachers, Sinkhorn, anything coupled across the batch.
-      loss: (params, extra, batch, frozen, step, key) -> (loss, (metrics, aux)). Runs per microbatch; loss, metrics and aux are means.
-      after_update: (extra, params, aux, step) -> extra, with the new parameters and aux averaged over microbatches.
-      ema_decay: (step) -> decay of the exponential moving average of the parameters, or None for no average. DINO's teacher is it.
-      batch_spec: abstract GLOBAL batch, a dict of jax.ShapeDtypeStruct. `position`, int32 [b], is each record's place in the global
-        step: random draws are folded with it, so that they do not depend on devices, processes or accumulation.
-      frozen_spec: abstract tree of what `load_frozen` returns.
-      load_frozen: (mesh) -> parameters of upstream networks: an argument of the step, never closed over, never donated.
-      batches: (split) -> checkpointable iterator of HOST-LOCAL numpy batches with `position`; splits: "train", "validation".
+      loss: (params, extra, batch, frozen, step, key) -> (loss, (metrics, aux)). Runs per
+        microbatch; loss, metrics and aux are means.
+      batch_spec: abstract GLOBAL batch, a dict of jax.ShapeDtypeStruct. `position`, int32 [b], is
+        each record's place in the global step. Random draws are folded with it, so they do not
+        depend on devices, processes or accumulation.
+      batches: (split) -> checkpointable iterator of HOST-LOCAL numpy batches with `position`;
+        splits: "train", "validation".
       optimizer: optim.Optimizer.
       plan: how long and how it is trained.
-      rules: how parameters are split that `parallel` would not split so by their size alone: (regular expression over the path, axis,
-        mesh axis), each of which must match.
+      prepare: (params, ema, extra, batch, frozen, step, key) -> batch. Runs once on the GLOBAL
+        batch, before it is split for accumulation, without gradient: teachers, Sinkhorn, anything
+        coupled across the batch.
+      after_update: (extra, params, aux, step) -> extra, with the new parameters and aux averaged
+        over microbatches.
+      ema_decay: (step) -> decay of the average of the parameters; None keeps no average. DINO's
+        teacher is this average.
+      frozen_spec: abstract tree of what `load_frozen` returns.
+      load_frozen: (mesh) -> parameters of upstream networks: an argument of the step, never closed
+        over, never donated.
+      rules: how parameters are split that `parallel` would not split so by size alone: (regular
+        expression over the path, axis, mesh axis). Each must match.
       evals: what to measure on the way.
       group: examples in a row that belong together and must stay so in a microbatch.
-      flops: model FLOPs of one optimizer step over the global batch: forward and twice that for backward of what is trained, forward
-        alone of teachers; nothing that is computed again (remat). What each count leaves out is said beside its model.
-      identity: what must not change under a checkpoint: the parts of the config that define model and data.
-      reads: () -> what must not change either, of what is read from disk: the content of data and code stores. Asked when the stage is
-        about to be trained, so that planning needs no files.
+      flops: model FLOPs of one optimizer step over the global batch: forward and twice that for
+        backward of what is trained, forward alone of teachers. Recomputation (remat) is left out;
+        what else is, is said beside each model.
+      identity: what must not change under a checkpoint: the parts of the config that define model
+        and data.
+      former: a checkpoint's identity -> the same with the names and fields of this version.
+      reads: () -> what must not change either, of what is read from disk: the content of data and
+        code stores. Asked when the stage is about to be trained, so that planning needs no files.
     """
 
     init: Callable
-    prepare: Callable
     loss: Callable
-    after_update: Callable
-    ema_decay: Callable | None
     batch_spec: Mapping[str, Any]
-    frozen_spec: Tree
-    load_frozen: Callable
     batches: Callable
     optimizer: Any
     plan: Plan
+    prepare: Callable = _unchanged_batch
+    after_update: Callable = _unchanged_extra
+    ema_decay: Callable | None = None
+    frozen_spec: Tree = dataclasses.field(default_factory=dict)
+    load_frozen: Callable = lambda mesh: {}
     rules: tuple[tuple[str, int, str], ...] = ()
     evals: tuple[Evaluator, ...] = ()
     group: int = 1
     flops: float = 0.0
     identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    former: Callable[[Mapping], Mapping] = lambda saved: saved
     reads: Callable[[], Mapping[str, Any]] = dict
 
 
@@ -125,7 +151,8 @@ class Program:
 
     Attributes:
       lower: (mesh) -> jax.stages.Lowered, from abstract shapes.
-      state: (mesh) -> what stays on the devices between calls: tree of jax.ShapeDtypeStruct with shardings.
+      state: (mesh) -> what stays on the devices between calls: tree of jax.ShapeDtypeStruct with
+        shardings.
       flops: model FLOPs of one call, all devices together.
       batch: examples of one call.
     """
@@ -141,14 +168,15 @@ class Job:
     """A step that is run, not trained: code export, sampling, probing, a report.
 
     Attributes:
-      run: (mesh, directory) -> {result: value} for results.json; resumable by shard: what is complete is not done again.
+      run: (mesh, directory) -> {result: value} for results.json; resumable by shard: what is
+        complete is not done again.
       programs: its large computations by name.
       settings: fields of its section that may change in a workdir; the job is run again then.
-      whole: (directory) -> whether what a complete job left there is still there; if not, it is run again. It is asked at every start, by
-        every process for itself, so it must be quick.
+      is_intact: (directory) -> whether what a complete job left there is still there; if not, it is
+        run again. Every process asks at every start, so it must be quick.
     """
 
     run: Callable[..., Mapping[str, Any]]
     programs: Mapping[str, Program] = dataclasses.field(default_factory=dict)
     settings: tuple[str, ...] = ()
-    whole: Callable[[Path], bool] = lambda directory: True
+    is_intact: Callable[[Path], bool] = lambda directory: True

@@ -6,6 +6,7 @@ the residual stream in float32 too: it has the dtype of the tokens and positions
 """
 
 import math
+import re
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -306,3 +307,8 @@ def scan_blocks(
     )
     last, outputs = scanned(block, x, *shared, *own)
     return outputs if every else last
+
+
+def block_layer(name: str, shape: tuple[int, ...], *, depth: int) -> np.ndarray | int:
+    """Layers between each layer of a stacked parameter of `blocks` and the head; else 0."""
+    return np.arange(depth, 0, -1) if re.match("blocks/", name) else 0

@@ -1,139 +1,225 @@
 """The samples job: what the trained networks make, as pictures and as numbers.
 
     unconditional    prior -> codes -> images
-    reconstruction   unseen images -> codes -> images, of combinations seen in training and of held-out ones
+    reconstruction   unseen images -> codes -> images, of combinations seen in training and of
+                     held-out ones
     composition      codes of two and of three images mixed position by position -> images
 
-With `codes=""` the generator was trained without codes and only draws; its numbers stand under `prefix`.
+With `codes=""` the generator was trained without codes and only draws; its numbers stand under
+`prefix`.
 """
 
+import dataclasses
 import functools
+from pathlib import Path
 
 import numpy as np
 
 from dlc_jax import recipe
 from dlc_jax.data import sources
 from dlc_jax.data.codes import CodeStore
-from dlc_jax.data.shapes import HELD_OUT
-from dlc_jax.evals import composition, samples
-from dlc_jax.evals.judge import Judge, proof
-from dlc_jax.models import dit, masked_transformer
+from dlc_jax.diffusion.guidance import Guidance
+from dlc_jax.diffusion.masked import CodeSampler
+from dlc_jax.diffusion.sample import Sampler
+from dlc_jax.evals import composition, pictures
+from dlc_jax.evals.factors import Factors
 from dlc_jax.models.dit import DiT
 from dlc_jax.models.masked_transformer import MaskedTransformer
-from dlc_jax.pipeline import Pipeline, programs
+from dlc_jax.networks import Networks, program
 from dlc_jax.stage import Job
 
 SHOWN = 32  # images of a picture
 
 
-def make(config, *, step: str, workdir) -> Job:
-    """The job of a recipe's section `step`."""
-    section = config[step]
-    settings = {"calls": section.calls, "steps": section.sampling_steps, "guidance": section.guidance, "method": section.method}
-    networks = {network: section[network] for network in ("encoder", "prior", "generator")}
-    pipeline = functools.partial(Pipeline, config, workdir, batch=section.batch, **networks, **settings)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """The section of a samples job.
 
-    def read(split, count):
-        """Real images, their codes, and their factors if the data set knows them."""
-        source = sources.source(split=split, **config.data)
-        rows = sources.choose(source, count)
+    Attributes:
+      prefix: of the names of what is drawn without codes.
+      encoder: step whose codes the generator reads.
+      prior: step that draws codes.
+      generator: step that draws images.
+      codes: step whose store has the codes of real images; "" of a generator without codes.
+      held_out: also reconstructs the split of combinations that training never saw.
+      count: images drawn, and real ones reconstructed.
+      pairs: compositions of two images, and of three.
+      batch: images per call, over all devices.
+      code_sampler: how codes are drawn.
+      sampler: how images are drawn.
+    """
+
+    prefix: str = ""
+    encoder: str = "encoder"
+    prior: str = "prior"
+    generator: str = "generator"
+    codes: str = "codes"
+    held_out: bool = False
+    count: int = 512
+    pairs: int = 512
+    batch: int = 128
+    code_sampler: CodeSampler = CodeSampler()
+    sampler: Sampler = Sampler(steps=50, guidance=Guidance(scale=1.5))
+
+
+@dataclasses.dataclass(frozen=True)
+class Studio:
+    """Where samples are made: what `draw`, `rebuild` and `compose` read and write.
+
+    Attributes:
+      config, workdir, section: of the job.
+      networks: of the workdir.
+      rates: of factors, where the data set can judge them.
+      directory: of the job; pictures go below it.
+      results: {name: number} so far.
+      captions: {picture: sentence} so far.
+    """
+
+    config: object
+    workdir: Path
+    section: Section
+    networks: Networks
+    rates: Factors
+    directory: Path
+    results: dict = dataclasses.field(default_factory=dict)
+    captions: dict = dataclasses.field(default_factory=dict)
+
+    def note(self, prefix: str, found: dict) -> None:
+        """Adds results under a prefix."""
+        self.results.update({f"{prefix}{key}": value for key, value in found.items()})
+
+    def show(self, name: str, picture: np.ndarray, sentence: str) -> None:
+        """Writes a picture with its caption."""
+        pictures.save_png(self.directory / "pictures" / f"{name}.png", picture)
+        self.captions[f"{name}.png"] = sentence
+
+    def decode(self, codes, *, seed: int, count: int | None = None) -> np.ndarray:
+        """Images of codes, with a seed of their own above the recipe's."""
+        generator = self.networks[self.section.generator]
+        seed, sampler = self.config.seed + seed, self.section.sampler
+        return generator.decode(codes, seed=seed, count=count, sampler=sampler)
+
+    def read(self, split: str):
+        """Real images, their codes, and their factors or None; `count` of a split."""
+        source = sources.source(split=split, **self.config.data)
+        rows = sources.choose(source, self.section.count)
         records = [source[int(index)] for index in rows]
         images = np.stack([record["image"] for record in records])
-        factors = np.stack([record["factors"] for record in records]) if "factors" in records[0] else None
-        codes = CodeStore(recipe.place(config, workdir, section.codes) / split).codes(rows) if section.codes else None
-        return images, codes, factors
+        factors = None
+        if "factors" in records[0]:
+            factors = np.stack([record["factors"] for record in records])
+        place = recipe.place(self.config, self.workdir, self.section.codes)
+        return images, CodeStore(place / split).codes(rows), factors
+
+
+def make(config, *, step: str, workdir) -> Job:
+    """The job of a recipe's section `step`."""
+    section = recipe.build(Section, config[step])
+
+    def networks(mesh):
+        return Networks(config, workdir, mesh, batch=section.batch)
 
     def run(mesh, directory):
-        networks = pipeline(mesh=mesh)
-        results, captions = {}, {}
         labels = sources.factors(**config.data)  # {factor: its values' names}
-        ours = config.data.name == "shapes"  # the judge knows no other images
-        judge = Judge(image=config.data.image, positions=config.data.positions) if ours else None
-        names, classes = list(labels), [len(values) for values in labels.values()]
+        classes = [len(values) for values in labels.values()]
+        rates = Factors(sources.judge(**config.data), list(labels), classes)
+        with networks(mesh) as opened:
+            studio = Studio(config, workdir, section, opened, rates, directory)
+            return fill(studio)
 
-        def picture(name, array, sentence):
-            samples.save_png(directory / "pictures" / f"{name}.png", array)
-            captions[f"{name}.png"] = sentence
+    changeable = ("held_out", "count", "pairs", "code_sampler", "sampler")
+    programs = plan(config, section, networks)
+    return Job(run=run, programs=programs, settings=changeable)
 
-        def draw():
-            codes = networks.sample_codes(section.count, seed=config.seed) if section.codes else None
-            images = networks.decode(codes, seed=config.seed + 1, count=section.count)
-            how = "sampled codes, decoded" if section.codes else "drawn without codes"
-            picture("unconditional", samples.grid(images[: 2 * SHOWN]), f"Images that never existed: {how}.")
-            if judge:
-                reading = judge.read(images)
-                found = samples.unconditional(reading.factors, reading.valid, names=names, classes=classes, held_out=HELD_OUT)
-                results.update({f"{section.prefix}unconditional/{key}": value for key, value in found.items()})
-                results[f"{section.prefix}unconditional/distance"] = float(np.mean(reading.distance))
 
-        def rebuild(split, prefix):
-            images, codes, factors = read(split, section.count)
-            decoded = networks.decode(codes, seed=config.seed + 2)
-            some = sources.choose(images, SHOWN)  # not the first: files are sorted by class
-            shown = samples.enlarge(images[some])
-            values = config[section.generator].model["values"]
-            cells = samples.code_cells(codes[some], values=values, size=shown.shape[1])
-            rows = {"real": shown, "its code": cells, "from its code": samples.enlarge(decoded[some])}
-            picture(
-                prefix,
-                samples.labelled_rows(rows),
-                f"Unseen images ({split.replace('_', ' ')}), their codes ({codes.shape[1]} positions, a color for each of {values} "
-                "values), and what comes back from the codes alone.",
-            )
-            if judge:
-                reading = judge.read(decoded)
-                found = samples.reconstruction(factors, reading.factors, names=names)
-                results.update({f"{prefix}/{key}": value for key, value in found.items()})
-                results[f"{prefix}/valid"] = float(np.mean(reading.valid))
-                results[f"{prefix}/distance"] = float(np.mean(reading.distance))
-                real = judge.read(images)
-                own = samples.reconstruction(factors, real.factors, names=names)
-                results.update({f"judge/{split}_{key}": value for key, value in own.items()})
-                results[f"judge/{split}_valid"] = float(np.mean(real.valid))
-                results[f"judge/{split}_distance"] = float(np.mean(real.distance))
+def plan(config, section: Section, networks) -> dict:
+    """The job's large computations."""
+    model = recipe.build(DiT, config[section.generator].model)
+    is_guided = section.codes and section.sampler.guidance.scale != 1
+    passes = section.sampler.calls * (2 if is_guided else 1)  # the null condition too
+    make = functools.partial(program, networks, batch=section.batch)
+    images = make(section.generator, flops=passes * model.flops(), sampler=section.sampler)
+    if not section.codes:
+        return {"decode": images}
+    prior = recipe.build(MaskedTransformer, config[section.prior].model)
+    calls = section.code_sampler.calls or prior.positions
+    codes = make(section.prior, flops=calls * prior.flops(), sampler=section.code_sampler)
+    return {"decode": images, "sample_codes": codes}
 
-        def compose(parents, prefix):
-            images, codes, factors = read("validation", section.count)
-            if factors is None:
-                groups = np.random.default_rng(config.seed).integers(0, len(images), (section.pairs, parents))
-            else:
-                # A factor with fewer values than parents cannot differ between all of them: with three, size is left out.
-                columns = [column for column, count in enumerate(classes) if count >= parents]
-                groups = composition.choose_parents(factors[:, columns], section.pairs, parents=parents, seed=config.seed)
-            mixed = networks.compose([codes[groups[:, parent]] for parent in range(parents)], seed=config.seed)
-            children = networks.decode(mixed, seed=config.seed + 3)
-            rows = {f"parent {'ABC'[parent]}": images[groups[:SHOWN, parent]] for parent in range(parents)}
-            picture(
-                prefix,
-                samples.labelled_rows(rows | {"composed": children[:SHOWN]}),
-                f"Codes of {parents} images mixed position by position, decoded below their parents.",
-            )
-            if judge:
-                reading = judge.read(children)
-                found = composition.score(
-                    [factors[groups[:, parent]] for parent in range(parents)], reading.factors, names=names, classes=classes
-                )
-                results.update({f"{prefix}/{key}": value for key, value in found.items()})
-                results[f"{prefix}/valid"] = float(np.mean(reading.valid))
 
-        draw()
-        if judge and section.codes:
-            results.update({f"judge/{key}": value for key, value in proof(judge, count=min(200, section.count)).items()})
-        if section.codes:
-            rebuild("validation", "reconstruction")
-            if section.held_out:
-                rebuild("held_out", "reconstruction_held_out")
-            compose(2, "composition")
-            compose(3, "composition_of_three")
-        samples.save_captions(directory / "pictures", captions)
-        return results
-
-    # Heun's last step ends at t=0 and is one call; guidance runs the null condition too.
-    calls = {"euler": section.sampling_steps, "heun": 2 * section.sampling_steps - 1}[section.method]
-    passes = calls * (2 if section.codes and section.guidance != 1 else 1)
-    counted = {"decode": passes * dit.flops(DiT(**config[section.generator].model))}
+def fill(studio: Studio) -> dict[str, float]:
+    """Everything that the section asks for; returns the results."""
+    section = studio.section
+    draw(studio)
     if section.codes:
-        prior = MaskedTransformer(**config[section.prior].model)
-        counted["sample_codes"] = (section.calls or prior.positions) * masked_transformer.flops(prior)
-    changeable = ("held_out", "count", "pairs", "calls", "sampling_steps", "guidance", "method")
-    return Job(run=run, programs=programs(pipeline, batch=section.batch, flops=counted), settings=changeable)
+        studio.note("judge/", studio.rates.proof(min(200, section.count)))
+        rebuild(studio, "validation", "reconstruction")
+        if section.held_out:
+            rebuild(studio, "held_out", "reconstruction_held_out")
+        compose(studio, 2, "composition")
+        compose(studio, 3, "composition_of_three")
+    pictures.save_captions(studio.directory / "pictures", studio.captions)
+    return studio.results
+
+
+def draw(studio: Studio) -> None:
+    """New images."""
+    section, codes, how = studio.section, None, "drawn without codes"
+    if section.codes:
+        prior, seed = studio.networks[section.prior], studio.config.seed
+        codes = prior.sample(section.count, seed=seed, sampler=section.code_sampler)
+        how = "sampled codes, decoded"
+    images = studio.decode(codes, seed=1, count=section.count)
+    sentence = f"Images that never existed: {how}."
+    studio.show("unconditional", pictures.grid(images[: 2 * SHOWN]), sentence)
+    studio.note(f"{section.prefix}unconditional/", studio.rates.unconditional(images))
+
+
+def rebuild(studio: Studio, split: str, prefix: str) -> None:
+    """Real images from their codes alone."""
+    images, codes, factors = studio.read(split)
+    decoded = studio.decode(codes, seed=2)
+    some = sources.choose(images, SHOWN)  # not the first: files are sorted by class
+    shown = pictures.enlarge(images[some])
+    values = studio.config[studio.section.generator].model["values"]
+    cells = pictures.code_cells(codes[some], values=values, size=shown.shape[1])
+    drawn = pictures.enlarge(decoded[some])
+    rows = {"real": shown, "its code": cells, "from its code": drawn}
+    studio.show(
+        prefix,
+        pictures.labelled_rows(rows),
+        f"Unseen images ({split.replace('_', ' ')}), their codes ({codes.shape[1]} positions, a "
+        f"color for each of {values} values), and what comes back from the codes alone.",
+    )
+    found, own = studio.rates.reconstruction(factors, images, decoded)
+    studio.note(f"{prefix}/", found)
+    studio.note(f"judge/{split}_", own)
+
+
+def compose(studio: Studio, parents: int, prefix: str) -> None:
+    """Images of codes put together of several images' codes."""
+    images, codes, factors = studio.read("validation")
+    section, seed = studio.section, studio.config.seed
+    if factors is None:
+        shape = (section.pairs, parents)
+        groups = np.random.default_rng(seed).integers(0, len(images), shape)
+    else:
+        # A factor with fewer values than parents cannot differ between all of them: with three,
+        # size is left out.
+        enough = [n for n, count in enumerate(studio.rates.classes) if count >= parents]
+        groups = composition.choose_parents(
+            factors[:, enough], section.pairs, parents=parents, seed=seed
+        )
+    # as the generator reads them: mixing keeps the type
+    codes = codes.astype(np.int32)
+    mixed = composition.mix([codes[groups[:, n]] for n in range(parents)], seed=seed)
+    children = studio.decode(mixed, seed=3)
+    rows = {f"parent {'ABC'[n]}": images[groups[:SHOWN, n]] for n in range(parents)}
+    studio.show(
+        prefix,
+        pictures.labelled_rows(rows | {"composed": children[:SHOWN]}),
+        f"Codes of {parents} images mixed position by position, decoded below their parents.",
+    )
+    if factors is not None:
+        inherited = np.moveaxis(factors[groups], 1, 0)
+        studio.note(f"{prefix}/", studio.rates.composition(inherited, children))

@@ -1,0 +1,131 @@
+"""One trained network: what every kind of it shares."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlc_jax import checkpoint, parallel, recipe
+from dlc_jax.errors import UserError
+
+# Bytes of the largest network that every device keeps whole. A sampler reads all parameters in each
+# of its calls: small networks are kept whole, so that nothing is sent for it.
+WHOLE_BYTES = 4 * 2**30
+
+
+class Network:
+    """A trained step's network. Each kind gives `model`, `inputs` and `lower`.
+
+    Attributes:
+      config, workdir, step: where it is from.
+      section: of the step.
+      model: the linen module.
+      batch: examples per call.
+      full_mesh: over which parameters that a caller gives are placed.
+    """
+
+    def __init__(self, config, workdir: Path, step: str, *, mesh, batch: int, dtype: str | None):
+        self.config, self.workdir, self.step = config, workdir, step
+        self.section, self.batch = config[step], batch
+        self.full_mesh, self._dtype = mesh, dtype
+        self._programs: dict = {}
+
+    @functools.cached_property
+    def model(self):
+        raise NotImplementedError
+
+    def inputs(self) -> tuple:
+        """Arrays of one example that the model is initialized with."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def shapes(self):
+        """Of the parameters, as they were trained."""
+        key, inputs = jax.random.key(0), self.inputs()
+        return jax.eval_shape(lambda: self.model.init(key, *inputs)["params"])
+
+    @functools.cached_property
+    def dtypes(self):
+        """In which each parameter is used."""
+        return jax.tree.map(lambda _: jnp.dtype(self.section.train.dtype), self.shapes)
+
+    @functools.cached_property
+    def mesh(self):
+        """The devices, each with all parameters if the network is small."""
+        sizes = jax.tree.map(
+            lambda leaf, dtype: leaf.size * dtype.itemsize, self.shapes, self.dtypes
+        )
+        small = sum(jax.tree.leaves(sizes)) <= WHOLE_BYTES
+        return parallel.unsplit(self.full_mesh) if small else self.full_mesh
+
+    @functools.cached_property
+    def params(self):
+        """The saved average, placed and cast. Of several processes all must ask, together."""
+        return self.load(recipe.trained(self.config, self.workdir, self.step), self.mesh)
+
+    def load(self, directory: Path, mesh):
+        """The saved average of a trained step of the same model, placed and cast."""
+        return self.cast(checkpoint.load_params(directory / "checkpoints", self._placed(mesh)))
+
+    def cast(self, params):
+        """Parameters in the dtypes that the network computes with."""
+        return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), params, self.dtypes)
+
+    def abstract(self):
+        """Shapes and placements of the parameters as they are used."""
+        return jax.tree.map(
+            lambda leaf, dtype: leaf.update(dtype=dtype), self._placed(self.mesh), self.dtypes
+        )
+
+    def run(self, function, *arrays, params=None, mesh=None, **static) -> np.ndarray:
+        """function(params, *arrays, **static) on padded batches, joined; compiled once per shape.
+
+        Args:
+          function: a method of this network.
+          params: None are the saved ones.
+          mesh: where they are; None is `full_mesh` of parameters that are given.
+          static: hashable, by which a program is compiled anew.
+
+        Raises:
+          UserError: the arrays are empty.
+        """
+        if not len(arrays[0]):
+            raise UserError("there is nothing to do: give one image, one code or a count of 1")
+        key = (function.__name__, *sorted(static.items()))
+        if key not in self._programs:
+            self._programs[key] = jax.jit(functools.partial(function, **static))
+        starts = range(0, len(arrays[0]), self.batch)
+        batches = ([array[start : start + self.batch] for array in arrays] for start in starts)
+        if mesh is None:
+            mesh = self.mesh if params is None else self.full_mesh
+        params = self.params if params is None else params
+        rows = parallel.each(self._programs[key], params, batches, mesh=mesh, size=self.batch)
+        return np.concatenate(list(rows))
+
+    def _lower(self, function, *shapes, **static):
+        """Lowers a function for the mesh, from (shape, dtype) of one example of each array."""
+        arrays = [
+            jax.ShapeDtypeStruct(
+                (self.batch, *shape), dtype, sharding=jax.NamedSharding(self.mesh, parallel.BATCH)
+            )
+            for shape, dtype in shapes
+        ]
+        with jax.set_mesh(self.mesh):
+            lowered = jax.jit(functools.partial(function, **static))
+            return lowered.lower(self.abstract(), *arrays)
+
+    def _placed(self, mesh):
+        placed = parallel.shardings(self.shapes, mesh, rules=self.model.rules, strict=False)
+        return parallel.abstract(self.shapes, placed)
+
+
+def keys(seed: int, count: int, first: int = 0):
+    """A key for each of `count` samples, folded from the seed and the sample's number."""
+    numbers = first + jnp.arange(count)
+    return jax.vmap(lambda number: jax.random.fold_in(jax.random.key(seed), number))(numbers)
+
+
+def key_dtype():
+    return jax.random.key(0).dtype

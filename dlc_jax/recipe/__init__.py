@@ -1,0 +1,45 @@
+"""Recipes: a few lines of what they change, and the full config that these lines stand for."""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dlc_jax import workdir as home
+from dlc_jax.errors import UserError
+from dlc_jax.recipe import former
+from dlc_jax.recipe.expand import Text as Text
+from dlc_jax.recipe.expand import complete as complete
+from dlc_jax.recipe.expand import expand
+from dlc_jax.recipe.fields import build as build
+from dlc_jax.recipe.steps import check as check
+from dlc_jax.recipe.steps import codes_dtype as codes_dtype
+from dlc_jax.recipe.steps import of_stage as of_stage
+from dlc_jax.recipe.steps import place as place
+from dlc_jax.recipe.steps import trained as trained
+from dlc_jax.recipe.steps import unneeded as unneeded
+from dlc_jax.recipe.steps import upstream as upstream
+from dlc_jax.recipe.steps import view as view
+
+
+def of_run(workdir: str | Path) -> ConfigDict:
+    """The full config of a run, for those who read it.
+
+    Raises:
+      UserError: `workdir` holds no run, or its config.json is damaged or of another version.
+    """
+    return present(home.read_config(workdir), Path(workdir) / "config.json")
+
+
+def present(saved: dict[str, Any], where: str | Path) -> ConfigDict:
+    """A config that was written down, by this version or an earlier one, in full.
+
+    Args:
+      where: what an error names.
+    """
+    try:
+        return expand(former.config(saved))
+    except UserError as error:
+        raise UserError(f"{where} does not fit this version: {error}") from error
+    except (AttributeError, TypeError, KeyError) as error:
+        raise UserError(f"{where} is damaged; move it away, or give another --workdir") from error

@@ -1,0 +1,216 @@
+"""The encoder: a backbone with a simplicial embedding, trained by self-distillation.
+
+Source: arXiv 2507.12318, DINOv2 (arXiv 2304.07193).
+
+    two global crops, some with masks, and some local ones ──► student ──► prototypes of crops and
+                                                                           of masked patches ──┐
+    the global crops, unmasked ──► teacher (the state's average) ──► centering or Sinkhorn ──► cross-
+                                                                           entropy: DINO, iBOT
+
+KoLeo keeps the vectors of different images apart. With one kind of crops this is the paper's
+encoder. With several, the positions of a code are shared out evenly among the kinds, in the order
+of their names. A kind's prototypes are read from its own positions alone, and (`consistency`) each
+of those positions must take the same value in all crops of its kind. So what a kind's augmentation
+destroys cannot be kept in its positions: crops of turned hue make positions that do not know the
+color, blurred ones make positions that do not know the shape. Codes come apart by what they ignore.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from dlc_jax import checkup, recipe
+from dlc_jax import workdir as home
+from dlc_jax.data import loader, masks, sources, transforms
+from dlc_jax.data.transforms import MultiCrop
+from dlc_jax.errors import UserError
+from dlc_jax.models.encoder import Encoder
+from dlc_jax.optim import AdamW
+from dlc_jax.recipe import former
+from dlc_jax.stage import Plan, Stage
+from dlc_jax.stages.encoder import distillation
+from dlc_jax.stages.encoder.distillation import Setup
+from dlc_jax.stages.encoder.objective import Objective
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """The section of an encoder.
+
+    Attributes:
+      encoded: cuts crops from whole images, decoded as coarsely as no crop loses by. Otherwise they
+        are cut from the images of `data`, which are cropped to their centers.
+      threads: that read ahead.
+      model: the network.
+      objective: what it is trained for.
+      crops: kinds of crops by name; each kind has its own share of the positions.
+      optimizer: of the student.
+      monitor: a checkup of the teacher on the way.
+      train: how long and how.
+    """
+
+    encoded: bool = True
+    threads: int = 8
+    model: Encoder = Encoder()
+    objective: Objective = Objective()
+    crops: Mapping[str, MultiCrop]
+    optimizer: AdamW = AdamW(
+        learning_rate=7.071067811865475e-05,
+        schedule="cosine",
+        warmup=12_500,
+        final=0.014142135623730949,
+        weight_decay=0.04,
+        weight_decay_final=10.0,
+        decayed="(?!.*(bias$|norm|gamma)).*|simplicial/bias",
+        layer_decay=0.9,
+        multipliers=(("vit/patch_embed/.*", 0.2),),
+        freeze=(("(patch_)?head/(direction|gain)", 1250),),
+    )
+    monitor: checkup.Monitor = checkup.Monitor(every=6250, count=10_000)
+    train: Plan = Plan(
+        steps=125_000,
+        batch=512,
+        clip=3.0,
+        clip_separately=("(patch_)?head/.*",),
+        dtype="bfloat16",
+        log_every=100,
+        save_every=5000,
+        validate_every=5000,
+        keep=3,
+        patience=20,
+    )
+
+
+def make(config, *, step: str, workdir) -> Stage:
+    """The stage of a recipe's section `step`."""
+    crops = config[step].crops
+    section = recipe.build(Section, config[step])
+    model, objective, plan = section.model, section.objective, section.train
+    check(section, crops, step)
+    setup = Setup(model, objective, crops, plan.steps)
+    spec = batch_spec(setup, plan.batch)
+    view = {"image": "encoded"} if section.encoded else {}
+    return Stage(
+        init=functools.partial(distillation.init, setup),
+        prepare=functools.partial(distillation.prepare, setup),
+        loss=functools.partial(distillation.loss, setup),
+        after_update=functools.partial(distillation.after_update, setup),
+        ema_decay=functools.partial(distillation.ema_decay, setup),
+        batch_spec=spec,
+        batches=functools.partial(batches, config, setup, section, view, spec),
+        optimizer=section.optimizer.make(plan.steps, model.layer),
+        plan=plan,
+        rules=model.rules,
+        evals=checkup.evaluators(config, step=step, workdir=workdir),
+        group=math.lcm(*objective.groups().values()),
+        flops=plan.batch * sum(distillation.flops(setup, kind) for kind in setup.kinds),
+        identity={
+            "model": config[step].model.to_dict(),
+            "crops": crops.to_dict(),
+            "view": view,
+            **home.lasting({"data": config.data.to_dict()}),
+        },
+        former=former_identity,
+        reads=lambda: {"source": sources.identity(split="train", **config.data)},
+    )
+
+
+def batch_spec(setup: Setup, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The global batch: `position`, and of each kind KIND/global, KIND/local and KIND/masked."""
+    spec = {"position": jax.ShapeDtypeStruct((batch,), jnp.int32)}
+    for kind in setup.kinds:
+        crops = setup.crops[kind]
+        for name in ("global", "local"):
+            number, size = crops[f"{name}_crops"], crops[f"{name}_size"]
+            if number:
+                shape = (batch, number, size, size, 3)
+                spec[f"{kind}/{name}"] = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    for kind in setup.kinds if setup.objective.ibot else ():
+        shape = (batch, setup.crops[kind].global_crops, setup.side(kind) ** 2)
+        spec[f"{kind}/masked"] = jax.ShapeDtypeStruct(shape, jnp.bool_)
+    return spec
+
+
+def batches(config, setup: Setup, section: Section, view: Mapping, spec: Mapping, split: str):
+    """The iterator of a split: crops, and with iBOT masks drawn for whole groups."""
+    objective = setup.objective
+    source = sources.source(split=split, **(config.data.to_dict() | view))
+    drawn = None
+    if objective.ibot:
+        grids = {
+            kind: (setup.crops[kind].global_crops, setup.side(kind)) for kind in setup.kinds
+        }
+        drawn = masks.GroupMasks(
+            grids,
+            group=objective.mask_group,
+            share=objective.mask_share,
+            ratio=objective.mask_ratio,
+            seed=config.seed,
+        )
+    return loader.batches(
+        source,
+        batch=section.train.batch,
+        seed=config.seed,
+        transform=transforms.Views(section.crops),
+        threads=section.threads,
+        fields=tuple(name for name in spec if name.endswith(("/global", "/local"))),
+        grouped=drawn,
+    )
+
+
+def check(section: Section, crops, step: str) -> None:
+    """Refuses fields that do not go together.
+
+    Raises:
+      UserError: groups that a microbatch would cut, positions that the kinds of crops cannot share
+        out, or crops that cannot be cut into patches.
+    """
+    objective, plan = section.objective, section.train
+    positions = section.model.simplicial.positions
+    for name, size in objective.groups().items():
+        if size < 1 or plan.batch % (plan.accumulate * size):
+            raise UserError(
+                f"{step}.train.batch={plan.batch} in {plan.accumulate} microbatch(es) does not "
+                f"divide into groups of {step}.objective.{name}={size}; set {name} to a number of "
+                "examples that does"
+            )
+    if objective.koleo and not objective.koleo_group and plan.accumulate > 1:
+        raise UserError(
+            f"{step}.objective.koleo_group=0 compares the whole batch: set "
+            f"{step}.train.accumulate=1, or a group"
+        )
+    field = f"{step}.model.simplicial.positions"
+    if positions < 1:
+        raise UserError(f"{field}={positions} must be at least 1")
+    if positions % len(crops):
+        raise UserError(
+            f"{field}={positions} cannot be shared out among {len(crops)} kinds of crops "
+            f"({', '.join(sorted(crops))})"
+        )
+    check_crops(crops, section.model.backbone.stride, step)
+
+
+def check_crops(crops, patch: int, step: str) -> None:
+    """UserError if patches do not divide the crops of a section `crops`."""
+    if patch < 1:
+        raise UserError(f"{step}.model.backbone.patch={patch} must be at least 1")
+    for kind, one in crops.items():
+        for name in ("global", "local"):
+            size = one[f"{name}_size"]
+            if one[f"{name}_crops"] and (size % patch or size < patch):
+                field = f"{step}.crops.{kind}.{name}_size"
+                raise UserError(
+                    f"{field}={size} cannot be cut into patches of {patch}; give "
+                    f"--config.{field}={max(1, size // patch) * patch}"
+                )
+
+
+def former_identity(saved: Mapping) -> dict:
+    """An earlier version's identity of a checkpoint, with the fields of this one."""
+    model = recipe.complete(Encoder, former.encoder_model(saved["model"]))
+    crops = {kind: recipe.complete(MultiCrop, one) for kind, one in saved["crops"].items()}
+    return {**saved, "model": model, "crops": crops}

@@ -1,0 +1,304 @@
+"""Self-distillation with a simplicial embedding: teacher, student, and what is asked of them.
+
+Each function takes the `Setup` of the stage first, and then what `stage.Stage` says.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dlc_jax.data import masks
+from dlc_jax.losses import masked, ssl
+from dlc_jax.models.layers import drop_subsets
+from dlc_jax.models.encoder import Encoder
+from dlc_jax.models.vit import standardize
+from dlc_jax.stages.encoder.objective import Objective, rise
+from dlc_jax.step import example_keys
+
+STUDENT, TEACHER, DROP = 1, 2, 3  # purposes of keys
+TERMS = ("dino", "ibot", "koleo", "consistency")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What the functions of a stage read beside their arguments.
+
+    Attributes:
+      model, objective: of the section.
+      crops: {kind: the section of `MultiCrop`}.
+      steps: of the run.
+    """
+
+    model: Encoder
+    objective: Objective
+    crops: Mapping[str, Any]
+    steps: int
+
+    @functools.cached_property
+    def kinds(self) -> list[str]:
+        """Kinds of crops, in the order in which they share the positions out."""
+        return sorted(self.crops)
+
+    @functools.cached_property
+    def ranges(self) -> dict[str, tuple[int, int]]:
+        """{kind: (from, below)} of its positions."""
+        share = self.model.simplicial.positions // len(self.kinds)
+        return {kind: (n * share, (n + 1) * share) for n, kind in enumerate(self.kinds)}
+
+    def side(self, kind: str) -> int:
+        """Patches on a side of a global crop."""
+        return self.crops[kind].global_size // self.model.backbone.stride
+
+    def number(self, kind: str, local: bool) -> int:
+        """Of a kind's global or local crops: their draws are apart by it."""
+        return 2 * self.kinds.index(kind) + local
+
+    def buffer(self, kind: str) -> int:
+        """Masked patches of a group of examples, at most."""
+        return masks.buffer(
+            images=self.objective.mask_group * self.crops[kind].global_crops,
+            patches=self.side(kind) ** 2,
+            share=self.objective.mask_share,
+            ratio=self.objective.mask_ratio,
+        )
+
+
+def init(setup: Setup, key):
+    """(params, extra): the centers of teacher logits, a row a kind."""
+    model = setup.model
+    image = jnp.zeros((1, model.backbone.image, model.backbone.image, 3), jnp.float32)
+    params = model.init(key, image, keys=jax.random.split(key, 1), temperature=1.0)["params"]
+    centers = ("center", "patch_center") if setup.objective.ibot else ("center",)
+    shape = (len(setup.kinds), model.dino.prototypes)
+    return params, {name: jnp.zeros(shape, jnp.float32) for name in centers}
+
+
+def views(setup, params, crops, keys, kind, *, local=False, temperature, hidden=None, kept=None):
+    """What the model says of each crop, from the kind's positions.
+
+    Args:
+      crops: uint8 [b, g, y, x, c].
+      keys: one an example.
+      hidden: bool [b, g, n], the patches that are masked.
+      kept: rows that drop path computes.
+
+    Returns:
+      prototypes, vector, logits, simplices: float32 [b, g, ...]; patches [b * g, n, d].
+    """
+    b, g = crops.shape[:2]
+    if setup.model.simplicial.relaxation == "softmax":
+        keys = None
+    else:
+        number = setup.number(kind, local)
+        split = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number), g))
+        keys = split(keys).reshape(b * g)
+    pixels = standardize(crops.reshape(b * g, *crops.shape[2:]))
+    low, high = setup.ranges[kind]
+    out = setup.model.apply(
+        {"params": params},
+        pixels,
+        keys=keys,
+        temperature=temperature,
+        masked=None if hidden is None else hidden.reshape(b * g, -1),
+        kept=kept,
+        read=(low, high),
+    )
+    found = {name: out[name] for name in ("prototypes", "vector")}
+    found |= {name: out[name][:, low:high] for name in ("logits", "simplices")}
+    found = {
+        name: leaf.astype(jnp.float32).reshape(b, g, *leaf.shape[1:])
+        for name, leaf in found.items()
+    }
+    return found | {"patches": out["patches"]}
+
+
+def patch_scores(setup, params, patches, hidden, kind):
+    """(prototype scores [m, k, p], share of each [m, k]) of masked patches; `losses.masked`."""
+    group = setup.objective.mask_group
+    place, share = masked.fill(hidden, group=group, size=setup.buffer(kind))
+    chosen = masked.take(patches, place)
+    score = setup.model.apply(
+        {"params": params}, chosen, method=lambda model, x: model.score(model.normalize(x))
+    )
+    return score, share
+
+
+def subsets(setup, key, position, crops, kind, local):
+    """Rows of each group that drop path keeps, or None.
+
+    They are drawn from the place of the group's first example.
+    """
+    objective = setup.objective
+    if not objective.drop_path:
+        return None
+    leaders = position.reshape(-1, objective.drop_path_group)[:, 0]
+    keys, number = example_keys(key, leaders, DROP), setup.number(kind, local)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+    rows = objective.drop_path_group * crops.shape[1]
+    depth = setup.model.backbone.depth
+    return drop_subsets(keys, depth=depth, rows=rows, rate=objective.drop_path)
+
+
+def prepare(setup: Setup, params, ema, extra, batch, frozen, step, key):
+    """Adds the teacher's targets, or the logits that centering makes targets of."""
+    objective = setup.objective
+    keys = example_keys(key, batch["position"], TEACHER)
+    temperature = rise(objective.teacher_temperature, step)
+    simplex = rise(objective.simplex_temperature[1], step)
+    is_sinkhorn = objective.teacher == "sinkhorn"
+    for kind in setup.kinds:
+        out = views(setup, ema, batch[f"{kind}/global"], keys, kind, temperature=simplex)
+        if is_sinkhorn:
+            target = ssl.sinkhorn(out["prototypes"], temperature=temperature)
+            batch = batch | {f"{kind}/target": target}
+        else:
+            batch = batch | {f"{kind}/teacher": out["prototypes"]}
+        if objective.ibot:
+            hidden = batch[f"{kind}/masked"]
+            logits, share = patch_scores(setup, ema, out["patches"], hidden, kind)
+            if is_sinkhorn:
+                target = ssl.sinkhorn(logits, temperature=temperature, valid=share > 0)
+                batch = batch | {f"{kind}/patch_target": target}
+            else:
+                batch = batch | {f"{kind}/patch_teacher": logits}
+        if objective.consistency:
+            cool = objective.consistency_temperature[1]
+            balance = jax.vmap(lambda logits: ssl.sinkhorn(logits, temperature=cool), 2, 2)
+            batch = batch | {f"{kind}/values": balance(out["logits"])}
+    return batch
+
+
+def loss(setup: Setup, params, extra, batch, frozen, step, key):
+    """The weighted terms of all kinds; aux has the means that the centers follow."""
+    objective = setup.objective
+    terms = dict.fromkeys((*TERMS, "target_entropy", "code_perplexity"), 0.0)
+    means = []
+    for place, kind in enumerate(setup.kinds):
+        found, mean = kind_terms(setup, params, extra, batch, step, key, kind, place)
+        for name, value in found.items():
+            terms[name] += value
+        means.append(mean)
+    total = sum(getattr(objective, name) * terms[name] for name in TERMS)
+    metrics = {name: jnp.asarray(term, jnp.float32) for name, term in terms.items()}
+    return total, (metrics, jax.tree.map(lambda *each: jnp.stack(each), *means))
+
+
+def kind_terms(setup: Setup, params, extra, batch, step, key, kind, place):
+    """({term: value}, {center: mean}) of one kind of crops, the `place`-th."""
+    objective, kinds = setup.objective, len(setup.kinds)
+    keys = example_keys(key, batch["position"], STUDENT)
+    temperature = rise(objective.teacher_temperature, step)
+    simplex = rise(objective.simplex_temperature[0], step)
+
+    def student(local, hidden=None):
+        crops = batch[f"{kind}/{'local' if local else 'global'}"]
+        kept = subsets(setup, key, batch["position"], crops, kind, local)
+        how = {"temperature": simplex, "hidden": hidden, "kept": kept}
+        return views(setup, params, crops, keys, kind, local=local, **how)
+
+    seen = student(local=False, hidden=batch.get(f"{kind}/masked"))
+    prototypes, logits = seen["prototypes"], seen["logits"]
+    if f"{kind}/local" in batch:
+        local = student(local=True)
+        prototypes = jnp.concatenate([prototypes, local["prototypes"]], 1)
+        logits = jnp.concatenate([logits, local["logits"]], 1)
+    terms, mean = {}, {}
+    if objective.teacher == "centering":
+        teacher = batch[f"{kind}/teacher"]
+        target = ssl.center_probs(teacher, extra["center"][place], temperature=temperature)
+        mean["center"] = teacher.mean((0, 1))
+    else:
+        target = batch[f"{kind}/target"]
+    terms["dino"] = ssl.dino(prototypes, target, temperature=objective.student_temperature).mean()
+    if objective.ibot:
+        terms["ibot"], means = patch_term(
+            setup, params, extra, batch, seen, temperature, kind, place
+        )
+        mean |= means
+    if objective.koleo:
+        # One crop of every image at a time: two of one image would be each other's neighbors.
+        vectors = jnp.moveaxis(seen["vector"], 1, 0)
+        group = objective.koleo_group
+        terms["koleo"] = sum(ssl.koleo(crop, group=group).mean() for crop in vectors)
+    if objective.consistency:
+        warm = objective.consistency_temperature[0]
+        agree = jax.vmap(
+            lambda student, teacher: ssl.dino(student, teacher, temperature=warm), 2
+        )
+        values = jax.lax.stop_gradient(batch[f"{kind}/values"])
+        terms["consistency"] = agree(logits, values).mean()
+    terms["target_entropy"] = ssl.entropy(target).mean() / kinds
+    usage = seen["simplices"].mean((0, 1))
+    terms["code_perplexity"] = jnp.exp(ssl.entropy(usage)).mean() / kinds
+    return terms, mean
+
+
+def patch_term(setup: Setup, params, extra, batch, seen, temperature, kind, place):
+    """(iBOT's term, {center: mean}) of the masked patches of one kind of crops."""
+    objective = setup.objective
+    images = math.prod(seen["vector"].shape[:2])
+    hidden = batch[f"{kind}/masked"]
+    scores, share = patch_scores(setup, params, seen["patches"], hidden, kind)
+    mean = {}
+    if objective.teacher == "centering":
+        teacher = batch[f"{kind}/patch_teacher"]
+        center = extra["patch_center"][place]
+        target = ssl.center_probs(teacher, center, temperature=temperature)
+        # Sums and numbers for each image: microbatches have different numbers of masked patches.
+        is_masked = (share > 0)[..., None]
+        total = jnp.where(is_masked, teacher, 0).astype(jnp.float32).sum((0, 1))
+        mean = {"patch_center": total / images, "patches": is_masked.sum() / images}
+    else:
+        target = batch[f"{kind}/patch_target"]
+    values = ssl.ibot(scores, target, share, temperature=objective.student_temperature)
+    return values.sum() / images, mean
+
+
+def after_update(setup: Setup, extra, params, aux, step):
+    """Moves the centers towards the means of this step."""
+    if not aux:
+        return extra
+    means = {"center": aux["center"]}
+    if setup.objective.ibot:
+        patches = jnp.maximum(aux["patches"], 1e-6)[:, None]
+        means["patch_center"] = aux["patch_center"] / patches
+    momentum = setup.objective.center_momentum
+    return {
+        name: ssl.update_center(extra[name], mean, momentum=momentum)
+        for name, mean in means.items()
+    }
+
+
+def ema_decay(setup: Setup, step):
+    """The teacher's: a cosine from the start of `momentum` to its end."""
+    start, end = setup.objective.momentum
+    done = jnp.minimum(step / setup.steps, 1.0)
+    return end - (end - start) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+
+
+def flops(setup: Setup, kind: str) -> float:
+    """Model FLOPs of a step for one image and one kind of crops.
+
+    Three forward passes of every crop for the student, one of the global crops for the teacher,
+    both with registers, simplicial head and DINO head; and as many of the masked patches through
+    their head. Drop path leaves the student's blocks their share of the work. Masked patches are
+    counted as many as are hidden on the average; the buffer has a little room beyond. In the
+    paper's sizes (2 crops of 261 tokens, 8 of 54) 1.64 TF, of which masked patches are 0.02;
+    without drop path 2.18.
+    """
+    model, objective, crops = setup.model, setup.objective, setup.crops[kind]
+    drop = objective.drop_path
+    student = crops.global_crops * model.flops(crops.global_size, drop_path=drop)
+    teacher = crops.global_crops * model.flops(crops.global_size)
+    local = crops.local_crops * model.flops(crops.local_size, drop_path=drop)
+    patches = 0.0
+    if objective.ibot:
+        hidden = objective.mask_share * sum(objective.mask_ratio) / 2
+        patches = crops.global_crops * setup.side(kind) ** 2 * hidden
+        patches *= model.dino.flops(model.backbone.width)
+    return 3 * (student + local + patches) + teacher + patches
