@@ -29,7 +29,10 @@ import numpy as np
 from dlc_jax import checkpoint, parallel, recipe
 from dlc_jax import workdir as home
 from dlc_jax.data import inputs
-from dlc_jax.diffusion import flow, guidance, masked, sample, schedules
+from dlc_jax.diffusion import flow
+from dlc_jax.diffusion.guidance import Guidance, guided
+from dlc_jax.diffusion.masked import CodeSampler
+from dlc_jax.diffusion.sample import Sampler
 from dlc_jax.errors import UserError
 from dlc_jax.evals import composition
 from dlc_jax.models.dit import RULES, DiT
@@ -276,7 +279,8 @@ class Pipeline:
     def _sample_codes(self, params, keys, *, calls, temperature):
         model, _ = self._model("prior")
         logits = functools.partial(model.apply, {"params": params})
-        return masked.sample(logits, keys, model.positions, model.values, calls=calls, temperature=temperature)
+        sampler = CodeSampler(calls=calls, temperature=temperature)
+        return sampler.draw(logits, keys, model.positions, model.values)
 
     def _decode(self, params, keys, codes=None, *, steps, scale, method):
         model, _ = self._model("generator")
@@ -286,9 +290,10 @@ class Pipeline:
             prediction = model.apply({"params": params}, x, t, codes)
             return flow.to_velocity(prediction, x, t, kind=objective.prediction, floor=1e-3)
 
-        function = guidance.guided(velocity, codes, scale=scale if codes is not None else 1.0)
+        guidance = Guidance(scale=scale if codes is not None else 1.0)
+        sampler = Sampler(method=method, steps=steps, guidance=guidance)
         shape = (model.image, model.image, model.channels)
-        x = sample.flow_sample(function, keys, shape, schedules.uniform_grid(steps), method=method)
+        x = sampler.draw(guided(velocity, codes, guidance), keys, shape)
         return jnp.clip(jnp.round((x + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
     def _section(self, network: str):

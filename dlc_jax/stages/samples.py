@@ -15,6 +15,7 @@ from dlc_jax import recipe
 from dlc_jax.data import sources
 from dlc_jax.data.codes import CodeStore
 from dlc_jax.data.shapes import HELD_OUT
+from dlc_jax.diffusion.sample import Sampler
 from dlc_jax.evals import composition, samples
 from dlc_jax.evals.judge import Judge, proof
 from dlc_jax.models import dit, masked_transformer
@@ -128,9 +129,8 @@ def make(config, *, step: str, workdir) -> Job:
         samples.save_captions(directory / "pictures", captions)
         return results
 
-    # Heun's last step ends at t=0 and is one call; guidance runs the null condition too.
-    calls = {"euler": section.sampling_steps, "heun": 2 * section.sampling_steps - 1}[section.method]
-    passes = calls * (2 if section.codes and section.guidance != 1 else 1)
+    calls = Sampler(method=section.method, steps=section.sampling_steps).calls
+    passes = calls * (2 if section.codes and section.guidance != 1 else 1)  # the null condition too
     counted = {"decode": passes * dit.flops(DiT(**config[section.generator].model))}
     if section.codes:
         prior = MaskedTransformer(**config[section.prior].model)
