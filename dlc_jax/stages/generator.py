@@ -16,7 +16,7 @@ from dlc_jax.data import loader, sources
 from dlc_jax.data.codes import CodeStore, WithCodes
 from dlc_jax.diffusion import flow, schedules
 from dlc_jax.errors import UserError
-from dlc_jax.evals import samples
+from dlc_jax.evals import pictures
 from dlc_jax.losses.diffusion import flow_loss
 from dlc_jax.models.dit import RULES, DiT, flops
 from dlc_jax.pipeline import Pipeline
@@ -164,16 +164,16 @@ def make(config, *, step: str, workdir) -> Stage:
             rows = sources.choose(source, shown.count)
             drawn = networks(mesh).decode(store("validation").codes(rows), params=params, seed=seed)
             real = np.stack([source[int(row)]["image"] for row in rows])
-            picture = samples.labelled_rows({"real": real, "from its code": drawn})
+            picture = pictures.labelled_rows({"real": real, "from its code": drawn})
             what = "unseen images above what the generator draws from their codes"
         else:
-            picture = samples.grid(networks(mesh).decode(None, count=shown.count, params=params, seed=seed))
+            picture = pictures.grid(networks(mesh).decode(None, count=shown.count, params=params, seed=seed))
             what = "what the generator draws"
         if jax.process_index() == 0:
-            samples.save_png(directory / "pictures" / f"step_{int(state.step)}.png", picture)
+            pictures.save_png(directory / "pictures" / f"step_{int(state.step)}.png", picture)
             steps = sorted(int(path.stem.removeprefix("step_")) for path in (directory / "pictures").glob("step_*.png"))
             sentences = {f"step_{at}.png": f"After {at} steps: {what}; always the same codes and noise." for at in steps}
-            samples.save_captions(directory / "pictures", sentences)
+            pictures.save_captions(directory / "pictures", sentences)
         return {"samples": picture}
 
     return Stage(

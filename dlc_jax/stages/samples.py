@@ -16,8 +16,9 @@ from dlc_jax.data import sources
 from dlc_jax.data.codes import CodeStore
 from dlc_jax.data.shapes import HELD_OUT
 from dlc_jax.diffusion.sample import Sampler
-from dlc_jax.evals import composition, samples
-from dlc_jax.evals.judge import Judge, proof
+from dlc_jax.evals import composition, pictures
+from dlc_jax.evals import judge as judging
+from dlc_jax.evals.factors import Factors
 from dlc_jax.models import dit, masked_transformer
 from dlc_jax.models.dit import DiT
 from dlc_jax.models.masked_transformer import MaskedTransformer
@@ -25,6 +26,15 @@ from dlc_jax.pipeline import Pipeline, programs
 from dlc_jax.stage import Job
 
 SHOWN = 32  # images of a picture
+
+
+class Judge(judging.Judge):
+    """The judge of the embedded data set, with what `Factors` asks of one."""
+
+    held_out = HELD_OUT
+
+    def proof(self, count):
+        return judging.proof(self, count=count)
 
 
 def make(config, *, step: str, workdir) -> Job:
@@ -50,48 +60,40 @@ def make(config, *, step: str, workdir) -> Job:
         labels = sources.factors(**config.data)  # {factor: its values' names}
         ours = config.data.name == "shapes"  # the judge knows no other images
         judge = Judge(image=config.data.image, positions=config.data.positions) if ours else None
-        names, classes = list(labels), [len(values) for values in labels.values()]
+        classes = [len(values) for values in labels.values()]
+        rates = Factors(judge, list(labels), classes)
+
+        def note(prefix, found):
+            results.update({f"{prefix}{key}": value for key, value in found.items()})
 
         def picture(name, array, sentence):
-            samples.save_png(directory / "pictures" / f"{name}.png", array)
+            pictures.save_png(directory / "pictures" / f"{name}.png", array)
             captions[f"{name}.png"] = sentence
 
         def draw():
             codes = networks.sample_codes(section.count, seed=config.seed) if section.codes else None
             images = networks.decode(codes, seed=config.seed + 1, count=section.count)
             how = "sampled codes, decoded" if section.codes else "drawn without codes"
-            picture("unconditional", samples.grid(images[: 2 * SHOWN]), f"Images that never existed: {how}.")
-            if judge:
-                reading = judge.read(images)
-                found = samples.unconditional(reading.factors, reading.valid, names=names, classes=classes, held_out=HELD_OUT)
-                results.update({f"{section.prefix}unconditional/{key}": value for key, value in found.items()})
-                results[f"{section.prefix}unconditional/distance"] = float(np.mean(reading.distance))
+            picture("unconditional", pictures.grid(images[: 2 * SHOWN]), f"Images that never existed: {how}.")
+            note(f"{section.prefix}unconditional/", rates.unconditional(images))
 
         def rebuild(split, prefix):
             images, codes, factors = read(split, section.count)
             decoded = networks.decode(codes, seed=config.seed + 2)
             some = sources.choose(images, SHOWN)  # not the first: files are sorted by class
-            shown = samples.enlarge(images[some])
+            shown = pictures.enlarge(images[some])
             values = config[section.generator].model["values"]
-            cells = samples.code_cells(codes[some], values=values, size=shown.shape[1])
-            rows = {"real": shown, "its code": cells, "from its code": samples.enlarge(decoded[some])}
+            cells = pictures.code_cells(codes[some], values=values, size=shown.shape[1])
+            rows = {"real": shown, "its code": cells, "from its code": pictures.enlarge(decoded[some])}
             picture(
                 prefix,
-                samples.labelled_rows(rows),
+                pictures.labelled_rows(rows),
                 f"Unseen images ({split.replace('_', ' ')}), their codes ({codes.shape[1]} positions, a color for each of {values} "
                 "values), and what comes back from the codes alone.",
             )
-            if judge:
-                reading = judge.read(decoded)
-                found = samples.reconstruction(factors, reading.factors, names=names)
-                results.update({f"{prefix}/{key}": value for key, value in found.items()})
-                results[f"{prefix}/valid"] = float(np.mean(reading.valid))
-                results[f"{prefix}/distance"] = float(np.mean(reading.distance))
-                real = judge.read(images)
-                own = samples.reconstruction(factors, real.factors, names=names)
-                results.update({f"judge/{split}_{key}": value for key, value in own.items()})
-                results[f"judge/{split}_valid"] = float(np.mean(real.valid))
-                results[f"judge/{split}_distance"] = float(np.mean(real.distance))
+            found, own = rates.reconstruction(factors, images, decoded)
+            note(f"{prefix}/", found)
+            note(f"judge/{split}_", own)
 
         def compose(parents, prefix):
             images, codes, factors = read("validation", section.count)
@@ -106,27 +108,21 @@ def make(config, *, step: str, workdir) -> Job:
             rows = {f"parent {'ABC'[parent]}": images[groups[:SHOWN, parent]] for parent in range(parents)}
             picture(
                 prefix,
-                samples.labelled_rows(rows | {"composed": children[:SHOWN]}),
+                pictures.labelled_rows(rows | {"composed": children[:SHOWN]}),
                 f"Codes of {parents} images mixed position by position, decoded below their parents.",
             )
-            if judge:
-                reading = judge.read(children)
-                found = composition.score(
-                    [factors[groups[:, parent]] for parent in range(parents)], reading.factors, names=names, classes=classes
-                )
-                results.update({f"{prefix}/{key}": value for key, value in found.items()})
-                results[f"{prefix}/valid"] = float(np.mean(reading.valid))
+            if factors is not None:
+                note(f"{prefix}/", rates.composition(np.moveaxis(factors[groups], 1, 0), children))
 
         draw()
-        if judge and section.codes:
-            results.update({f"judge/{key}": value for key, value in proof(judge, count=min(200, section.count)).items()})
         if section.codes:
+            note("judge/", rates.proof(min(200, section.count)))
             rebuild("validation", "reconstruction")
             if section.held_out:
                 rebuild("held_out", "reconstruction_held_out")
             compose(2, "composition")
             compose(3, "composition_of_three")
-        samples.save_captions(directory / "pictures", captions)
+        pictures.save_captions(directory / "pictures", captions)
         return results
 
     calls = Sampler(method=section.method, steps=section.sampling_steps).calls
