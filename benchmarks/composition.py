@@ -29,7 +29,7 @@ def main(workdir: Path) -> None:
         )
 
     codes, factors = read("validation", COUNT)
-    pairs = composition.choose_pairs(factors, COUNT, seed=config.seed)
+    pairs = composition.choose_parents(factors, COUNT, parents=2, seed=config.seed)
     first, second = factors[pairs[:, 0]], factors[pairs[:, 1]]
 
     def origins(mixed):

@@ -1,5 +1,6 @@
-"""Mixing and its scores, counted by hand and by brute force."""
+"""Choosing parents and mixing their codes."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -8,20 +9,20 @@ import pytest
 from dlc_jax.evals import composition
 
 CLASSES = (6, 6, 4, 2)
-NAMES = ("shape", "color", "background", "size")
 
 
 def _factors(count, seed=0):
-    return np.stack([np.random.default_rng([seed, k]).integers(0, kinds, count) for k, kinds in enumerate(CLASSES)], axis=1)
+    draws = [np.random.default_rng([seed, k]) for k in range(len(CLASSES))]
+    return np.stack([draw.integers(0, n, count) for draw, n in zip(draws, CLASSES)], axis=1)
 
 
 def test_pairs_differ_in_every_factor():
     factors = _factors(200)
-    pairs = composition.choose_pairs(factors, 64, seed=3)
+    pairs = composition.choose_parents(factors, 64, parents=2, seed=3)
     assert pairs.shape == (64, 2)
     assert np.all(factors[pairs[:, 0]] != factors[pairs[:, 1]])
-    np.testing.assert_array_equal(pairs, composition.choose_pairs(factors, 64, seed=3))
-    assert np.any(pairs != composition.choose_pairs(factors, 64, seed=4))
+    np.testing.assert_array_equal(pairs, composition.choose_parents(factors, 64, parents=2, seed=3))
+    assert np.any(pairs != composition.choose_parents(factors, 64, parents=2, seed=4))
 
 
 def test_three_parents_differ_among_each_other():
@@ -34,8 +35,11 @@ def test_three_parents_differ_among_each_other():
 def test_impossible_groups_are_refused():
     with pytest.raises(ValueError, match="2 values"):
         composition.choose_parents(_factors(100), 4, parents=3, seed=0)
-    with pytest.raises(ValueError, match="found 0 of 4"):  # each factor varies, but no two rows differ in both
-        composition.choose_pairs(np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1], [0, 1, 1]]), 4, seed=0)
+    with pytest.raises(
+        ValueError, match="found 0 of 4"
+    ):  # each factor varies, but no two rows differ in both
+        rows = np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1], [0, 1, 1]])
+        composition.choose_parents(rows, 4, parents=2, seed=0)
 
 
 def test_mix_copies_each_position_from_a_parent_in_the_weights_proportion():
@@ -59,26 +63,29 @@ def test_mix_where_parents_agree_changes_nothing():
 def test_simplices_are_drawn_from_their_weighted_mean():
     random = np.random.default_rng(0)
     a, b = random.dirichlet(np.ones(5), (2, 7)).astype(np.float32)  # [7 positions, 5 values] each
-    mixed = composition.mix([np.broadcast_to(part, (6000, 7, 5)) for part in (a, b)], seed=3, weights=(1, 3))
+    mixed = composition.mix(
+        [np.broadcast_to(part, (6000, 7, 5)) for part in (a, b)], seed=3, weights=(1, 3)
+    )
     found = (mixed[..., None] == np.arange(5)).mean(0)
     np.testing.assert_allclose(found, (a + 3 * b) / 4, atol=0.03)  # standard error at most 0.0065
-    together = ((mixed[:, 0, None] == np.arange(5))[:, :, None] & (mixed[:, 1, None] == np.arange(5))[:, None]).mean(0)
-    np.testing.assert_allclose(together, np.outer(found[0], found[1]), atol=0.03)  # positions are independent
+    one, two = (mixed[:, position, None] == np.arange(5) for position in (0, 1))
+    together = (one[:, :, None] & two[:, None]).mean(0)  # positions are independent
+    np.testing.assert_allclose(together, np.outer(found[0], found[1]), atol=0.03)
 
 
 def test_simplices_near_their_corners_mix_as_their_codes():
     codes = np.random.default_rng(0).integers(0, 9, (3, 40, 12))
     corners = np.eye(9, dtype=np.float32)[codes]
-    hard = composition.mix(codes, seed=4, weights=(1, 2, 3), keep=(2,))
-    np.testing.assert_array_equal(composition.mix(corners, seed=4, weights=(1, 2, 3), keep=(2,)), hard)
-    np.testing.assert_array_equal(composition.mix([codes[0], *corners[1:]], seed=4, weights=(1, 2, 3), keep=(2,)), hard)
+    mix = functools.partial(composition.mix, seed=4, weights=(1, 2, 3), keep=(2,))
+    np.testing.assert_array_equal(mix(corners), mix(codes))
+    np.testing.assert_array_equal(mix([codes[0], *corners[1:]]), mix(codes))
 
 
 def test_values_without_probability_are_never_drawn():
     simplices = np.zeros((5000, 1, 4), np.float32)
     simplices[..., 1:3] = 0.5
     assert set(composition.mix([simplices], seed=0).ravel()) == {1, 2}
-    ends = composition._draw(simplices[:1], np.zeros((1, 1))), composition._draw(simplices[:1], np.full((1, 1), 1 - 2.0**-53))
+    ends = [composition._draw(simplices[:1], np.full((1, 1), end)) for end in (0, 1 - 2.0**-53)]
     assert [int(end.item()) for end in ends] == [1, 2]
 
 
@@ -88,9 +95,12 @@ def test_kept_positions_are_the_first_parents():
     kept, free = composition.mix([a, b], seed=1, keep=(0, 7)), composition.mix([a, b], seed=1)
     np.testing.assert_array_equal(kept[:, [0, 7]], a[:, [0, 7]])
     others = [position for position in range(10) if position not in (0, 7)]
-    np.testing.assert_array_equal(kept[:, others], free[:, others])  # what is kept does not change the other draws
+    # what is kept does not change the other draws
+    np.testing.assert_array_equal(kept[:, others], free[:, others])
     soft = random.dirichlet(np.ones(4), (300, 10))
-    np.testing.assert_array_equal(composition.mix([soft, b], seed=1, keep=range(10)), soft.argmax(-1))
+    np.testing.assert_array_equal(
+        composition.mix([soft, b], seed=1, keep=range(10)), soft.argmax(-1)
+    )
     for outside in ((10,), (-1,)):
         with pytest.raises(ValueError, match=rf"0\.\.9; got {outside[0]}"):
             composition.mix([a, b], seed=1, keep=outside)
@@ -109,43 +119,3 @@ def test_a_part_mixes_as_in_the_whole():
 def test_bad_weights_are_refused(weights):
     with pytest.raises(ValueError, match="weights"):
         composition.mix([np.zeros((1, 1), int)] * 2, seed=0, weights=weights)
-
-
-def test_score_of_pairs_by_hand():
-    a, b = np.array([[0, 0]] * 4), np.array([[1, 1]] * 4)
-    child = np.array([[0, 1], [0, 0], [1, 5], [5, 5]])  # both; A alone; B and neither; neither
-    assert composition.score([a, b], child, names=("shape", "color"), classes=(6, 6)) == {
-        "shape_from_parents": 0.75,
-        "chance_shape_from_parents": pytest.approx(2 / 6),
-        "color_from_parents": 0.5,
-        "chance_color_from_parents": pytest.approx(2 / 6),
-        "both_parents": 0.25,
-        "chance_both_parents": pytest.approx(2 / 36),
-        "count": 4,
-    }
-
-
-def test_a_value_that_both_parents_have_is_from_neither_alone():
-    a, b, child = np.array([[2, 0]]), np.array([[2, 1]]), np.array([[2, 1]])
-    result = composition.score([a, b], child, names=("shape", "color"), classes=(6, 6))
-    assert result["shape_from_parents"] == 1 and result["chance_shape_from_parents"] == pytest.approx(1 / 6)
-    assert result["both_parents"] == 0 and result["chance_both_parents"] == pytest.approx(0)
-
-
-@pytest.mark.parametrize(
-    "parents",
-    [
-        [(0, 0, 0), (1, 1, 1)],
-        [(0, 0, 0), (1, 0, 1)],
-        [(0, 0, 0), (1, 1, 1), (2, 2, 2)],
-        [(0, 0, 0), (1, 1, 1), (1, 2, 3)],
-    ],
-)
-def test_chance_levels_are_those_of_all_children(parents):
-    classes, names = (4, 3, 5), ("a", "b", "c")
-    child = np.array(list(itertools.product(*map(range, classes))))
-    stacked = [np.tile(parent, (len(child), 1)) for parent in parents]
-    result = composition.score(stacked, child, names=names, classes=classes)
-    every = "both_parents" if len(parents) == 2 else "all_parents"
-    for key in [f"{name}_from_parents" for name in names] + [every]:
-        assert result[f"chance_{key}"] == pytest.approx(result[key]), key

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dlc_jax.diffusion import guidance, masked, sample, schedules
+from dlc_jax.diffusion.guidance import Guidance, guided
+from dlc_jax.diffusion.masked import CodeSampler
+from dlc_jax.diffusion.sample import Sampler
 from dlc_jax.models import dit, masked_transformer, simplicial, vit
 from dlc_jax.stages import STAGES
 
@@ -186,8 +188,9 @@ def test_samples_job_counts_the_calls_of_its_sampler(method, scale, drawn, tmp_p
         return x
 
     with jax.disable_jit():  # loops and branches run as Python's, so that each call is seen
-        function = guidance.guided(velocity, codes, scale=scale if drawn else 1.0)
-        sample.flow_sample(function, jax.random.split(jax.random.key(0), 2), (1,), schedules.uniform_grid(4), method=method)
+        function = guided(velocity, codes, Guidance(scale=scale if drawn else 1.0))
+        keys = jax.random.split(jax.random.key(0), 2)
+        Sampler(method=method, steps=4).draw(function, keys, (1,))
     job = STAGES["samples"](config, step="samples", workdir=tmp_path)
     assert job.programs["decode"].flops == config.samples.batch * len(calls) * dit.flops(dit.DiT(**config.generator.model))
 
@@ -202,7 +205,7 @@ def test_samples_job_counts_the_calls_of_the_prior(calls, tmp_path):
         return jnp.zeros((*codes.shape, 3))
 
     with jax.disable_jit():
-        masked.sample(logits, jax.random.split(jax.random.key(0), 2), 32, 3, calls=calls or 32)
+        CodeSampler(calls=calls).draw(logits, jax.random.split(jax.random.key(0), 2), 32, 3)
     job = STAGES["samples"](config, step="samples", workdir=tmp_path)
     once = masked_transformer.flops(masked_transformer.MaskedTransformer(**config.prior.model))
     assert job.programs["sample_codes"].flops == config.samples.batch * len(seen) * once

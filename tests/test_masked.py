@@ -1,5 +1,6 @@
-"""Masked diffusion of codes: the process, the bound against exact likelihoods, the sampler against a known joint distribution."""
+"""Masked diffusion of codes: the bound against exact likelihoods, the sampler against a joint."""
 
+import functools
 import itertools
 import math
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from dlc_jax.diffusion import masked, schedules
+from dlc_jax.diffusion.masked import CodeSampler
 from dlc_jax.errors import UserError
 
 LENGTH, VALUES = 3, 3
@@ -21,7 +23,7 @@ def joint(seed=0):
 
 
 def conditionals(p):
-    """[4, 4, 4, l, v]: log p(value of a position | the visible values), by noisy code; 3 is the mask."""
+    """[4 4 4 l v], log p(value of a position | visible values), by noisy code; 3 is the mask."""
     table = np.zeros((VALUES + 1,) * LENGTH + (LENGTH, VALUES))
     for noisy in itertools.product(range(VALUES + 1), repeat=LENGTH):
         fits = np.all((CODES == noisy) | (np.array(noisy) == VALUES), axis=1)
@@ -37,7 +39,7 @@ def lookup(table):
 
 
 def order_average(table, code):
-    """-log p(code), averaged over all orders in which positions can be revealed, each term from `table`."""
+    """-log p(code) from `table`, averaged over all orders in which positions can be revealed."""
     total = 0.0
     for order in itertools.permutations(range(LENGTH)):
         noisy = [VALUES] * LENGTH
@@ -47,53 +49,55 @@ def order_average(table, code):
     return total / math.factorial(LENGTH)
 
 
-def expected_bound(table, code, schedule):
-    """The mean of `masked.bound` over t (Gauss-Legendre) and every mask, each weighted by its chance."""
+def expected_bound(table, code):
+    """The mean of `masked.bound` over t (Gauss-Legendre) and every mask, weighted by its chance."""
     nodes, weights = np.polynomial.legendre.leggauss(24)
     t, weights = np.repeat((nodes + 1) / 2, len(MASKS)), np.repeat(weights / 2, len(MASKS))
     hidden = np.tile(MASKS, (len(nodes), 1))
     codes = np.tile(code, (len(t), 1))
-    chance = np.sin(np.pi / 2 * t) if schedule is schedules.cosine else t
-    chance = np.where(hidden, chance[:, None], 1 - chance[:, None]).prod(1)
+    chance = np.where(hidden, t[:, None], 1 - t[:, None]).prod(1)
     logits = lookup(table)(np.where(hidden, VALUES, codes))
-    values = masked.bound(logits, jnp.asarray(codes), jnp.asarray(hidden), jnp.asarray(t, jnp.float32), schedule=schedule)
+    codes, hidden, t = jnp.asarray(codes), jnp.asarray(hidden), jnp.asarray(t, jnp.float32)
+    values = masked.bound(logits, codes, hidden, t)
     return (weights * chance * np.asarray(values, np.float64)).sum()
 
 
-@pytest.mark.parametrize("schedule", [schedules.linear, schedules.cosine], ids=["linear", "cosine"])
-def test_bound_of_the_exact_model_is_the_likelihood(schedule):
+def test_bound_of_the_exact_model_is_the_likelihood():
     p = joint()
     table = conditionals(p)
     for index in (0, 7, 25):
-        assert expected_bound(table, CODES[index], schedule) == pytest.approx(-math.log(p[index]), rel=1e-5)
+        assert expected_bound(table, CODES[index]) == pytest.approx(-math.log(p[index]), rel=1e-5)
 
 
-@pytest.mark.parametrize("schedule", [schedules.linear, schedules.cosine], ids=["linear", "cosine"])
-def test_bound_of_any_model_is_the_average_over_orders(schedule):
+def test_bound_of_any_model_is_the_average_over_orders():
     table = np.random.default_rng(1).normal(size=(VALUES + 1,) * LENGTH + (LENGTH, VALUES))
     table -= np.log(np.exp(table).sum(-1, keepdims=True))
     for index in (3, 20):
-        assert expected_bound(table, CODES[index], schedule) == pytest.approx(order_average(table, CODES[index]), rel=1e-5)
+        expected = order_average(table, CODES[index])
+        assert expected_bound(table, CODES[index]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_bound_on_average_is_at_least_the_entropy():
     p = joint()
     wrong = conditionals(joint(5))
-    bound = sum(p[i] * expected_bound(wrong, CODES[i], schedules.linear) for i in range(len(CODES)))
+    bound = sum(p[i] * expected_bound(wrong, CODES[i]) for i in range(len(CODES)))
     assert bound > -(p * np.log(p)).sum() + 0.1
 
 
-def test_cross_entropy_and_units_against_numpy():
+def test_cross_entropy_against_numpy():
     rng = np.random.default_rng(0)
     logits, codes = rng.normal(size=(2, 5, 7)) * 3, rng.integers(0, 7, (2, 5))
     hidden = rng.random((2, 5)) < 0.5
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = -np.where(hidden, np.take_along_axis(log_p, codes[..., None], -1)[..., 0], 0).sum(-1)
-    found = masked.cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(codes), jnp.asarray(hidden))
+    found = masked.cross_entropy(
+        jnp.asarray(logits, jnp.float32), jnp.asarray(codes), jnp.asarray(hidden)
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    uniform = masked.cross_entropy(jnp.zeros((1, 6, 8)), jnp.zeros((1, 6), jnp.int32), jnp.ones((1, 6), bool))
-    assert float(masked.bits_per_position(uniform, 6)[0]) == pytest.approx(3)
-    assert float(masked.nats_per_position(uniform, 6)[0]) == pytest.approx(math.log(8))
+    uniform = masked.cross_entropy(
+        jnp.zeros((1, 6, 8)), jnp.zeros((1, 6), jnp.int32), jnp.ones((1, 6), bool)
+    )
+    assert float(uniform[0]) == pytest.approx(6 * math.log(8))
 
 
 def test_bound_is_finite_at_the_ends_of_time():
@@ -105,21 +109,22 @@ def test_bound_is_finite_at_the_ends_of_time():
     assert np.isfinite(masked.bound(jnp.ones((2, 4, 5)), codes, hidden, t)).all()
 
 
-def test_mask_codes_hides_the_schedules_share_and_each_example_alone():
+def test_mask_codes_hides_its_share_and_each_example_alone():
     b = 2000
     keys = jax.random.split(jax.random.key(1), b)
     codes = jax.random.randint(jax.random.key(2), (b, 16), 0, 9)
     t = jnp.full((b,), 0.3)
-    for schedule, share in ((schedules.linear, 0.3), (schedules.cosine, math.sin(0.15 * math.pi))):
-        noisy, hidden = masked.mask_codes(codes, t, keys, values=9, schedule=schedule)
-        assert abs(float(hidden.mean()) - share) < 4 * math.sqrt(share * (1 - share) / (16 * b))
-        np.testing.assert_array_equal(noisy, np.where(hidden, 9, codes))
-    few, _ = masked.mask_codes(codes[5:8], t[5:8], keys[5:8], values=9, schedule=schedules.cosine)
+    noisy, hidden = masked.mask_codes(codes, t, keys, values=9)
+    assert abs(float(hidden.mean()) - 0.3) < 4 * math.sqrt(0.3 * 0.7 / (16 * b))
+    np.testing.assert_array_equal(noisy, np.where(hidden, 9, codes))
+    few, _ = masked.mask_codes(codes[5:8], t[5:8], keys[5:8], values=9)
     np.testing.assert_array_equal(few, noisy[5:8])
 
 
 def chi_square(codes, p):
-    counts = np.bincount(np.ravel_multi_index(np.asarray(codes).T, (VALUES,) * LENGTH), minlength=len(CODES))
+    counts = np.bincount(
+        np.ravel_multi_index(np.asarray(codes).T, (VALUES,) * LENGTH), minlength=len(CODES)
+    )
     return ((counts - len(codes) * p) ** 2 / (len(codes) * p)).sum()
 
 
@@ -127,14 +132,21 @@ def test_one_position_a_call_samples_the_joint_distribution():
     p = joint() * 0.9 + 0.1 / len(CODES)
     logits_fn = lookup(conditionals(p))
     keys = jax.random.split(jax.random.key(3), 20_000)
-    draw = jax.jit(lambda calls: masked.sample(logits_fn, keys, LENGTH, VALUES, calls=calls), static_argnums=0)
-    limit = 26 + 4 * math.sqrt(2 * 26)  # four standard deviations of chi-square with 26 degrees of freedom
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def draw(calls):
+        return CodeSampler(calls=calls).draw(logits_fn, keys, LENGTH, VALUES)
+
+    limit = 26 + 4 * math.sqrt(
+        2 * 26
+    )  # four standard deviations of chi-square with 26 degrees of freedom
     assert chi_square(draw(LENGTH), p) < limit
     marginals = np.exp(conditionals(p)[(VALUES,) * LENGTH])
     independent = np.prod([marginals[i, CODES[:, i]] for i in range(LENGTH)], axis=0)
     assert chi_square(draw(1), independent) < limit
     assert chi_square(draw(1), p) > 10 * limit  # the test sees the difference
     np.testing.assert_array_equal(draw(50), draw(LENGTH))
+    np.testing.assert_array_equal(draw(0), draw(LENGTH))
 
 
 def watched(length, values, calls, b=3, known=None):
@@ -147,7 +159,8 @@ def watched(length, values, calls, b=3, known=None):
 
     keys = jax.random.split(jax.random.key(4), b)
     prompt = None if known is None else jnp.full((b, length), 1, jnp.int32)
-    out = jax.jit(lambda keys: masked.sample(logits_fn, keys, length, values, calls=calls, prompt=prompt, known=known))(keys)
+    draw = functools.partial(CodeSampler(calls=calls).draw, prompt=prompt, known=known)
+    out = jax.jit(lambda keys: draw(logits_fn, keys, length, values))(keys)
     jax.effects_barrier()
     return seen + [np.asarray(out)]
 
@@ -159,7 +172,9 @@ def test_every_call_reveals_its_share_and_changes_nothing_else(calls):
     assert len(states) == runs + 1
     assert (states[0] == 4).all() and (states[-1] < 4).all()
     for index, (before, after) in enumerate(itertools.pairwise(states)):
-        np.testing.assert_array_equal((before == 4).sum(1) - (after == 4).sum(1), (index + 1) * 7 // runs - index * 7 // runs)
+        np.testing.assert_array_equal(
+            (before == 4).sum(1) - (after == 4).sum(1), (index + 1) * 7 // runs - index * 7 // runs
+        )
         np.testing.assert_array_equal(after[before < 4], before[before < 4])
 
 
@@ -175,7 +190,7 @@ def test_known_positions_stay_and_the_rest_is_spread_over_the_calls():
 def test_a_sample_depends_on_its_key_alone():
     logits_fn = lookup(conditionals(joint()))
     keys = jax.random.split(jax.random.key(6), 9)
-    draw = jax.jit(lambda keys: masked.sample(logits_fn, keys, LENGTH, VALUES, calls=2))
+    draw = jax.jit(lambda keys: CodeSampler(calls=2).draw(logits_fn, keys, LENGTH, VALUES))
     whole = draw(keys)
     parts = [draw(keys[i : i + 3]) for i in range(0, 9, 3)]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
@@ -190,17 +205,17 @@ def test_orders_differ_between_examples():
 def test_temperature_zero_takes_the_likeliest_value():
     logits = jnp.asarray(np.random.default_rng(3).normal(size=(1, 6, 5)), jnp.float32)
     keys = jax.random.split(jax.random.key(0), 4)
-    draw = jax.jit(
-        lambda keys: masked.sample(lambda noisy: jnp.broadcast_to(logits, (4, 6, 5)), keys, 6, 5, calls=2, temperature=0.0)
+    draw = CodeSampler(calls=2, temperature=0.0).draw
+    out = jax.jit(lambda keys: draw(lambda _: jnp.broadcast_to(logits, (4, 6, 5)), keys, 6, 5))(
+        keys
     )
-    out = draw(keys)
     np.testing.assert_array_equal(out, np.broadcast_to(logits.argmax(-1), (4, 6)))
 
 
 def test_noise_of_a_position_is_the_same_in_any_number_of_calls():
     def draw(keys):
         logits = jnp.zeros((4, 6, 5))
-        return [masked.sample(lambda _: logits, keys, 6, 5, calls=calls) for calls in (1, 6)]
+        return [CodeSampler(calls=calls).draw(lambda _: logits, keys, 6, 5) for calls in (1, 6)]
 
     one, many = jax.jit(draw)(jax.random.split(jax.random.key(0), 4))
     np.testing.assert_array_equal(one, many)
@@ -211,36 +226,43 @@ def test_temperature_divides_the_logits():
     p = np.array([0.7, 0.2, 0.1])
     logits = jnp.asarray(np.log(p), jnp.float32)
     keys = jax.random.split(jax.random.key(8), 10_000)
-    draw = jax.jit(
-        lambda keys: masked.sample(lambda noisy: jnp.broadcast_to(logits, (10_000, 1, 3)), keys, 1, 3, calls=1, temperature=2.0)
-    )
-    out = draw(keys)
+    draw = CodeSampler(temperature=2.0).draw
+    out = jax.jit(
+        lambda keys: draw(lambda _: jnp.broadcast_to(logits, (10_000, 1, 3)), keys, 1, 3)
+    )(keys)
     expected = np.sqrt(p) / np.sqrt(p).sum()
-    np.testing.assert_allclose(np.bincount(np.asarray(out)[:, 0], minlength=3) / 10_000, expected, atol=0.02)
+    np.testing.assert_allclose(
+        np.bincount(np.asarray(out)[:, 0], minlength=3) / 10_000, expected, atol=0.02
+    )
 
 
 def test_noise_has_the_high_range(monkeypatch):
-    # In the common mode noise ends at 16, and a value of chance 1e-7 is drawn about half as often as it should be. Seeing that
-    # would take a billion draws, hence a look at the call.
+    # In the common mode noise ends at 16, and a value of chance 1e-7 is drawn about half as often
+    # as it should be. Seeing that would take a billion draws, hence a look at the call.
     asked = []
     real = jax.random.gumbel
-    monkeypatch.setattr(
-        jax.random, "gumbel", lambda key, shape, *a, mode=None: asked.append((shape, mode)) or real(key, shape, *a, mode=mode)
-    )
-    keys = jax.random.split(jax.random.key(9), 2)
-    jax.make_jaxpr(lambda keys: masked.sample(lambda noisy: jnp.zeros((2, 6, 50)), keys, 6, 50, calls=3))(keys)
+
+    def gumbel(key, shape, *a, mode=None):
+        asked.append((shape, mode))
+        return real(key, shape, *a, mode=mode)
+
+    monkeypatch.setattr(jax.random, "gumbel", gumbel)
+    keys, draw = jax.random.split(jax.random.key(9), 2), CodeSampler(calls=3).draw
+    jax.make_jaxpr(lambda keys: draw(lambda _: jnp.zeros((2, 6, 50)), keys, 6, 50))(keys)
     assert set(asked) == {((50,), "high")}
 
 
-def test_bad_arguments_are_told():
+def test_a_code_sampler_checks_itself():
+    for wrong, words in [
+        ({"calls": -1}, "sampler.calls=-1 must be at least 0"),
+        ({"temperature": -0.5}, "sampler.temperature=-0.5 must be"),
+        ({"order": "confidence"}, "sampler.order='confidence' is unknown; known: random"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            CodeSampler(**wrong)
     keys = jax.random.split(jax.random.key(0), 2)
-    fn = lookup(conditionals(joint()))
-    with pytest.raises(UserError, match="calls=0"):
-        masked.sample(fn, keys, 3, 3, calls=0)
-    with pytest.raises(UserError, match="confidence"):
-        masked.sample(fn, keys, 3, 3, calls=1, order="confidence")
     with pytest.raises(ValueError, match="together"):
-        masked.sample(fn, keys, 3, 3, calls=1, known=jnp.ones((2, 3), bool))
+        CodeSampler().draw(lambda _: None, keys, 3, 3, known=jnp.ones((2, 3), bool))
 
 
 @pytest.mark.parametrize("total", [29, 49, 98, 103])
@@ -249,7 +271,9 @@ def test_stratified_times_fill_every_interval_once(total):
     for seed in range(20):
         t = schedules.stratified(position, total, jax.random.key(seed))
         assert float(t.min()) > 0 and float(t.max()) < 1
-        np.testing.assert_array_equal(np.sort(np.floor(np.asarray(t, np.float64) * total)), np.arange(total))
+        np.testing.assert_array_equal(
+            np.sort(np.floor(np.asarray(t, np.float64) * total)), np.arange(total)
+        )
 
 
 def test_stratified_times_belong_to_the_place_not_to_the_split():
@@ -258,7 +282,10 @@ def test_stratified_times_belong_to_the_place_not_to_the_split():
     shuffled = np.random.default_rng(0).permutation(98)
     for part in np.split(shuffled, [1, 30, 64]):
         np.testing.assert_array_equal(schedules.stratified(jnp.asarray(part), 98, key), whole[part])
-    alone = [float(schedules.stratified(jnp.array([3]), 98, jax.random.key(seed))[0]) for seed in range(200)]
+    alone = [
+        float(schedules.stratified(jnp.array([3]), 98, jax.random.key(seed))[0])
+        for seed in range(200)
+    ]
     assert abs(np.mean(alone) - 0.5) < 4 * math.sqrt(1 / 12 / 200)
     assert np.ptp(np.array(alone) * 98 % 1) > 0.9  # nor is it at one place of its interval
 
@@ -273,29 +300,14 @@ def test_logit_normal_is_the_quantile_function():
     assert 0 < edges[0] < edges[1] < 1
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine"])
-def test_mask_schedules_end_right_and_slopes_are_derivatives(name):
-    schedule = schedules.MASK_SCHEDULES[name]
-    assert float(schedule.alpha(jnp.float32(0))) == 1
-    assert float(schedule.alpha(jnp.float32(1))) == pytest.approx(0, abs=1e-6)
-    for t in (0.1, 0.5, 0.9):
-        assert float(schedule.slope(jnp.float32(t))) == pytest.approx(float(jax.grad(schedule.alpha)(t)), rel=1e-5)
-    t = np.array([1e-6, 1e-3, 0.5, 0.99])
-    weight = 1 / t if name == "linear" else np.pi / 2 / np.tan(np.pi / 2 * t)
-    np.testing.assert_allclose(schedule.weight(jnp.asarray(t, jnp.float32)), weight, rtol=2e-5)
-
-
-def test_grids_run_from_noise_to_data():
-    for grid in (
-        schedules.uniform_grid(1),
-        schedules.uniform_grid(7),
-        schedules.uniform_grid(7, shift=3.0),
-        schedules.cosine_grid(7),
-    ):
-        assert grid[0] == 1 and grid[-1] == 0
+@pytest.mark.parametrize("times", schedules.TIMES)
+def test_grids_run_from_noise_to_data(times):
+    for steps in (1, 7):
+        grid = schedules.grid(times, steps)
+        assert len(grid) == steps + 1 and grid[0] == 1 and grid[-1] == 0
         assert (np.diff(grid) < 0).all()
-    np.testing.assert_allclose(schedules.uniform_grid(4), [1, 0.75, 0.5, 0.25, 0])
-    np.testing.assert_allclose(schedules.cosine_grid(2), [1, math.sqrt(0.5), 0], rtol=1e-6)
-    assert schedules.uniform_grid(4, shift=3.0)[2] == pytest.approx(3 * 0.5 / 2)
-    with pytest.raises(UserError, match="steps=0"):
-        schedules.uniform_grid(0)
+
+
+def test_grids_against_their_equations():
+    np.testing.assert_array_equal(schedules.grid("uniform", 4), [1, 0.75, 0.5, 0.25, 0])
+    np.testing.assert_allclose(schedules.grid("cosine", 2), [1, math.sqrt(0.5), 0], rtol=1e-6)

@@ -8,7 +8,7 @@ import numpy as np
 from dlc_jax.cli import networks
 from dlc_jax.data import inputs
 from dlc_jax.errors import UserError
-from dlc_jax.evals import samples
+from dlc_jax.evals import pictures
 
 EXAMPLE = "dlc compose -w runs/quickstart a.png b.png --weights 1,3 --keep 0-11 --count 8 --out composition.png"
 COLUMNS = 8
@@ -56,7 +56,7 @@ def run(arguments, rest) -> None:
         codes = loaded.compose(repeated, first=start, **mixing)
         children.append(loaded.decode(codes, seed=arguments.seed + 1, first=start, **how))
     with networks.writing(out):
-        samples.save_png(out, picture(images, np.concatenate(children)))
+        pictures.save_png(out, picture(images, np.concatenate(children)))
     print(f"wrote {out}: {count} compositions of {len(images)} images")
 
 
@@ -68,8 +68,8 @@ def picture(parents: list[np.ndarray], children: np.ndarray) -> np.ndarray:
     rows = {"parents": parents}
     for start in range(0, len(children), columns):
         rows[f"composed {start + 1}" if start else "composed"] = children[start : start + columns]
-    paper = np.full((columns, size, size, 3), samples.PAPER, np.uint8)
-    return samples.labelled_rows({name: np.concatenate([row, paper[len(row) :]]) for name, row in rows.items()}, columns=columns)
+    paper = np.full((columns, size, size, 3), pictures.PAPER, np.uint8)
+    return pictures.labelled_rows({name: np.concatenate([row, paper[len(row) :]]) for name, row in rows.items()}, columns=columns)
 
 
 def numbers(text: str) -> list[float]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from dlc_jax.cli import networks
 from dlc_jax.errors import UserError
-from dlc_jax.evals import samples
+from dlc_jax.evals import pictures
 
 EXAMPLE = "dlc sample -w runs/quickstart -n 64 --steps 12 --guidance 1.5 --seed 0 --out grid.png"
 MOST = 1024  # images of a grid
@@ -39,8 +39,8 @@ def run(arguments, rest) -> None:
             continue
         with networks.writing(out):
             for number, image in zip(range(start, stop), images, strict=True):
-                samples.save_png(out / f"{number:06d}.png", image)
+                pictures.save_png(out / f"{number:06d}.png", image)
     if grid:
         with networks.writing(out):
-            samples.save_png(out, samples.grid(np.concatenate(shown), columns=math.ceil(math.sqrt(count))))
+            pictures.save_png(out, pictures.grid(np.concatenate(shown), columns=math.ceil(math.sqrt(count))))
     print(f"wrote {out}: {count} images")

@@ -1,7 +1,8 @@
-"""The linear path between data and noise, x_t = (1 - t) x0 + t eps, with velocity v = dx_t/dt = eps - x0.
+"""The linear path from data to noise, x_t = (1 - t) x0 + t eps, with velocity v = eps - x0.
 
-A network may predict the velocity ("v") or the data ("x"); each follows from the other and x_t, so everything after the network
-(guidance, integrators) works on velocities alone. Source: rectified flow (arXiv 2209.03003), flow matching (arXiv 2210.02747).
+A network may predict the velocity ("v") or the data ("x"). Either follows from the other and x_t,
+so what comes after the network (guidance, integrators) works on velocities alone. Source: rectified
+flow (arXiv 2209.03003), flow matching (arXiv 2210.02747).
 """
 
 import jax.numpy as jnp
@@ -13,7 +14,9 @@ from dlc_jax.typing import Array, Float
 KINDS = ("v", "x")
 
 
-def interpolate(x0: Float[Array, "b *shape"], noise: Float[Array, "b *shape"], t: Float[Array, "b"]) -> Float[Array, "b *shape"]:
+def interpolate(
+    x0: Float[Array, "b *shape"], noise: Float[Array, "b *shape"], t: Float[Array, "b"]
+) -> Float[Array, "b *shape"]:
     """x_t, each example at its own time: x0 at t=0, noise at t=1."""
     t = per_example(t, x0)
     return (1 - t) * x0 + t * noise
@@ -27,32 +30,21 @@ def to_velocity(
     kind: str,
     floor: ScalarLike = 1e-3,
 ) -> Float[Array, "b *shape"]:
-    """Velocity from a prediction of `kind` "v" or "x": (x_t - x) / t.
+    """Velocity from a prediction of `kind` "v" or "x": the latter gives (x_t - x) / t.
 
-    There t is held above `floor`, since data gives no velocity at t=0. A sampler's floor must be below its last step, or it stops
-    short of the data. Raises: UserError for another kind.
+    There t is held above `floor`, since data gives no velocity at t=0. A sampler's floor must be
+    below its last step, or it stops short of the data.
+
+    Raises:
+      UserError: another kind.
     """
-    _check(kind)
+    if kind not in KINDS:
+        raise UserError(f"prediction={kind!r} is unknown; known: {', '.join(KINDS)}")
     if kind == "v":
         return prediction
     return (x_t - prediction) / jnp.maximum(per_example(t, x_t), floor)
 
 
-def to_data(
-    prediction: Float[Array, "b *shape"], x_t: Float[Array, "b *shape"], t: Float[Array, "b"], *, kind: str
-) -> Float[Array, "b *shape"]:
-    """Data from a prediction of `kind` "v" or "x": x_t - t v. Raises: UserError for another kind."""
-    _check(kind)
-    if kind == "x":
-        return prediction
-    return x_t - per_example(t, x_t) * prediction
-
-
 def per_example(t: Shaped[Array, "b"], x: Shaped[Array, "b *shape"]) -> Shaped[Array, "b ..."]:
     """[b] shaped to multiply [b, ...]."""
     return t.reshape(t.shape + (1,) * (x.ndim - 1))
-
-
-def _check(kind):
-    if kind not in KINDS:
-        raise UserError(f"prediction={kind!r} is unknown; known: {', '.join(KINDS)}")

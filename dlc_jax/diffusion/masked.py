@@ -1,35 +1,38 @@
-"""Masked (absorbing) diffusion of codes: positions are hidden one by one until nothing is left, and learned back.
+"""Masked (absorbing) diffusion of codes: positions are hidden one by one, and learned back.
 
-    codes ──hide each position with chance 1 - alpha(t)──► noisy, hidden ──network──► logits ──► bound
+    codes ──hide each position with chance t──► noisy, hidden ──network──► logits ──► bound
     all hidden ──choose positions, then draw their values, `calls` times──► codes
 
-A code has `length` positions of values 0..V-1; the mask is V. The network needs no time: the best guess of a hidden position
-depends on the visible ones alone (RADD, arXiv 2406.03736). Source of the process: MDLM (arXiv 2406.07524), MD4 (2406.04329).
+A code has `length` positions of values 0..V-1; the mask is V. The network needs no time: the best
+guess of a hidden position depends on the visible ones alone (RADD, arXiv 2406.03736). Source of the
+process: MDLM (arXiv 2406.07524) and MD4 (arXiv 2406.04329), with the linear schedule.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import ScalarLike
 
-from dlc_jax.diffusion.schedules import MaskSchedule, linear
+from dlc_jax.diffusion.schedules import EDGE
 from dlc_jax.errors import UserError
 from dlc_jax.typing import Array, Bool, Float, Int, Key
 
 
 def mask_codes(
-    codes: Int[Array, "b l"], t: Float[Array, "b"], keys: Key[Array, "b"], *, values: int, schedule: MaskSchedule = linear
+    codes: Int[Array, "b l"], t: Float[Array, "b"], keys: Key[Array, "b"], *, values: int
 ) -> tuple[Int[Array, "b l"], Bool[Array, "b l"]]:
-    """(noisy, hidden): each position becomes the mask, `values`, with chance 1 - alpha(t), by itself."""
+    """(noisy, hidden): each position becomes the mask, `values`, with chance t, by itself."""
     draw = jax.vmap(lambda key: jax.random.uniform(key, codes.shape[1:]))(keys)
-    hidden = draw < schedule.hidden(t)[:, None]
+    hidden = draw < t[:, None]
     return jnp.where(hidden, values, codes), hidden
 
 
-def cross_entropy(logits: Float[Array, "b l v"], codes: Int[Array, "b l"], hidden: Bool[Array, "b l"]) -> Float[Array, "b"]:
-    """-log p(codes) summed over hidden positions: nats per example, in float32. Visible positions are known and cost nothing."""
+def cross_entropy(
+    logits: Float[Array, "b l v"], codes: Int[Array, "b l"], hidden: Bool[Array, "b l"]
+) -> Float[Array, "b"]:
+    """-log p(codes) summed over hidden positions: nats per example, in float32."""
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, codes[..., None], -1)[..., 0]
     nats = jax.nn.logsumexp(logits, -1) - chosen
@@ -41,88 +44,100 @@ def bound(
     codes: Int[Array, "b l"],
     hidden: Bool[Array, "b l"],
     t: Float[Array, "b"],
-    *,
-    schedule: MaskSchedule = linear,
 ) -> Float[Array, "b"]:
-    """Nats per example whose mean over t ~ U(0, 1) and masks is at least -log p(codes): weight(t) times `cross_entropy`.
+    """Nats per example whose mean over t ~ U(0, 1) and masks is at least -log p(codes).
 
-    It is -log p averaged over all orders of revealing, whatever the schedule; where the network's conditionals are those of one
-    joint distribution, it is -log p itself. Source: MDLM.
+    It is `cross_entropy` / t, and its mean is -log p averaged over all orders of revealing. Where
+    the network's conditionals are those of one joint distribution, that is -log p itself.
+    Source: MDLM.
     """
-    return schedule.weight(t) * cross_entropy(logits, codes, hidden)
+    # Nothing is hidden at t=0; the floor keeps that zero from meeting an infinite weight.
+    return cross_entropy(logits, codes, hidden) / jnp.maximum(t, EDGE)
 
 
-def nats_per_position(nats: Float[Array, "..."], length: int) -> Float[Array, "..."]:
-    """A code's nats spread over its positions; uniform guessing costs log V."""
-    return nats / length
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodeSampler:
+    """How codes are drawn with a network that learned masked diffusion.
 
+    Attributes:
+      calls: of the network for one code. 0 makes one call per position, which samples the process
+        exactly; with fewer, the positions of one call are drawn independently of each other.
+      temperature: divides the logits. 0 takes the likeliest value.
+      order: in which positions are revealed, "random".
 
-def bits_per_position(nats: Float[Array, "..."], length: int) -> Float[Array, "..."]:
-    """A code's nats as bits, spread over its positions; uniform guessing costs log2 V."""
-    return nats / (length * math.log(2))
-
-
-def sample(
-    logits_fn: Callable,
-    keys: Key[Array, "b"],
-    length: int,
-    values: int,
-    *,
-    calls: int,
-    temperature: ScalarLike = 1.0,
-    order: str = "random",
-    prompt: Int[Array, "b l"] | None = None,
-    known: Bool[Array, "b l"] | None = None,
-) -> Int[Array, "b l"]:
-    """Codes [b, length] drawn with `calls` runs of `logits_fn`, (noisy [b, l]) -> logits [b, l, values].
-
-    Each call first chooses positions, an equal share of the unknown ones in an order that is random for each example, and then
-    draws one value for each of them. With calls >= length every call reveals at most one position, which is exact sampling of the
-    process; with fewer, the positions of one call are drawn independently of each other.
-
-    Args:
-      keys: one an example; order and values depend on it alone, not on the batch, and a position's noise not on `calls` either.
-      temperature: divides the logits; 0 takes the likeliest value.
-      order: "random", the only one so far.
-      prompt, known: infilling: positions where `known` keep `prompt`'s values.
-
-    Raises: UserError for calls < 1 or an unknown order; ValueError for one of `prompt`, `known` without the other.
-    Source: first-hitting sampler (arXiv 2409.02908): which positions are revealed does not depend on values, so the choice is
-    made apart. A joint draw over values and "stay hidden" loses rare values to the rounding of float32, and so does Gumbel noise
-    of the common range; hence two steps, and mode="high".
+    Raises:
+      UserError: calls or temperature below 0, or an unknown order.
     """
-    if calls < 1:
-        raise UserError(f"sampler calls={calls}: at least 1 is needed")
-    if order != "random":
-        raise UserError(f"sampler order={order!r} is unknown; known: random")
-    if (prompt is None) != (known is None):
-        raise ValueError("prompt and known go together")
-    b = keys.shape[0]
-    if known is None:
-        known = jnp.zeros((b, length), bool)
-        prompt = jnp.zeros((b, length), jnp.int32)
-    calls = min(calls, length)  # more would reveal nothing
-    share = -(-length // calls)  # most positions that one call can reveal
 
-    split = jax.vmap(jax.random.split)(keys)
-    order_keys, value_keys = split[:, 0], split[:, 1]
-    score = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(order_keys)
-    queue = jnp.argsort(jnp.where(known, 2.0, score), -1)  # unknown positions first, shuffled
-    unknown = length - known.sum(-1, dtype=jnp.int32)
+    calls: int = 0
+    temperature: float = 1.0
+    order: str = "random"
 
-    def gumbel(key, position):
-        return jax.random.gumbel(jax.random.fold_in(key, position), (values,), jnp.float32, mode="high")
+    def __post_init__(self):
+        if self.calls < 0:
+            raise UserError(f"sampler.calls={self.calls} must be at least 0")
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"sampler.temperature={self.temperature} must be a number from 0 up")
+        if self.order != "random":
+            raise UserError(f"sampler.order={self.order!r} is unknown; known: random")
 
-    def call(codes, index):
-        start, stop = index * unknown // calls, (index + 1) * unknown // calls
-        place = start[:, None] + jnp.arange(share)[None]
-        chosen = jnp.take_along_axis(queue, jnp.minimum(place, length - 1), -1)
-        logits = jnp.take_along_axis(logits_fn(codes), chosen[..., None], 1).astype(jnp.float32)
-        noise = jax.vmap(jax.vmap(gumbel, (None, 0)))(value_keys, chosen)
-        drawn = jnp.argmax(logits + temperature * noise, -1).astype(codes.dtype)
-        chosen = jnp.where(place < stop[:, None], chosen, length)  # out of range, hence dropped
-        return jax.vmap(lambda row, where, what: row.at[where].set(what, mode="drop"))(codes, chosen, drawn), None
+    def draw(
+        self,
+        logits_fn: Callable,
+        keys: Key[Array, "b"],
+        length: int,
+        values: int,
+        *,
+        prompt: Int[Array, "b l"] | None = None,
+        known: Bool[Array, "b l"] | None = None,
+    ) -> Int[Array, "b l"]:
+        """Codes [b, length] drawn with runs of `logits_fn`, noisy [b, l] -> logits [b, l, values].
 
-    start = jnp.where(known, prompt, values).astype(jnp.int32)
-    codes, _ = jax.lax.scan(call, start, jnp.arange(calls))
-    return codes
+        Each call first chooses positions, an equal share of the unknown ones in an order that is
+        random for each example, and then draws one value for each of them.
+
+        Args:
+          keys: one an example; order and values depend on it alone, not on the batch, and a
+            position's noise not on `calls` either.
+          prompt, known: infilling: positions where `known` keep `prompt`'s values.
+
+        Raises:
+          ValueError: one of `prompt` and `known` without the other.
+
+        Source: first-hitting sampler (arXiv 2409.02908): which positions are revealed does not
+        depend on values, so the choice is made apart. A joint draw over values and "stay hidden"
+        loses rare values to the rounding of float32, and so does Gumbel noise of the common range;
+        hence two steps, and mode="high".
+        """
+        if (prompt is None) != (known is None):
+            raise ValueError("prompt and known go together")
+        if known is None:
+            known = jnp.zeros((keys.shape[0], length), bool)
+            prompt = jnp.zeros((keys.shape[0], length), jnp.int32)
+        calls = min(self.calls or length, length)  # more would reveal nothing
+        share = -(-length // calls)  # most positions that one call can reveal
+
+        split = jax.vmap(jax.random.split)(keys)
+        order_keys, value_keys = split[:, 0], split[:, 1]
+        score = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(order_keys)
+        queue = jnp.argsort(jnp.where(known, 2.0, score), -1)  # unknown positions first, shuffled
+        unknown = length - known.sum(-1, dtype=jnp.int32)
+
+        def gumbel(key, position):
+            key = jax.random.fold_in(key, position)
+            return jax.random.gumbel(key, (values,), jnp.float32, mode="high")
+
+        def call(codes, index):
+            start, stop = index * unknown // calls, (index + 1) * unknown // calls
+            place = start[:, None] + jnp.arange(share)[None]
+            chosen = jnp.take_along_axis(queue, jnp.minimum(place, length - 1), -1)
+            logits = jnp.take_along_axis(logits_fn(codes), chosen[..., None], 1).astype(jnp.float32)
+            noise = jax.vmap(jax.vmap(gumbel, (None, 0)))(value_keys, chosen)
+            drawn = jnp.argmax(logits + self.temperature * noise, -1).astype(codes.dtype)
+            chosen = jnp.where(place < stop[:, None], chosen, length)  # out of range, hence dropped
+            put = jax.vmap(lambda row, where, what: row.at[where].set(what, mode="drop"))
+            return put(codes, chosen, drawn), None
+
+        start = jnp.where(known, prompt, values).astype(jnp.int32)
+        codes, _ = jax.lax.scan(call, start, jnp.arange(calls))
+        return codes

@@ -1,11 +1,11 @@
-"""Pictures of samples, enlarged so that they can be looked at, and rates of what was read from samples."""
+"""Pictures of samples, enlarged so that they can be looked at."""
 
 import colorsys
 import contextlib
 import json
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import einops
 import numpy as np
@@ -36,11 +36,13 @@ def grid(images: np.ndarray, *, columns: int = 8, scale: int | None = None) -> n
     return np.pad(laid, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=PAPER)
 
 
-def labelled_rows(rows: Mapping[str, np.ndarray], *, columns: int = 8, scale: int | None = None) -> np.ndarray:
-    """Lays rows of images below each other, each with its label at the left: column j belongs together.
+def labelled_rows(
+    rows: Mapping[str, np.ndarray], *, columns: int = 8, scale: int | None = None
+) -> np.ndarray:
+    """Lays rows of images below each other, each with its label at the left.
 
-    For "real", "codes decoded", or "parent A", "parent B", "child 1", ... More images than `columns` go on in a further band of
-    all rows.
+    For "real", "codes decoded", or "parent A", "parent B", "child 1". Column j belongs together.
+    More images than `columns` go on in a further band of all rows.
 
     Args:
       rows: label -> uint8 [n, y, x, c]; n and the size are the same in all.
@@ -55,7 +57,9 @@ def labelled_rows(rows: Mapping[str, np.ndarray], *, columns: int = 8, scale: in
     """
     shapes = {images.shape for images in rows.values()}
     if len(shapes) != 1:
-        raise ValueError(f"rows must hold the same number of images of one size; they are {sorted(shapes)}")
+        raise ValueError(
+            f"rows must hold the same number of images of one size; they are {sorted(shapes)}"
+        )
     count = shapes.pop()[0]
     columns = max(1, min(columns, count))
     font = ImageFont.load_default(size=20)
@@ -67,7 +71,9 @@ def labelled_rows(rows: Mapping[str, np.ndarray], *, columns: int = 8, scale: in
             blank = np.full((columns - len(part), *part.shape[1:]), PAPER, np.uint8)
             strip = grid(np.concatenate([part, blank]), columns=columns, scale=scale)
             margin = Image.new("RGB", (width, len(strip)), (PAPER,) * 3)
-            ImageDraw.Draw(margin).text((4, len(strip) // 2), label, fill=(0, 0, 0), font=font, anchor="lm")
+            ImageDraw.Draw(margin).text(
+                (4, len(strip) // 2), label, fill=(0, 0, 0), font=font, anchor="lm"
+            )
             bands.append(np.concatenate([np.asarray(margin), strip], axis=1))
         if start + columns < count:
             bands.append(np.full((4 * _GAP, bands[-1].shape[1], 3), PAPER, np.uint8))
@@ -86,8 +92,10 @@ def code_cells(codes: np.ndarray, *, values: int, size: int) -> np.ndarray:
     """
     count, length = codes.shape
     side = math.isqrt(length - 1) + 1
-    # Neighboring values get hues far apart, by the golden ratio; lightness tells more of them apart than hue alone.
-    colors = [colorsys.hls_to_rgb(value * 0.618034 % 1, (0.35, 0.5, 0.65)[value % 3], 0.75) for value in range(values)]
+    # Neighboring values get hues far apart, by the golden ratio; lightness tells more of them apart
+    # than hue alone.
+    hues, lightness = [value * 0.618034 % 1 for value in range(values)], (0.35, 0.5, 0.65)
+    colors = [colorsys.hls_to_rgb(hue, lightness[k % 3], 0.75) for k, hue in enumerate(hues)]
     palette = np.array([*colors, (PAPER / 255,) * 3]) * 255
     cells = np.full((count, side * side), values)  # what is left of the last row is empty
     cells[:, :length] = codes
@@ -99,20 +107,21 @@ def code_cells(codes: np.ndarray, *, values: int, size: int) -> np.ndarray:
 
 
 def save_png(path: str | os.PathLike, array: np.ndarray) -> None:
-    """Writes uint8 [y, x, c] as PNG, under another name first, so that a reader never finds half a file; makes the directory."""
+    """Writes uint8 [y, x, c] as PNG; makes the directory. A reader never finds half a file."""
     with _replacing(path) as partial:
         Image.fromarray(_rgb(array)).save(partial, format="PNG", optimize=True)
 
 
 def save_captions(directory: str | os.PathLike, captions: Mapping[str, str]) -> None:
-    """Writes `captions.json`, {picture's file: one sentence}, which the report shows below the pictures; makes the directory."""
-    with _replacing(os.path.join(directory, "captions.json")) as partial, open(partial, "w", encoding="utf-8") as file:
+    """Writes `captions.json`, {picture's file: one sentence}, for the report; makes the folder."""
+    path = os.path.join(directory, "captions.json")
+    with _replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
         json.dump(dict(captions), file, indent=2, ensure_ascii=False)
 
 
 @contextlib.contextmanager
 def _replacing(path: str | os.PathLike) -> Iterator[str]:
-    """Another name to write under; it becomes `path` at the end. What the system says of a full disk gets the name of the file."""
+    """Another name to write under, which becomes `path` at the end. Errors get the name `path`."""
     partial = f"{os.fspath(path)}.partial"
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
@@ -122,57 +131,14 @@ def _replacing(path: str | os.PathLike) -> Iterator[str]:
         raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
 
 
-def reconstruction(true_factors: np.ndarray, read_factors: np.ndarray, *, names: Sequence[str]) -> Mapping[str, float]:
-    """Returns for each factor the share of images, int [n, f] before and after, that kept it; `all` of them at once; `count`."""
-    kept = np.asarray(true_factors) == np.asarray(read_factors)
-    rates = {name: float(kept[:, column].mean()) for column, name in enumerate(names)}
-    return rates | {"all": float(kept.all(axis=1).mean()), "count": len(kept)}
-
-
-def unconditional(
-    read_factors: np.ndarray,
-    valid: np.ndarray,
-    *,
-    names: Sequence[str],
-    classes: Sequence[int],
-    held_out: Collection[tuple[int, ...]] = (),
-) -> Mapping[str, float]:
-    """Measures whether samples are valid and how they spread; nothing is left out for being invalid, unless the name says so.
-
-    Args:
-      read_factors: int [n, f], as read from the samples.
-      valid: bool [n].
-      names: the f factors' names.
-      classes: how many values each factor has.
-      held_out: the combinations that training never saw, as tuples of the first factors (as many as they have entries).
-
-    Returns:
-      `valid`: share; per factor `entropy_{name}`, of its frequencies, 1 when all values are equally frequent, and
-      `values_{name}`, the number of values that occur; the same of the valid samples alone, `valid_values_{name}`; `held_out`:
-      share of samples with a held-out combination, beside `chance_held_out`, that of uniform factors; `count`.
-    """
-    read_factors, valid = np.asarray(read_factors), np.asarray(valid, bool)
-    result: dict[str, float] = {"valid": float(valid.mean())}
-    for column, name in enumerate(names):
-        counts = np.bincount(read_factors[:, column], minlength=classes[column])
-        p = counts[counts > 0] / counts.sum()
-        most = np.log(classes[column]) or 1.0  # a factor with one value has no entropy to reach
-        result[f"entropy_{name}"] = float(abs(np.sum(p * np.log(p))) / most)
-        result[f"values_{name}"] = int(len(p))
-        result[f"valid_values_{name}"] = len(np.unique(read_factors[valid, column]))
-    combinations = {tuple(map(int, combination)) for combination in held_out}
-    if combinations:
-        depth = len(next(iter(combinations)))
-        result["held_out"] = float(np.mean([tuple(map(int, row[:depth])) in combinations for row in read_factors]))
-        result["chance_held_out"] = float(len(combinations) / np.prod(classes[:depth]))
-    return result | {"count": len(read_factors)}
-
-
 def enlarge(images: np.ndarray, scale: int | None = None) -> np.ndarray:
-    """Images uint8 [n, y, x, c] to three channels, every pixel `scale` x `scale` of them; None enlarges to about 64 pixels."""
+    """Images uint8 [n, y, x, c] to three channels, every pixel `scale` x `scale` of them.
+
+    None enlarges to about 64 pixels.
+    """
     images = _rgb(images)
     if images.ndim != 4 or not len(images):
-        raise ValueError(f"pictures are made of one or more images, [n, y, x, c]; got {images.shape}")
+        raise ValueError(f"a picture needs one or more images, [n, y, x, c]; got {images.shape}")
     if scale is None:
         scale = max(1, _READABLE // max(images.shape[1:3]))
     return einops.repeat(images, "n y x c -> n (y s) (x t) c", s=scale, t=scale)
@@ -181,5 +147,7 @@ def enlarge(images: np.ndarray, scale: int | None = None) -> np.ndarray:
 def _rgb(array: np.ndarray) -> np.ndarray:
     array = np.asarray(array)
     if array.dtype != np.uint8 or array.shape[-1] not in (1, 3):
-        raise ValueError(f"pictures are uint8 with 1 or 3 channels last; got {array.dtype} {array.shape}")
+        raise ValueError(
+            f"a picture is uint8 with 1 or 3 channels last; got {array.dtype} {array.shape}"
+        )
     return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array
