@@ -14,11 +14,15 @@ def judge():
 
 
 def real(count, **arguments):
-    factors, nuisances = shapes.draw(np.arange(count), **{"split": "held_out", "seed": 7, **arguments})
+    factors, nuisances = shapes.draw(
+        np.arange(count), **{"split": "held_out", "seed": 7, **arguments}
+    )
     return shapes.render(factors, nuisances), factors, nuisances
 
 
-@pytest.mark.parametrize(("image", "positions", "count"), [(16, False, 150), (16, True, 60), (32, False, 60)])
+@pytest.mark.parametrize(
+    ("image", "positions", "count"), [(16, False, 150), (16, True, 60), (32, False, 60)]
+)
 def test_proof(image, positions, count):
     result = judging.proof(judging.Judge(image=image, positions=positions), count=count)
     names = list(shapes.NAMES)[: 5 if positions else 4]
@@ -31,7 +35,9 @@ def test_proof(image, positions, count):
 def test_threshold_lies_between_real_and_bad():
     found = judging.calibration(image=16, count=250)
     assert found["real_99"] < 0.003
-    assert found["threshold"] == min(found[f"{kind}_1"] for kind in ("blank", "blur", "noise", "mixture", "halves"))
+    assert found["threshold"] == min(
+        found[f"{kind}_1"] for kind in ("blank", "blur", "noise", "mixture", "halves")
+    )
     assert abs(found["threshold"] - judging.THRESHOLD[16]) < 0.005
 
 
@@ -43,7 +49,9 @@ def test_distance_is_the_root_mean_square_to_a_rendering(judge):
     assert reading.valid.all()
     # Noise of a known size is far from every rendering by just that size.
     random = np.random.default_rng(0)
-    noisy = np.clip(np.round(images + random.choice([-20, 20], images.shape)), 0, 255).astype(np.uint8)
+    noisy = np.clip(np.round(images + random.choice([-20, 20], images.shape)), 0, 255).astype(
+        np.uint8
+    )
     off = np.sqrt(np.square((noisy - images.astype(np.float64)) / 255).mean(axis=(1, 2, 3)))
     np.testing.assert_allclose(judge.read(noisy).distance, off, rtol=0.05)
 
@@ -63,11 +71,18 @@ def test_nearest_is_the_nearest_of_the_whole_grid(judge):
             painted = below + bank.masks[:, :, None] * (above - below)  # [k, pixels, c]
             flat = np.float32(painted.reshape(len(painted), -1))
             x = pixels.reshape(6, -1)
-            brute = np.minimum(brute, (np.square(x).sum(1)[:, None] - 2 * x @ flat.T + np.square(flat).sum(1)).min(axis=1))
+            brute = np.minimum(
+                brute,
+                (np.square(x).sum(1)[:, None] - 2 * x @ flat.T + np.square(flat).sum(1)).min(
+                    axis=1
+                ),
+            )
         np.testing.assert_allclose(square, brute, rtol=2e-3, atol=2e-2)
         above = shapes.paint(np.full(6, pair // 4), hue)
         painted = below + bank.masks[mask][:, :, None] * (above - below)[:, None]
-        np.testing.assert_allclose(square, np.square(painted - pixels).sum(axis=(1, 2)), rtol=1e-3, atol=1e-2)
+        np.testing.assert_allclose(
+            square, np.square(painted - pixels).sum(axis=(1, 2)), rtol=1e-3, atol=1e-2
+        )
 
 
 def test_no_rendering_of_the_grid_is_nearer_than_the_reading(judge):
@@ -75,9 +90,14 @@ def test_no_rendering_of_the_grid_is_nearer_than_the_reading(judge):
     images = np.concatenate([images, *judging.bad(images, factors, seed=0).values()])
     pixels = np.float32(images.reshape(len(images), -1, 3)) / 255
     products = judge._bank.products(pixels)
-    square = [judge._bank.nearest(pixels, np.full(len(images), pair), products=products)[0] for pair in range(24)]
+    square = [
+        judge._bank.nearest(pixels, np.full(len(images), pair), products=products)[0]
+        for pair in range(24)
+    ]
     excess = judge.read(images).distance - np.sqrt(np.min(square, axis=0) / (3 * 256))
-    assert np.quantile(excess, 0.99) < 1e-4 and excess.max() < 0.01  # a few bad images lose their pair
+    assert (
+        np.quantile(excess, 0.99) < 1e-4 and excess.max() < 0.01
+    )  # a few bad images lose their pair
 
 
 def test_reading_does_not_depend_on_the_company(judge):
@@ -93,7 +113,9 @@ def test_bad_images_are_bad():
     made = judging.bad(images, factors, seed=0)
     assert all(x.shape == images.shape and x.dtype == np.uint8 for x in made.values())
     assert (np.ptp(made["blank"], axis=(1, 2)) == 0).all()
-    np.testing.assert_allclose(made["blur"].mean(axis=(0, 1, 2)), images.mean(axis=(0, 1, 2)), atol=2)
+    np.testing.assert_allclose(
+        made["blur"].mean(axis=(0, 1, 2)), images.mean(axis=(0, 1, 2)), atol=2
+    )
     partner = judging._partners(factors, np.random.default_rng(0))
     assert (factors[partner] != factors).all()
 

@@ -1,4 +1,6 @@
-"""Opens a place that holds images: a folder, an archive, IDX, .npz, Parquet, ArrayRecord shards, or a TFDS data set."""
+"""Opens a place that holds images: a folder, an archive, IDX, .npz, Parquet, ArrayRecord shards, or
+a TFDS data set.
+"""
 
 import contextlib
 import errno
@@ -21,7 +23,8 @@ UNPACKED_GB = 10_000  # for those who read a compressed tar once and fill no cac
 def open_files(path, *, split=None, validation=0.1, cache=None, cache_gb=20.0, field="image"):
     """The images of a place, to read at random from several threads, sorted by name.
 
-    What `scan` calls sequential is converted once, to ArrayRecord shards in the cache; that is announced, and goes on after a kill.
+    What `scan` calls sequential is converted once, to ArrayRecord shards in the cache; that is
+    announced, and goes on after a kill.
 
     Args:
       path: of a folder, an archive, ...; see `scan`.
@@ -35,7 +38,8 @@ def open_files(path, *, split=None, validation=0.1, cache=None, cache_gb=20.0, f
       A `Listing`.
 
     Raises:
-      UserError: for a place that is missing, empty, damaged, too large to convert, or of no known kind.
+      UserError: for a place that is missing, empty, damaged, too large to convert, or of no known
+        kind.
     """
     found = scan(path, cache=cache, cache_gb=cache_gb, field=field)
     if split is None:
@@ -53,9 +57,10 @@ def scan(path, *, cache=None, cache_gb=math.inf, field="image"):
     """The `Listing` of all images of a place, in any order, possibly a `sequential` one.
 
     Args:
-      path: a folder of image files; `.tar`, `.zip`, `.tar.xz`, `.tar.gz`, `.tar.bz2`, or a folder of `.tar` and `.zip`; a folder of
-        IDX pairs, or the images file of one; a `.npz` or `.parquet` file, or a folder of these; a folder that `dlc data convert` wrote;
-        "tfds:NAME", or the folder of a prepared TFDS data set.
+      path: a folder of image files; `.tar`, `.zip`, `.tar.xz`, `.tar.gz`, `.tar.bz2`, or a folder
+        of `.tar` and `.zip`; a folder of IDX pairs, or the images file of one; a `.npz` or
+        `.parquet` file, or a folder of these; a folder that `dlc data convert` wrote; "tfds:NAME",
+        or the folder of a prepared TFDS data set.
       cache, field: see `open_files`.
       cache_gb: the most that a compressed archive may decompress to, in 10^9 bytes.
 
@@ -66,7 +71,8 @@ def scan(path, *, cache=None, cache_gb=math.inf, field="image"):
         found = tfds.open_tfds(str(path).removeprefix("tfds:"), field=field)
     elif "://" in str(path):
         raise UserError(
-            f"{path}: remote paths are not read; mount the bucket (for gs://, by gcsfuse) and give the mounted folder"
+            f"{path}: remote paths are not read; mount the bucket (for gs://, by gcsfuse) and give "
+            "the mounted folder"
         )
     else:
         place = pathlib.Path(path).expanduser()
@@ -74,7 +80,9 @@ def scan(path, *, cache=None, cache_gb=math.inf, field="image"):
             raise UserError(f"no images: {path} does not exist")
         with listing.reading(path, OSError):
             find = _scan_folder if place.is_dir() else _scan_file
-            found = webdataset.labeled(find(place, cache=_cache(cache), limit=cache_gb * 1e9, field=field))
+            found = webdataset.labeled(
+                find(place, cache=_cache(cache), limit=cache_gb * 1e9, field=field)
+            )
     if not len(found):
         raise UserError(f"no images in {path}" + _list_skipped(found.skipped))
     return found.settled()
@@ -83,7 +91,9 @@ def scan(path, *, cache=None, cache_gb=math.inf, field="image"):
 def _cache(cache):
     if cache is not None:
         return pathlib.Path(cache).expanduser()
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "dlc_jax"
+    return (
+        pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "dlc_jax"
+    )
 
 
 def _list_skipped(skipped):
@@ -99,7 +109,10 @@ def _scan_file(path, *, cache, limit, field):
         return parquet.open_parquet([path], root=path.parent, field=field)
     if path.suffix.lower() == ".npz":
         return npz.open_npz(path, field=field)
-    raise UserError(f"{path} is no folder, archive (.tar, .zip, .tar.xz, .tar.gz, .tar.bz2), IDX pair, .npz or Parquet file")
+    raise UserError(
+        f"{path} is no folder, archive (.tar, .zip, .tar.xz, .tar.gz, .tar.bz2), IDX pair, .npz or "
+        "Parquet file"
+    )
 
 
 def _scan_folder(path, *, cache, limit, field):
@@ -109,7 +122,8 @@ def _scan_folder(path, *, cache, limit, field):
         return records.open_records(path)
     if list(path.glob("*.arrayrecord")):
         raise UserError(
-            f"{path} holds ArrayRecord shards without their manifest.json; run dlc data convert again to complete them"
+            f"{path} holds ArrayRecord shards without their manifest.json; run dlc data convert "
+            "again to complete them"
         )
     if idx.pairs(path):
         return idx.open_idx(idx.pairs(path))
@@ -122,9 +136,15 @@ def _scan_folder(path, *, cache, limit, field):
     if tables:
         return parquet.open_parquet(tables, root=path, field=field)
     inside = [path / name for name in sorted(others) if archives.kind_of(name)]
-    found = [archives.open_archive(file, cache=cache, limit=limit, max_bytes=MAX_BYTES) for file in inside]
+    found = [
+        archives.open_archive(file, cache=cache, limit=limit, max_bytes=MAX_BYTES)
+        for file in inside
+    ]
     if any(part.sequential for part in found):
-        raise UserError(f"no images in {path}, but compressed archives: give the path of one, such as {inside[0]}")
+        raise UserError(
+            f"no images in {path}, but compressed archives: give the path of one, such as "
+            f"{inside[0]}"
+        )
     if not inside:
         inside = [path / name for name in sorted(others) if name.lower().endswith(".npz")]
         found = [npz.open_npz(file, field=field) for file in inside]
@@ -135,7 +155,9 @@ def _scan_folder(path, *, cache, limit, field):
     if len(found) == 1 and found[0].kind == "npz":
         found[0].skipped |= skipped
         return found[0]
-    return _joined(found, [f"{file.relative_to(path).with_suffix('')}/" for file in inside], skipped)
+    return _joined(
+        found, [f"{file.relative_to(path).with_suffix('')}/" for file in inside], skipped
+    )
 
 
 def _list_folder(path):
@@ -153,9 +175,11 @@ def _list_folder(path):
 
 
 def _walk(path, skipped):
-    """(relative name, status) of all files that are not hidden. Links are followed, to each real folder once.
+    """(relative name, status) of all files that are not hidden. Links are followed, to each real
+    folder once.
 
-    What is really there comes first, then the links by name: so a folder has the same name every time.
+    What is really there comes first, then the links by name: so a folder has the same name every
+      time.
     """
     root = os.path.realpath(path)
     seen, folders, links = set(), [(root, "")], []
@@ -183,7 +207,9 @@ def _walk(path, skipped):
                 try:
                     found = entry.stat()
                 except OSError as error:
-                    skipped.add("link in a ring" if error.errno == errno.ELOOP else "broken link", name)
+                    skipped.add(
+                        "link in a ring" if error.errno == errno.ELOOP else "broken link", name
+                    )
                     continue
                 if not stat.S_ISDIR(found.st_mode):
                     yield name, found
@@ -213,7 +239,9 @@ def _joined(parts, folders, skipped):
     for part in parts:
         for reason, count in part.skipped.items():
             skipped[reason] = skipped.get(reason, 0) + count
-    content = listing.digest([text for part, folder in zip(parts, folders) for text in (folder, part.content)])
+    content = listing.digest(
+        [text for part, folder in zip(parts, folders) for text in (folder, part.content)]
+    )
     size = sum(part.size for part in parts)
     places = [(part.read, k) for part in parts for k in range(len(part))]
     labels, classes = None, []
@@ -222,7 +250,9 @@ def _joined(parts, folders, skipped):
         labels, classes = listing.number_classes(texts)
     about = dict(labels=labels, classes=classes, sequential=any(part.sequential for part in parts))
     kind = parts[0].kind if parts else "tar"
-    return Listing(kind, names, _Joined(places), content=content, skipped=skipped, size=size, **about)
+    return Listing(
+        kind, names, _Joined(places), content=content, skipped=skipped, size=size, **about
+    )
 
 
 def _labels(part):
@@ -241,26 +271,44 @@ class _Joined:
 def _convert(found, path, *, cache, cache_gb):
     """The same images as records in the cache, in the same order."""
     place = pathlib.Path(path).expanduser().absolute()
-    # Archives were converted without the labels in them before those were read; what has none stays where it is.
-    labels = ["labels"] if found.kind == "tar" and found.classes != listing.classify(found.names)[1] else []
+    # Archives were converted without the labels in them before those were read; what has none stays
+    # where it is.
+    labels = (
+        ["labels"]
+        if found.kind == "tar" and found.classes != listing.classify(found.names)[1]
+        else []
+    )
     identity = listing.digest([str(place), found.content, *_stamps(place), *labels])
     directory = cache / f"{place.name}-{identity[:12]}"
     with _locked(directory):
-        with contextlib.suppress(UserError):  # absent, unfinished or damaged: what is missing is written
+        with contextlib.suppress(
+            UserError
+        ):  # absent, unfinished or damaged: what is missing is written
             return records.open_records(directory)
         if found.size > cache_gb * 1e9:
             raise UserError(
-                f"{path} has {found.size / 1e9:.3g} GB of images, to be converted to read them at random, and cache_gb allows"
-                f" {cache_gb:g}; raise it, or convert them where there is room: dlc data convert {path} FOLDER"
+                f"{path} has {found.size / 1e9:.3g} GB of images, to be converted to read them at "
+                f"random, and cache_gb allows {cache_gb:g}; raise it, or convert them where there "
+                f"is room: dlc data convert {path} FOLDER"
             )
-        print(f"converting {path} once: {len(found)} images, {found.size / 1e6:.1f} MB, to {directory}", flush=True)
+        print(
+            f"converting {path} once: {len(found)} images, {found.size / 1e6:.1f} MB, to "
+            f"{directory}",
+            flush=True,
+        )
         records.write(directory, found, progress=_Progress())
         return records.open_records(directory)
 
 
 def _stamps(place):
-    """Sizes and times of change: equal names and sizes of the images do not make a conversion that of this place."""
-    inside = sorted(file for ending in ("parquet", "npz") for file in place.rglob(f"*.{ending}")) if place.is_dir() else [place]
+    """Sizes and times of change: equal names and sizes of the images do not make a conversion that
+    of this place.
+    """
+    inside = (
+        sorted(file for ending in ("parquet", "npz") for file in place.rglob(f"*.{ending}"))
+        if place.is_dir()
+        else [place]
+    )
     stats = [file.stat() for file in inside]
     return [f"{found.st_size} {found.st_mtime_ns}" for found in stats]
 

@@ -8,19 +8,21 @@ from dlc_jax.errors import UserError
 
 
 class Images:
-    """Images of a folder, an archive, IDX, Parquet or .npz files, ArrayRecord shards or TFDS, by name; see `files.scan`.
+    """Images of a folder, an archive, IDX, Parquet or .npz files, ArrayRecord shards or TFDS, by
+    name; see `files.scan`.
 
-    Record i is {"image": uint8 [y, x, 3] or bytes, "index": i}, and if the images are in classes also "label", int, and "factors",
-    int32 [1].
-    An image that cannot be used (damaged, far too large, too thin; see `decoder.decode_image`) raises; `sources.source` wraps this
-    in `Resilient`, which puts another in its place.
+    Record i is {"image": uint8 [y, x, 3] or bytes, "index": i}, and if the images are in classes
+    also "label", int, and "factors", int32 [1]. An image that cannot be used (damaged, far too
+    large, too thin; see `decoder.decode_image`) raises; `sources.source` wraps this in `Resilient`,
+    which puts another in its place.
 
     Args:
       split: "train", "validation" or "test".
       path: the place.
-      image: side of the images in pixels, None for images as they are, or "encoded" for the bytes of the files, which `transforms.MultiCrop`
-        decodes itself.
-      crop: how they get there: "center" scales the short side and crops the center as ADM does, "stretch" scales both sides.
+      image: side of the images in pixels, None for images as they are, or "encoded" for the bytes
+        of the files, which `transforms.MultiCrop` decodes itself.
+      crop: how they get there: "center" scales the short side and crops the center as ADM does,
+        "stretch" scales both sides.
       validation: share held out where no folders say the split; see `listing.choose_rows`.
       limit: how many images may be unusable before the run stops.
       cache: folder for indexes and conversions; `~/.cache/dlc_jax` if None.
@@ -51,9 +53,14 @@ class Images:
         check_crop(crop)
         check_image(image)
         if path is None:
-            raise UserError("no images: say where they are, --config.data.path=PATH (a folder, an archive, …; see docs/data.md)")
+            raise UserError(
+                "no images: say where they are, --config.data.path=PATH (a folder, an archive, …; "
+                "see docs/data.md)"
+            )
         self.image, self.crop, self.limit = image, crop, limit
-        self._files = open_files(path, split=split, validation=validation, cache=cache, cache_gb=cache_gb, field=field)
+        self._files = open_files(
+            path, split=split, validation=validation, cache=cache, cache_gb=cache_gb, field=field
+        )
         self.names = self._files.names
         self.classes = self._files.classes if len(self._files.classes) > 1 else []
 

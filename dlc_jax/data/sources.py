@@ -1,7 +1,7 @@
 """Sources of examples by name.
 
-A source has a length and gives record i as a dict: `image`, uint8 [y, x, 3] or (`image="encoded"`) the bytes of a file, `index`, and
-what else it knows.
+A source has a length and gives record i as a dict: `image`, uint8 [y, x, 3] or (`image="encoded"`)
+the bytes of a file, `index`, and what else it knows.
 """
 
 import inspect
@@ -27,7 +27,8 @@ def source(name, split, **options):
       **options: keyword arguments of the source.
 
     Returns:
-      The source. Files may be damaged: "images" and "tfds" come as `Resilient`, so that whoever reads them (the loader, the codes
+      The source. Files may be damaged: "images" and "tfds" come as `Resilient`, so that whoever
+      reads them (the loader, the codes
       job, the samples) gets the same replacements.
 
     Raises:
@@ -38,7 +39,10 @@ def source(name, split, **options):
     known = set(inspect.signature(SOURCES[name]).parameters) - {"split"}
     unknown = sorted(set(options) - known)
     if unknown:
-        raise UserError(f"data source {name} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        raise UserError(
+            f"data source {name} has no option {', '.join(unknown)}; it has "
+            f"{', '.join(sorted(known))}"
+        )
     found = SOURCES[name](split=split, **options)
     if name == "shapes":
         return found
@@ -46,24 +50,46 @@ def source(name, split, **options):
 
 
 def identity(name, split, **options):
-    """What defines the records of `source(name, split, **options)`: the place on disk does not, what is there does. Kept in code stores."""
+    """What defines the records of `source(name, split, **options)`: the place on disk does not,
+    what is there does. Kept in code stores.
+    """
     if name == "images":
         found = source(name, split, **options).source
-        return {"name": name, "split": split, "image": found.image, "crop": found.crop, **found.content()}
-    return {"name": name, "split": split, **{k: v for k, v in sorted(options.items()) if k != "data_dir"}}
+        return {
+            "name": name,
+            "split": split,
+            "image": found.image,
+            "crop": found.crop,
+            **found.content(),
+        }
+    return {
+        "name": name,
+        "split": split,
+        **{k: v for k, v in sorted(options.items()) if k != "data_dir"},
+    }
 
 
 def factors(name, **options):
-    """{factor: names of its values} of a data set whose records have `factors`, in their order; {} for one that knows none."""
+    """{factor: names of its values} of a data set whose records have `factors`, in their order; {}
+    for one that knows none.
+    """
     if name in ("images", "tfds"):
         classes = source(name, "train", **options).source.classes
         return {"label": classes} if classes else {}
     if name != "shapes":
         return {}
-    return {factor: values for factor, values in NAMES.items() if factor != "position" or options.get("positions")}
+    return {
+        factor: values
+        for factor, values in NAMES.items()
+        if factor != "position" or options.get("positions")
+    }
 
 
 def choose(source, count):
-    """Rows of `count` records that stand for all, increasing: evenly spaced, because files are sorted by class; of `Shapes` the first."""
+    """Rows of `count` records that stand for all, increasing: evenly spaced, because files are
+    sorted by class; of `Shapes` the first.
+    """
     count = min(count, len(source))
-    return np.arange(count) if isinstance(source, Shapes) else np.arange(count) * len(source) // count
+    return (
+        np.arange(count) if isinstance(source, Shapes) else np.arange(count) * len(source) // count
+    )
