@@ -1,7 +1,11 @@
 """Batches: the same for any number of processes, threads and restarts; sources and bad records."""
 
+import ast
+import inspect
 import io
 import json
+import re
+from pathlib import Path
 
 import grain
 import numpy as np
@@ -195,7 +199,7 @@ def test_batch_larger_than_the_source():
 
 
 def test_multi_crop_through_the_loader():
-    options = dict(transform=MultiCrop(global_size=4), fields=("global",))
+    options = dict(transform=MultiCrop(global_size=4, local_crops=0), fields=("global",))
     (want,) = take(make(**options), 1)
     assert want["global"].shape == (8, 2, 4, 4, 3)
     assert_same(take(make(threads=2, **options), 1), [want])
@@ -275,9 +279,34 @@ def test_sources_by_name():
         sources.source("cifar", "train")
     with pytest.raises(UserError, match="no option colour"):
         sources.source("shapes", "train", colour=1)
+    with pytest.raises(UserError, match="no images: say where they are, --config.data.path=PATH"):
+        sources.source("images", "train")
     assert sources.identity("tfds", "train", dataset="d", data_dir="a") == sources.identity(
         "tfds", "train", dataset="d"
     )
+
+
+TYPES = {"int", "float", "str", "bool", "None", "tuple"}
+
+
+@pytest.mark.parametrize("kind", [*sources.SOURCES.values(), MultiCrop])
+def test_every_field_of_a_recipe_has_a_type_a_default_and_a_line(kind):
+    """A recipe's sections are expanded from the source alone."""
+    (found,) = [
+        inner
+        for inner in ast.walk(ast.parse(Path(inspect.getfile(kind)).read_text()))
+        if isinstance(inner, ast.FunctionDef)
+        and inner.name == "__init__"
+        and "Args:" in kind.__doc__
+        and inner.lineno == kind.__init__.__code__.co_firstlineno
+    ]
+    documented = inspect.cleandoc(kind.__doc__).partition("Args:")[2]
+    for argument, default in zip(found.args.kwonlyargs, found.args.kw_defaults, strict=True):
+        if argument.arg == "split":
+            continue
+        assert set(re.findall(r"\w+", ast.unparse(argument.annotation))) <= TYPES, argument.arg
+        ast.literal_eval(default)
+        assert re.search(rf"^  {argument.arg}: .", documented, re.M), argument.arg
 
 
 def png(pixels, mode=None, format="PNG"):
@@ -333,7 +362,7 @@ def test_tfds_without_tensorflow(tmp_path):
 
     Few(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     source = sources.source(
-        "tfds", "train", dataset="few", data_dir=str(tmp_path), validation="train[:1]"
+        "tfds", "train", dataset="few", image=None, data_dir=str(tmp_path), validation="train[:1]"
     )
     assert len(source) == 4
     for i in range(4):

@@ -11,7 +11,14 @@ from dlc_jax.data.decoder import Picture, decode_image
 from dlc_jax.data.loader import batches
 from dlc_jax.errors import UserError
 
-PLAIN = dict(flip=0.0, jitter_probability=0.0, gray=0.0, blur=(0, 0, 0), solarize=(0, 0, 0))
+PLAIN = dict(
+    flip=0.0,
+    jitter_probability=0.0,
+    gray=0.0,
+    blur=(0, 0, 0),
+    blur_quirk=False,
+    solarize=(0, 0, 0),
+)
 
 
 def noise(height=16, width=16, seed=0):
@@ -180,7 +187,8 @@ def test_multi_crop_shapes_and_fields():
     np.testing.assert_array_equal(out["local"], again["local"])
     assert (out["global"][0] != out["global"][1]).any()
     assert (out["global"] != crop(record, np.random.default_rng(1))["global"]).any()
-    assert "local" not in transforms.MultiCrop(global_size=16)(record, np.random.default_rng(0))
+    alone = transforms.MultiCrop(global_size=16, local_crops=0)
+    assert "local" not in alone(record, np.random.default_rng(0))
 
 
 def test_multi_crop_gives_each_kind_of_crop_its_own_probabilities():
@@ -212,7 +220,14 @@ def test_multi_crop_gives_each_kind_of_crop_its_own_probabilities():
 
 
 def test_a_crop_is_flipped_jittered_grayed_blurred_and_solarized_in_that_order():
-    always = dict(flip=1.0, jitter_probability=1.0, gray=1.0, blur=(1.0,) * 3, solarize=(1.0,) * 3)
+    always = dict(
+        flip=1.0,
+        jitter_probability=1.0,
+        gray=1.0,
+        blur=(1.0,) * 3,
+        blur_quirk=False,
+        solarize=(1.0,) * 3,
+    )
     crop = transforms.MultiCrop(
         global_size=16, global_crops=1, local_crops=1, local_size=8, **always
     )
@@ -236,7 +251,7 @@ def test_blur_quirk_takes_one_minus_the_probabilities():
     record = {"image": noise(40, 40)}
     sizes = dict(global_size=16, local_crops=2, local_size=8)
     one = transforms.MultiCrop(**sizes, blur=(1.0, 0.1, 0.5), blur_quirk=True)
-    two = transforms.MultiCrop(**sizes, blur=(0.0, 0.9, 0.5))
+    two = transforms.MultiCrop(**sizes, blur=(0.0, 0.9, 0.5), blur_quirk=False)
     for seed in range(5):
         a, b = (crop(record, np.random.default_rng(seed)) for crop in (one, two))
         np.testing.assert_array_equal(a["global"], b["global"])
@@ -280,7 +295,12 @@ def test_crops_of_a_coarse_decoding_are_those_of_the_full_one(shrink):
         scene(515, 773), "JPEG"
     )  # sides that nothing divides: the decoder completes the last row and column
     crop = transforms.MultiCrop(
-        global_size=24, global_crops=4, global_scale=(0.3, 0.3), ratio=(1.0, 1.0), **PLAIN
+        global_size=24,
+        global_crops=4,
+        local_crops=0,
+        global_scale=(0.3, 0.3),
+        ratio=(1.0, 1.0),
+        **PLAIN,
     )
     boxes = crop.boxes(773, 515, np.random.default_rng(0))["global"]
     (coarse, scale), (full, _) = Picture(data).decode(shrink), Picture(data).decode()
@@ -309,7 +329,7 @@ def test_a_file_is_decoded_once_for_all_kinds_of_crops(monkeypatch):
         lambda file: decoded.append(file.size) or prepare(file),
     )
     kinds = {
-        name: transforms.MultiCrop(global_size=size)
+        name: transforms.MultiCrop(global_size=size, local_crops=0)
         for name, size in (("a", 24), ("b", 96), ("c", 48))
     }
     transforms.Views(kinds)({"image": encode(scene(400, 600))}, np.random.default_rng(0))
@@ -380,7 +400,7 @@ def test_crops_depend_on_the_index_alone():
     [
         lambda: transforms.RandomResizedCrop(8, scale=(0.5, 0.2)),
         lambda: transforms.RandomResizedCrop(8, interpolation="cubic"),
-        lambda: transforms.MultiCrop(global_size=16, local_crops=2),
+        lambda: transforms.MultiCrop(global_size=16, local_crops=2, local_size=0),
     ],
 )
 def test_nonsense_is_refused(make):

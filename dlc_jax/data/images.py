@@ -8,8 +8,7 @@ from dlc_jax.errors import UserError
 
 
 class Images:
-    """Images of a folder, an archive, IDX, Parquet or .npz files, ArrayRecord shards or TFDS, by
-    name; see `files.scan`.
+    """Images of a folder, an archive, IDX, Parquet or .npz files, ArrayRecord shards or TFDS.
 
     Record i is {"image": uint8 [y, x, 3] or bytes, "index": i}, and if the images are in classes
     also "label", int, and "factors", int32 [1]. An image that cannot be used (damaged, far too
@@ -18,16 +17,16 @@ class Images:
 
     Args:
       split: "train", "validation" or "test".
-      path: the place.
-      image: side of the images in pixels, None for images as they are, or "encoded" for the bytes
+      path: place of the images, see `files.scan`. None is refused.
+      image: side of the images in pixels. None leaves them as they are; "encoded" gives the bytes
         of the files, which `transforms.MultiCrop` decodes itself.
-      crop: how they get there: "center" scales the short side and crops the center as ADM does,
-        "stretch" scales both sides.
-      validation: share held out where no folders say the split; see `listing.choose_rows`.
+      crop: how images get to that size, "center" or "stretch". "center" scales the short side and
+        crops the center as ADM does; "stretch" scales both sides.
+      validation: share held out where no folders say the split. See `listing.choose_rows`.
       limit: how many images may be unusable before the run stops.
-      cache: folder for indexes and conversions; `~/.cache/dlc_jax` if None.
-      cache_gb: the most that one conversion may take there, in 10^9 bytes.
-      field: image column of Parquet, image feature of TFDS, array of .npz.
+      cache: folder for indexes and conversions, `~/.cache/dlc_jax` if None.
+      cache_gb: the most that one conversion may take in the cache, in 10^9 bytes.
+      field: image column of Parquet, image feature of TFDS, or array of .npz.
 
     Attributes:
       names: relative names.
@@ -41,14 +40,14 @@ class Images:
         self,
         *,
         split,
-        path,
-        image,
-        crop="center",
-        validation=0.1,
-        limit=100,
-        cache=None,
-        cache_gb=20.0,
-        field="image",
+        path: str | None = None,
+        image: int | str | None = 32,
+        crop: str = "center",
+        validation: float = 0.1,
+        limit: int = 100,
+        cache: str | None = None,
+        cache_gb: float = 20.0,
+        field: str = "image",
     ):
         check_crop(crop)
         check_image(image)

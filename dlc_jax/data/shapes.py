@@ -244,14 +244,24 @@ class Shapes:
 
     Args:
       split: "train", "validation" or "held_out".
-      image: the side in pixels, at least 16.
-      count: how many examples; the first ones do not depend on it.
-      seed, positions: as in `draw`.
+      image: side of the images in pixels, at least 16.
+      count: how many examples there are. The first ones do not depend on it.
+      seed: number of the data set: another seed, other examples.
+      positions: whether each example also has a position on a 3x3 grid.
+
     Raises:
       UserError: unknown split, image below 16, no examples.
     """
 
-    def __init__(self, *, split, image=16, count=20000, seed=0, positions=False):
+    def __init__(
+        self,
+        *,
+        split,
+        image: int = 16,
+        count: int = 20000,
+        seed: int = 0,
+        positions: bool = False,
+    ):
         if count < 1:
             raise UserError(f"data shapes: count={count}; ask for at least one example")
         self.split, self.image, self.count, self.seed, self.positions = (

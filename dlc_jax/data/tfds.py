@@ -19,13 +19,13 @@ class Tfds:
     Args:
       split: "train" or "validation", read from the options of that name; anything else is a TFDS
         split itself.
-      dataset: TFDS name, such as "imagenet2012" or "my_set/config:1.0.0"; or the folder of a
-        prepared version.
-      train, validation: TFDS splits, such as "train[:99%]".
-      image: side of the center crop, None for images as they are, or "encoded" for the bytes of the
-        files, see `Images`.
-      field: name of the image feature; a record has it as `image`.
-      data_dir: where it was prepared; TFDS's default if None.
+      dataset: TFDS name, or the folder of a prepared version. Such as "my_set/config:1.0.0".
+      train: TFDS split to train on, such as "train[:99%]".
+      validation: TFDS split to validate on.
+      image: side of the center crop in pixels. None leaves images as they are; "encoded" gives the
+        bytes of the files, see `Images`.
+      field: image feature of the data set. A record has it as `image`.
+      data_dir: where the data set was prepared, TFDS's default if None.
 
     Raises:
       UserError: if the data set is unknown, not prepared, not in ArrayRecord, or has no such split
@@ -36,12 +36,12 @@ class Tfds:
         self,
         *,
         split,
-        dataset,
-        train="train",
-        validation="validation",
-        image=None,
-        field="image",
-        data_dir=None,
+        dataset: str = "imagenet2012",
+        train: str = "train",
+        validation: str = "validation",
+        image: int | str | None = 256,
+        field: str = "image",
+        data_dir: str | None = None,
     ):
         import tensorflow_datasets as tfds
 

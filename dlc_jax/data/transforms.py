@@ -126,10 +126,9 @@ def _chain(*transforms):
 
 
 class MultiCrop:
-    """Several augmented crops of one image: global ones for teacher and student, local ones for the
-    student alone.
+    """Augmented crops of one image: global ones for teacher and student, local ones for the student.
 
-    DINO's (Caron et al., 2021). A record's `image` is replaced by `global`, uint8 [g, y, x, 3], and
+    DINO's (Caron et al., 2021), with DINOv2's values by default. A record's `image` is replaced by `global`, uint8 [g, y, x, 3], and
     `local`, uint8 [m, y, x, 3] (absent if there are none); its other fields stay. Each crop is cut,
     flipped, color-jittered, grayed, blurred and solarized, in that order.
 
@@ -138,19 +137,24 @@ class MultiCrop:
     could show.
 
     Args:
-      global_crops, global_size, global_scale: number, side in pixels and range of area.
-      local_crops, local_size, local_scale: the same for the local ones.
-      ratio: range of width / height.
-      flip: probability.
+      global_crops: number of global crops, at least 1.
+      global_size: side of a global crop in pixels.
+      global_scale: range of a global crop's area, as shares of the image.
+      local_crops: number of local crops.
+      local_size: side of a local crop in pixels.
+      local_scale: range of a local crop's area, as shares of the image.
+      ratio: range of a crop's width / height.
+      flip: probability of mirroring left and right.
       jitter: strengths of brightness, contrast, saturation and hue.
-      jitter_probability, gray: probabilities.
-      lightness: strength of an addition to all channels, which DINO does not have.
-      blur, solarize: probabilities for the first global crop, the other global ones, and the local
-        ones.
-      blur_quirk: blurs with one minus those probabilities, as DINOv2's code does by mistake: its
-        recipe says (1, 0.1, 0.5), and its models were trained with (0, 0.9, 0.5).
-      blur_sigma: range of the blur, in pixels.
-      shift: how far a crop may leave the image, as a share of its side; the edge is repeated there.
+      jitter_probability: probability of the color jitter.
+      lightness: strength of a number added to all channels. DINO has none.
+      gray: probability of dropping the color.
+      blur: probabilities of the first global crop, the other global ones, and the local ones.
+      blur_quirk: whether to blur with one minus those probabilities. DINOv2's code does so by
+        mistake: its recipe says (1, 0.1, 0.5), its models were trained with (0, 0.9, 0.5).
+      blur_sigma: range of the blur's standard deviation, in pixels.
+      solarize: probabilities of the first global crop, the other global ones, and the local ones.
+      shift: how far a crop may leave the image, as a share of its side. The edge is repeated there.
       interpolation: "bicubic", "bilinear" or "lanczos".
 
     Raises:
@@ -160,24 +164,24 @@ class MultiCrop:
     def __init__(
         self,
         *,
-        global_size,
-        global_crops=2,
-        global_scale=(0.32, 1.0),
-        local_crops=0,
-        local_size=None,
-        local_scale=(0.05, 0.32),
-        ratio=(3 / 4, 4 / 3),
-        flip=0.5,
-        jitter=(0.4, 0.4, 0.2, 0.1),
-        jitter_probability=0.8,
-        lightness=0.0,
-        gray=0.2,
-        blur=(0.0, 0.9, 0.5),
-        blur_quirk=False,
-        solarize=(0.0, 0.2, 0.0),
-        blur_sigma=(0.1, 2.0),
-        shift=0.0,
-        interpolation="bicubic",
+        global_crops: int = 2,
+        global_size: int = 224,
+        global_scale: tuple[float, float] = (0.32, 1.0),
+        local_crops: int = 8,
+        local_size: int = 98,
+        local_scale: tuple[float, float] = (0.05, 0.32),
+        ratio: tuple[float, float] = (0.75, 1.3333333333333333),
+        flip: float = 0.5,
+        jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1),
+        jitter_probability: float = 0.8,
+        lightness: float = 0.0,
+        gray: float = 0.2,
+        blur: tuple[float, float, float] = (1.0, 0.1, 0.5),
+        blur_quirk: bool = True,
+        blur_sigma: tuple[float, float] = (0.1, 2.0),
+        solarize: tuple[float, float, float] = (0.0, 0.2, 0.0),
+        shift: float = 0.0,
+        interpolation: str = "bicubic",
     ):
         if global_crops < 1 or local_crops < 0 or (local_crops and not local_size):
             raise UserError(
