@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from dlc_jax.data import shapes
+from dlc_jax.data import counterexamples, shapes, sources
+from dlc_jax.data import judge as judging
 from dlc_jax.errors import UserError
-from dlc_jax.evals import judge as judging
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def real(count, **arguments):
     ("image", "positions", "count"), [(16, False, 150), (16, True, 60), (32, False, 60)]
 )
 def test_proof(image, positions, count):
-    result = judging.proof(judging.Judge(image=image, positions=positions), count=count)
+    result = judging.Judge(image=image, positions=positions).proof(count)
     names = list(shapes.NAMES)[: 5 if positions else 4]
     assert {f"told_{name}" for name in names} < set(result)
     for name, value in result.items():
@@ -87,7 +87,7 @@ def test_nearest_is_the_nearest_of_the_whole_grid(judge):
 
 def test_no_rendering_of_the_grid_is_nearer_than_the_reading(judge):
     images, factors, _ = real(60)
-    images = np.concatenate([images, *judging.bad(images, factors, seed=0).values()])
+    images = np.concatenate([images, *counterexamples.bad(images, factors, seed=0).values()])
     pixels = np.float32(images.reshape(len(images), -1, 3)) / 255
     products = judge._bank.products(pixels)
     square = [
@@ -95,9 +95,8 @@ def test_no_rendering_of_the_grid_is_nearer_than_the_reading(judge):
         for pair in range(24)
     ]
     excess = judge.read(images).distance - np.sqrt(np.min(square, axis=0) / (3 * 256))
-    assert (
-        np.quantile(excess, 0.99) < 1e-4 and excess.max() < 0.01
-    )  # a few bad images lose their pair
+    # A few bad images lose their pair.
+    assert np.quantile(excess, 0.99) < 1e-4 and excess.max() < 0.01
 
 
 def test_reading_does_not_depend_on_the_company(judge):
@@ -110,13 +109,13 @@ def test_reading_does_not_depend_on_the_company(judge):
 
 def test_bad_images_are_bad():
     images, factors, _ = real(120)
-    made = judging.bad(images, factors, seed=0)
+    made = counterexamples.bad(images, factors, seed=0)
     assert all(x.shape == images.shape and x.dtype == np.uint8 for x in made.values())
     assert (np.ptp(made["blank"], axis=(1, 2)) == 0).all()
     np.testing.assert_allclose(
         made["blur"].mean(axis=(0, 1, 2)), images.mean(axis=(0, 1, 2)), atol=2
     )
-    partner = judging._partners(factors, np.random.default_rng(0))
+    partner = counterexamples._partners(factors, np.random.default_rng(0))
     assert (factors[partner] != factors).all()
 
 
@@ -126,3 +125,12 @@ def test_wrong_input(judge):
     for wrong in (np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 16, 16, 3), np.float32)):
         with pytest.raises(ValueError, match="reads uint8"):
             judge.read(wrong)
+
+
+def test_the_judge_comes_with_its_data_set():
+    found = sources.judge("shapes", image=16, count=9, seed=3, positions=True)
+    assert found.image == 16 and found.positions and found.held_out == shapes.HELD_OUT
+    assert not sources.judge("shapes").positions
+    assert sources.judge("images", path="anywhere", image=16) is None
+    with pytest.raises(UserError, match="threshold"):
+        sources.judge("shapes", image=24)

@@ -10,6 +10,7 @@ import numpy as np
 
 from dlc_jax.data.decoder import decode_image  # noqa: F401  part of this module's face
 from dlc_jax.data.images import Images
+from dlc_jax.data.judge import Judge
 from dlc_jax.data.loader import Resilient
 from dlc_jax.data.shapes import NAMES, Shapes
 from dlc_jax.data.tfds import Tfds
@@ -83,6 +84,20 @@ def factors(name, **options):
         for factor, values in NAMES.items()
         if factor != "position" or options.get("positions")
     }
+
+
+def judge(name, **options):
+    """The `judge.Judge` of a data set, which reads factors off images; None for one that has none.
+
+    Args:
+      name, **options: as of `source`.
+
+    Raises:
+      UserError: the data set's judge reads no images of this size.
+    """
+    if name != "shapes":
+        return None
+    return Judge(**{key: options[key] for key in ("image", "positions") if key in options})
 
 
 def choose(source, count):

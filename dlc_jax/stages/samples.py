@@ -14,9 +14,7 @@ import numpy as np
 from dlc_jax import recipe
 from dlc_jax.data import sources
 from dlc_jax.data.codes import CodeStore
-from dlc_jax.data.shapes import HELD_OUT
 from dlc_jax.evals import composition, samples
-from dlc_jax.evals.judge import Judge, proof
 from dlc_jax.models import dit, masked_transformer
 from dlc_jax.models.dit import DiT
 from dlc_jax.models.masked_transformer import MaskedTransformer
@@ -47,8 +45,7 @@ def make(config, *, step: str, workdir) -> Job:
         networks = pipeline(mesh=mesh)
         results, captions = {}, {}
         labels = sources.factors(**config.data)  # {factor: its values' names}
-        ours = config.data.name == "shapes"  # the judge knows no other images
-        judge = Judge(image=config.data.image, positions=config.data.positions) if ours else None
+        judge = sources.judge(**config.data)
         names, classes = list(labels), [len(values) for values in labels.values()]
 
         def picture(name, array, sentence):
@@ -62,7 +59,7 @@ def make(config, *, step: str, workdir) -> Job:
             picture("unconditional", samples.grid(images[: 2 * SHOWN]), f"Images that never existed: {how}.")
             if judge:
                 reading = judge.read(images)
-                found = samples.unconditional(reading.factors, reading.valid, names=names, classes=classes, held_out=HELD_OUT)
+                found = samples.unconditional(reading.factors, reading.valid, names=names, classes=classes, held_out=judge.held_out)
                 results.update({f"{section.prefix}unconditional/{key}": value for key, value in found.items()})
                 results[f"{section.prefix}unconditional/distance"] = float(np.mean(reading.distance))
 
@@ -118,7 +115,7 @@ def make(config, *, step: str, workdir) -> Job:
 
         draw()
         if judge and section.codes:
-            results.update({f"judge/{key}": value for key, value in proof(judge, count=min(200, section.count)).items()})
+            results.update({f"judge/{key}": value for key, value in judge.proof(min(200, section.count)).items()})
         if section.codes:
             rebuild("validation", "reconstruction")
             if section.held_out:

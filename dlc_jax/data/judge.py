@@ -10,11 +10,11 @@ Gauss-Newton steps leave the grid. Nothing here is learned.
 **Distance**: root mean square over pixels and channels to the nearest rendering, in units of [0, 1]
 colors. A real image's is what rounding to 8 bits leaves, below 0.002.
 
-**Validity**: nearer to the set than 99 % of each kind of bad image (`bad`). So `THRESHOLD`, one
-number per image size, is the 1st percentile of the distance of the nearest kind, which is blurs in
-which the shape is lost, rounded down. That real images fall below it is then not arranged but
-checked. It was set from real and bad images before any model was trained, and is never to be
-changed for one; `calibration` repeats how it was set, `proof` tries the judge on other images.
+**Validity**: nearer to the set than 99 % of each kind of bad image (`counterexamples.bad`). So
+`THRESHOLD`, one number per image size, is the 1st percentile of the distance of the nearest kind,
+which is blurs in which the shape is lost, rounded down. That real images fall below it is then not
+arranged but checked. It was set from real and bad images before any model was trained, and is never
+to be changed for one. `calibration` repeats how it was set, `Judge.proof` tries other images.
 """
 
 from collections.abc import Mapping
@@ -23,15 +23,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dlc_jax.data import shapes
+from dlc_jax.data.counterexamples import bad
 from dlc_jax.errors import UserError
 
-__all__ = ["BLUR", "THRESHOLD", "Judge", "Reading", "bad", "blurred", "calibration", "proof"]
-
 THRESHOLD = {16: 0.065, 32: 0.072}  # rms, units of [0, 1] colors
-
-# Of the image's side. Its full width at half height, 2.355 sigma = 0.41, is the hole of the large
-# ring: the widest detail that tells two shapes apart, so that a blob is left of every shape.
-BLUR = 0.175
 
 _SHIFTS, _SCALES, _ROTATIONS = 5, 3, 5  # points of the nuisance grid, ends included
 _PAIRS = 4  # pairs of background and color, of 24, that are tried on the whole grid
@@ -41,8 +36,12 @@ _CHUNK = 64  # images judged at once
 
 
 class Reading(NamedTuple):
-    """What the judge sees: factors int32 [n, 4 or 5], in the order of `shapes.NAMES`; distance
-    float32 [n]; valid bool [n].
+    """What the judge sees.
+
+    Attributes:
+      factors: int32 [n, 4 or 5], in the order of `shapes.NAMES`.
+      distance: float32 [n], to the nearest rendering.
+      valid: bool [n].
     """
 
     factors: np.ndarray
@@ -57,9 +56,15 @@ class Judge:
       image: the side in pixels; one of `THRESHOLD`.
       positions: look for the object at all 9 positions, and read which one; otherwise at the
         center.
+
+    Attributes:
+      held_out: the combinations (shape, color, background) that training never shows.
+
     Raises:
       UserError: no threshold was set for this size.
     """
+
+    held_out = shapes.HELD_OUT
 
     def __init__(self, *, image: int = 16, positions: bool = False):
         if image not in THRESHOLD:
@@ -87,7 +92,7 @@ class Judge:
         self._bank, self._coarse = _Bank(masks), _Bank(masks[np.all(self._nuisances == 0, axis=1)])
 
     def read(self, images: np.ndarray) -> Reading:
-        """Reads images, uint8 [n, y, x, c]. Raises ValueError if they are of another size or type."""
+        """Reads images, uint8 [n, y, x, c]; ValueError if they are of another size or type."""
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != (self.image, self.image, 3):
             raise ValueError(
@@ -105,6 +110,41 @@ class Judge:
             )
         factors, distance = (np.concatenate(column) for column in zip(*parts))
         return Reading(factors, distance, distance <= self.threshold)
+
+    def proof(self, count: int = 500, *, seed: int = 2) -> Mapping[str, float]:
+        """Tries the judge on images whose truth is known, and which `calibration` did not use.
+
+        Returns:
+          accepted_seen, accepted_held_out: share of real images judged valid.
+          rejected_{kind}: share of bad images, made of held-out ones, judged not valid.
+          read_seen_{factor}, read_held_out_{factor}: share whose factor is read right.
+          told_{factor}: of images painted with this one factor altered, share in which it is read
+            as another than the one claimed.
+          count: images in each.
+        """
+        random = np.random.default_rng(seed)
+        result: dict[str, float] = {}
+        for name, split in (("seen", "validation"), ("held_out", "held_out")):
+            factors, nuisances = shapes.draw(
+                np.arange(count), split=split, seed=seed, positions=self.positions
+            )
+            images = shapes.render(factors, nuisances, image=self.image)
+            reading = self.read(images)
+            result[f"accepted_{name}"] = float(reading.valid.mean())
+            for factor, right in zip(shapes.NAMES, (reading.factors == factors).mean(axis=0)):
+                result[f"read_{name}_{factor}"] = float(right)
+        for kind, wrong in bad(images, factors, seed=seed).items():
+            result[f"rejected_{kind}"] = float(1 - self.read(wrong).valid.mean())
+        for column, (factor, names) in zip(range(factors.shape[1]), shapes.NAMES.items()):
+            changed = factors.copy()
+            changed[:, column] = (changed[:, column] + random.integers(1, len(names), count)) % len(
+                names
+            )
+            reading = self.read(shapes.render(changed, nuisances, image=self.image))
+            result[f"told_{factor}"] = float(
+                (reading.factors[:, column] != factors[:, column]).mean()
+            )
+        return result | {"count": count}
 
     def _read(self, images):
         pixels = np.float32(images.reshape(len(images), -1, 3)) / 255
@@ -227,67 +267,8 @@ def _refined(pixels, factors, nuisances, *, image):
     return np.sqrt(square / now.shape[1])
 
 
-def bad(images: np.ndarray, factors: np.ndarray, *, seed: int) -> Mapping[str, np.ndarray]:
-    """Makes bad images of good ones: kind -> uint8 [n, y, x, c].
-
-    `blank`: flat, the set's own 10 colors, then any. `blur`: Gaussian of sigma `BLUR`. `noise`:
-      uniform in pixels and channels.
-    `mixture`: the average of two images that differ in every factor. `halves`: left or upper half
-      of one, the rest of the other.
-    """
-    random = np.random.default_rng(seed)
-    n, side = images.shape[:2]
-    other = images[_partners(factors, random)]
-    own = np.round(
-        255 * np.concatenate([shapes.BACKGROUNDS, shapes.paint(np.arange(6), np.zeros(6))])
-    ).astype(np.uint8)
-    flat = np.concatenate([own, random.integers(0, 256, (n, 3), np.uint8)])[:n]
-    first = np.arange(side) < side // 2
-    upper = random.integers(0, 2, n).astype(bool)[:, None, None, None]
-    return {
-        "blank": np.broadcast_to(flat[:, None, None], images.shape),
-        "blur": blurred(images, sigma=BLUR),
-        "noise": random.integers(0, 256, images.shape, np.uint8),
-        "mixture": ((images.astype(np.uint16) + other + 1) // 2).astype(np.uint8),
-        "halves": np.where(
-            np.where(upper, first[:, None, None], first[None, :, None]), images, other
-        ),
-    }
-
-
-def blurred(images: np.ndarray, *, sigma: float) -> np.ndarray:
-    """Gaussian blur of uint8 [n, y, x, c], sigma in units of the side; the border's color goes on
-    outside.
-    """
-    side = images.shape[1]
-    offsets = np.arange(-int(np.ceil(3 * sigma * side)), int(np.ceil(3 * sigma * side)) + 1)
-    kernel = np.exp(-0.5 * (offsets / (sigma * side)) ** 2)
-    weights = np.zeros((side, side))
-    for offset, weight in zip(offsets, kernel / kernel.sum()):
-        np.add.at(
-            weights, (np.arange(side), np.clip(np.arange(side) + offset, 0, side - 1)), weight
-        )
-    return np.round(np.einsum("uy,vx,nyxc->nuvc", weights, weights, images, optimize=True)).astype(
-        np.uint8
-    )
-
-
-def _partners(factors, random):
-    """For each row of factors another one that differs in every factor."""
-    partner = random.integers(0, len(factors), len(factors))
-    for _ in range(1000):
-        again = np.flatnonzero(np.any(factors[partner] == factors, axis=1))
-        if not len(again):
-            return partner
-        partner[again] = random.integers(0, len(factors), len(again))
-    raise ValueError(
-        f"among {len(factors)} images some have no other that differs in every factor; take more"
-    )
-
-
 def calibration(*, image: int, count: int = 1000, seed: int = 1) -> Mapping[str, float]:
-    """Repeats how `THRESHOLD` was set: percentiles of the distance of real images and of each kind
-    of bad image.
+    """Repeats how `THRESHOLD` was set: percentiles of distances of real and of bad images.
 
     `count` images of seen combinations and as many of held-out ones, each by itself, since contrast
     differs with the combination.
@@ -310,36 +291,3 @@ def calibration(*, image: int, count: int = 1000, seed: int = 1) -> Mapping[str,
         )
     least = {f"{kind}_1": float(min(part[kind] for part in low)) for kind in low[0]}
     return {"real_99": float(max(high)), **least, "threshold": min(least.values())}
-
-
-def proof(judge: Judge, *, count: int = 500, seed: int = 2) -> Mapping[str, float]:
-    """Tries the judge on images whose truth is known, and which `calibration` did not use.
-
-    Returns:
-      `accepted_seen` and `accepted_held_out`: share of real images judged valid. `rejected_{kind}`:
-      of bad images made of
-      held-out ones. `read_seen_{factor}`, `read_held_out_{factor}`: share whose factor is read
-      right. `told_{factor}`: of images painted with this one factor altered, share in which it is
-      read as another than the one claimed. `count`: images in each.
-    """
-    random = np.random.default_rng(seed)
-    result: dict[str, float] = {}
-    for name, split in (("seen", "validation"), ("held_out", "held_out")):
-        factors, nuisances = shapes.draw(
-            np.arange(count), split=split, seed=seed, positions=judge.positions
-        )
-        images = shapes.render(factors, nuisances, image=judge.image)
-        reading = judge.read(images)
-        result[f"accepted_{name}"] = float(reading.valid.mean())
-        for factor, right in zip(shapes.NAMES, (reading.factors == factors).mean(axis=0)):
-            result[f"read_{name}_{factor}"] = float(right)
-    for kind, wrong in bad(images, factors, seed=seed).items():
-        result[f"rejected_{kind}"] = float(1 - judge.read(wrong).valid.mean())
-    for column, (factor, names) in zip(range(factors.shape[1]), shapes.NAMES.items()):
-        changed = factors.copy()
-        changed[:, column] = (changed[:, column] + random.integers(1, len(names), count)) % len(
-            names
-        )
-        reading = judge.read(shapes.render(changed, nuisances, image=judge.image))
-        result[f"told_{factor}"] = float((reading.factors[:, column] != factors[:, column]).mean())
-    return result | {"count": count}
