@@ -18,6 +18,7 @@ import ml_dtypes  # noqa: F401  makes "bfloat16" a NumPy type
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
+from dlc_jax import checksum
 from dlc_jax.data import shard
 from dlc_jax.errors import UserError
 
@@ -308,7 +309,7 @@ class CodeStore:
         """
         found = 0
         for k, entry in enumerate(self._shards):
-            if shard.sha256(self.directory / entry["file"]) != entry["sha256"]:
+            if checksum.of_file(self.directory / entry["file"]) != entry["sha256"]:
                 raise UserError(
                     f"damaged code store: {self.directory / entry['file']} has changed; delete it "
                     "and run the codes step again"

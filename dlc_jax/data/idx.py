@@ -10,7 +10,7 @@ import threading
 import numpy as np
 from PIL import Image
 
-from dlc_jax.data import shard
+from dlc_jax import checksum
 from dlc_jax.data.listing import SPLITS, Listing, digest, reading
 
 NAME = re.compile(r"(?:(.*)[-_.])?images[-.]idx3[-.]ubyte(\.gz)?$", re.IGNORECASE)
@@ -94,7 +94,7 @@ class _Images:
                 file.seek(max(0, size - 8))
                 self.seal = f"{size} {file.read(8).hex()}"
             else:
-                self.seal = f"{size} {shard.sha256(path)}"
+                self.seal = f"{size} {checksum.of_file(path)}"
 
     def pixels(self):
         """uint8 [n, y, x]."""

@@ -16,6 +16,7 @@ import threading
 
 from array_record.python.array_record_module import ArrayRecordReader
 
+from dlc_jax import checksum
 from dlc_jax.data import shard
 from dlc_jax.data.listing import DAMAGE, Listing, digest
 from dlc_jax.errors import UserError
@@ -253,7 +254,7 @@ def verify(directory, *, progress=None):
     manifest = json.loads((directory / "manifest.json").read_text())
     done = 0
     for entry in manifest["shards"]:
-        if shard.sha256(directory / entry["file"]) != entry["sha256"]:
+        if checksum.of_file(directory / entry["file"]) != entry["sha256"]:
             raise UserError(
                 f"damaged images: {directory / entry['file']} has changed; convert again"
             )

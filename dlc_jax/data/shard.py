@@ -14,6 +14,7 @@ import os
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from dlc_jax import checksum
 from dlc_jax.errors import UserError
 
 
@@ -58,7 +59,7 @@ def write_shard(path, records, *, description, **about):
             "file": path.name,
             "count": count,
             "bytes": temporary.stat().st_size,
-            "sha256": sha256(temporary),
+            "sha256": checksum.of_file(temporary),
         }
         entry |= {key: value() if callable(value) else value for key, value in about.items()}
         # In this order: a shard without a file of its own is never of an unfinished set.
@@ -117,7 +118,7 @@ def intact(path, entry):
         entry is not None
         and path.exists()
         and path.stat().st_size == entry["bytes"]
-        and sha256(path) == entry["sha256"]
+        and checksum.of_file(path) == entry["sha256"]
     )
 
 
@@ -146,12 +147,6 @@ def write_json(path, value, *, indent=1):
     temporary.write_text(json.dumps(value, indent=indent, sort_keys=True) + "\n")
     _sync(temporary)
     temporary.rename(path)
-
-
-def sha256(path):
-    """Of a file, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def plain(value):
