@@ -284,9 +284,8 @@ def test_killed_at_every_step_it_goes_on_to_the_same_bytes(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert (
-        int(done.stdout) >= 3 * 3 + 2
-    )  # of 3 shards: the shard, its own file, its removal; index and manifest
+    # Of 3 shards: the shard, its own file, its removal; index and manifest.
+    assert int(done.stdout) >= 3 * 3 + 2
 
 
 def test_complete_shards_are_not_written_again_and_damaged_ones_are(tmp_path):

@@ -138,9 +138,8 @@ def test_broken_exif_does_not_cost_the_picture(colors):
         (b"MM\0*\0", (12, 18, 3)),
         (b"MM\0*\0\0\0\x08", (18, 12, 3)),
     ]:
-        exif = (
-            b"Exif\0\0" + start + entry * (len(start) == 8)
-        )  # the last says which way is up, and then nonsense
+        # The last says which way is up, and then nonsense.
+        exif = b"Exif\0\0" + start + entry * (len(start) == 8)
         assert decode_image(encode(Image.fromarray(colors), "PNG", exif=exif)).shape == shape
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlc_jax.data import files, listing, records
+from dlc_jax.data import files, folder, listing, records
 from dlc_jax.errors import UserError
 
 
@@ -176,7 +176,7 @@ def test_photographs_that_an_extra_reads_are_named_without_it(tmp_path, monkeypa
 
 
 def test_a_file_too_large_for_an_image(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_BYTES", 0)
+    monkeypatch.setattr(folder, "MAX_BYTES", 0)
     found = files.open_files(touch(tmp_path, "a.png"))
     with pytest.raises(ValueError, match="more than 0 bytes"):
         found.read(0)

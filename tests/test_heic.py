@@ -94,9 +94,8 @@ def test_sizes_are_checked_before_decoding(monkeypatch):
     data = encode(Image.fromarray(scene(512, 512)))
     place = data.index(b"ispe") + 8  # what the container says of the size
     small = data[:place] + np.array([64, 64], ">u4").tobytes() + data[place + 8 :]
-    with pytest.raises(
-        (ValueError, RuntimeError)
-    ):  # the decoder does not make more pixels than were said
+    # The decoder does not make more pixels than were said.
+    with pytest.raises((ValueError, RuntimeError)):
         decode_image(small)
     monkeypatch.setattr(pillow_heif.HeifImageFile, "load", lambda self: pytest.fail("decoded"))
     for size in ((20000, 20000), (512, 3), (8192, 64)):

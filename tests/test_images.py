@@ -197,9 +197,8 @@ def test_every_kind_gives_the_same_batches(kind, folder, tmp_path):
         sources.identity("images", "train", path=p, image=24, cache=str(tmp_path / "cache"))
         for p in (folder, place)
     ]
-    assert (same[0] == same[1]) == (
-        kind not in ("parquet", "parquet without names", "tfds")
-    )  # these keep no file sizes
+    # These keep no file sizes.
+    assert (same[0] == same[1]) == (kind not in ("parquet", "parquet without names", "tfds"))
     assert "tensorflow" not in sys.modules
 
 
@@ -229,9 +228,8 @@ def test_without_classes(tmp_path):
     assert set(sources.source("images", "train", **options)[0]) == {"image", "index"}
     assert sources.factors("images", **options) == {}
     write_folder(tmp_path / "one", {f"only/{k}.png": picture(2 * k + 1) for k in range(6)})
-    assert (
-        sources.factors("images", path=tmp_path / "one", image=16) == {}
-    )  # one class says nothing
+    # One class says nothing.
+    assert sources.factors("images", path=tmp_path / "one", image=16) == {}
 
 
 BROKEN = {

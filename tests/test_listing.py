@@ -73,9 +73,8 @@ def test_the_held_out_share_stays_when_images_are_added():
     assert 150 < len(held) < 250 and not held & set(chosen(names, "train"))
     more = set(chosen([*names, *(f"new{k}.png" for k in range(500))], "validation"))
     assert held == more & set(names) and len(more) > len(held)
-    below = chosen(
-        [f"train/{name}" for name in names], "validation"
-    )  # the same images under train/
+    # The same images under train/.
+    below = chosen([f"train/{name}" for name in names], "validation")
     assert {name.removeprefix("train/") for name in below} == held
     assert len(chosen(names, "validation", 0.5)) > 900
 
@@ -123,10 +122,11 @@ def test_classes_written_as_numbers_or_names():
         labels.tolist() == [2, -1, 0, 2] and labels.dtype == np.int32 and classes == ["0", "1", "2"]
     )
     assert listing.number_classes(["dog", "3", None, "cat"])[0].tolist() == [2, 0, -1, 1]
+    # No five million classes.
     assert listing.number_classes(["5000000", "7"])[1] == [
         "5000000",
         "7",
-    ]  # no five million classes
+    ]
     assert listing.number_classes([])[1] == []
 
 

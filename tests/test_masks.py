@@ -25,14 +25,12 @@ def test_half_of_the_crops_hide_ratios_spread_over_the_range():
     targets = np.sort(counts)[:, 64:]
     low, high = (256 * bins[:-1]).astype(int), (256 * bins[1:]).astype(int)
     assert (targets <= high).all()  # never more than was asked
-    assert (
-        np.mean(targets >= low) > 0.9
-    )  # blocks may stop a little short, and then the order of the next ones shifts
+    # Blocks may stop a little short, and then the order of the next ones shifts.
+    assert np.mean(targets >= low) > 0.9
     assert 256 * 0.28 < targets.mean() < 256 * 0.3
     where = np.nonzero(counts[0])[0]
-    assert (np.diff(where) > 1).any() and where[0] < 64 < where[
-        -1
-    ]  # dealt out over the group, not the first half of it
+    # Dealt out over the group, not the first half of it.
+    assert (np.diff(where) > 1).any() and where[0] < 64 < where[-1]
     assert abs(np.corrcoef(where, counts[0][where])[0, 1]) < 0.4
 
 
@@ -43,9 +41,8 @@ def test_masks_are_blocks_all_over_the_image():
     assert neighbors / drawn.sum() > 1.4  # 2 inside a block, 0.6 for single patches at this share
     share = drawn.mean(0)
     assert share.min() > 0.02 and share.max() < 0.6  # few boxes reach a corner
-    assert (
-        share[4:12, 4:12].mean() > share.mean()
-    )  # boxes that lie within the image cover its middle more often
+    # Boxes that lie within the image cover its middle more often.
+    assert share[4:12, 4:12].mean() > share.mean()
 
 
 def test_one_block_has_the_shapes_it_should():
@@ -58,9 +55,8 @@ def test_one_block_has_the_shapes_it_should():
         if height * width == mask.sum() > 6:  # a single block
             shapes.append(width / height)
     assert len(shapes) > 30 and min(shapes) < 0.5 and max(shapes) > 2
-    assert (
-        1 / 6 <= min(shapes) and max(shapes) <= 6
-    )  # 0.3 to 1 / 0.3, sides rounded to whole patches
+    # 0.3 to 1 / 0.3, sides rounded to whole patches.
+    assert 1 / 6 <= min(shapes) and max(shapes) <= 6
     assert abs(np.log(shapes).mean()) < 0.25
 
 

@@ -64,11 +64,12 @@ def test_held_out_combinations_never_occur_in_training():
         == set(map(tuple, shapes.combinations(held_out=False).tolist()))
     )
     assert len(seen["train"]) == 122 and not seen["train"] & held_out
+    # Every pair of values is still seen in training: only the triple is new.
     for a, b in (
         (0, 1),
         (0, 2),
         (1, 2),
-    ):  # every pair of values is still seen in training: only the triple is new
+    ):
         pairs = [(triple[a], triple[b]) for triple in shapes.HELD_OUT]
         assert len(set(pairs)) == 22
     for column, values in enumerate((6, 6, 4)):

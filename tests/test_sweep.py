@@ -39,9 +39,8 @@ def test_who_wants_no_more_does_not_wait_for_it():
     )
     next(results)
     results.close()
-    assert (
-        max(started) < 3 * CHUNK
-    )  # the chunk that was taken and two that were begun; not the one that waited
+    # The chunk that was taken and two that were begun; not the one that waited.
+    assert max(started) < 3 * CHUNK
 
 
 def test_workers_work_at_the_same_time():

@@ -100,9 +100,8 @@ def test_shift_repeats_the_edge():
     )
     outs = [np.asarray(crop(Image.fromarray(ramp()), np.random.default_rng(s))) for s in range(30)]
     assert len({out.tobytes() for out in outs}) > 25
-    assert all(
-        out[..., :2].max() <= ramp().max() and out[..., 2].max() == 0 for out in outs
-    )  # no black or foreign filling
+    # No black or foreign filling.
+    assert all(out[..., :2].max() <= ramp().max() and out[..., 2].max() == 0 for out in outs)
     means = np.array([out[..., 0].mean() for out in outs])
     assert means.min() < ramp()[..., 0].mean() - 20 and means.max() > ramp()[..., 0].mean() + 20
     pixels = noise(5, 7)
@@ -291,9 +290,8 @@ def test_no_crop_is_enlarged_by_a_coarse_decoding():
 @pytest.mark.parametrize("shrink", [2, 4, 8])
 def test_crops_of_a_coarse_decoding_are_those_of_the_full_one(shrink):
     """PSNR of 30 dB; boxes that are off by one coarse pixel have 10 dB less."""
-    data = encode(
-        scene(515, 773), "JPEG"
-    )  # sides that nothing divides: the decoder completes the last row and column
+    # Sides that nothing divides: the decoder completes the last row and column.
+    data = encode(scene(515, 773), "JPEG")
     crop = transforms.MultiCrop(
         global_size=24,
         global_crops=4,

@@ -48,9 +48,8 @@ def test_numbers_are_labels(name, tmp_path):
         b"11",
         b"2",
     ]
-    assert files.scan(path, cache=tmp_path / "cache").skipped == {
-        "not an image by its name": 1
-    }  # the caption
+    # The caption.
+    assert files.scan(path, cache=tmp_path / "cache").skipped == {"not an image by its name": 1}
 
 
 @pytest.mark.parametrize(
@@ -114,8 +113,11 @@ def test_shards_of_a_folder_share_their_classes_and_samples_without_one_are_left
     write(place / "val" / "0.tar", {"1.png": b"0", "1.cls": b"1"})
     found = files.scan(place, cache=tmp_path / "cache")
     assert dict(zip(found.names, found.labels.tolist())) == {
-        "train/0/1.png": 3, "train/0/2.png": 0, "train/1/1.png": 1, "val/0/1.png": 1,
-    }  # fmt: skip
+        "train/0/1.png": 3,
+        "train/0/2.png": 0,
+        "train/1/1.png": 1,
+        "val/0/1.png": 1,
+    }
     assert found.classes == ["0", "1", "2", "3"] and found.skipped == {
         "without a label, where others have one": 1
     }

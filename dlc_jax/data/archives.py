@@ -30,8 +30,13 @@ from dlc_jax.errors import UserError
 
 FORMAT = 2  # of the index
 COMPRESSED = {
-    ".tar.xz": lzma.open, ".txz": lzma.open, ".tar.gz": gzip.open, ".tgz": gzip.open, ".tar.bz2": bz2.open, ".tbz2": bz2.open,
-}  # fmt: skip
+    ".tar.xz": lzma.open,
+    ".txz": lzma.open,
+    ".tar.gz": gzip.open,
+    ".tgz": gzip.open,
+    ".tar.bz2": bz2.open,
+    ".tbz2": bz2.open,
+}
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 
 
@@ -261,6 +266,12 @@ class Reader:
             raise ValueError(f"{self.path} ends at byte {offset + len(data)}")
         return data
 
+    def close(self):
+        with self._lock:
+            file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
     def __getstate__(self):
         return {**self.__dict__, "_file": None, "_lock": None}
 
@@ -314,9 +325,8 @@ class ZipReader(Reader):
         name, extra = struct.unpack_from("<HH", header, 26)
         data = self.at(offset + 30 + name + extra, length)
         if method == DEFLATED:
-            data = zlib.decompressobj(-15).decompress(
-                data, size + 1
-            )  # no more than the directory says, however much there is
+            # No more than the directory says, however much there is.
+            data = zlib.decompressobj(-15).decompress(data, size + 1)
         if len(data) != size or zlib.crc32(data) != checksum:
             raise ValueError("damaged zip member")
         return data

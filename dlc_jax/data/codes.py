@@ -358,6 +358,12 @@ class CodeStore:
             )
         return b"".join(data)
 
+    def close(self):
+        """Closes the shards, and drops the codes in memory. Reading opens them again."""
+        self._readers.clear()
+        with self._lock:
+            self._memory = None
+
     def __getstate__(self):  # readers and locks do not travel to worker processes
         return {**self.__dict__, "_readers": {}, "_lock": None}
 

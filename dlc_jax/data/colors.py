@@ -131,12 +131,10 @@ def _turn_hue(strip, sextants):
     hue += high
     hue -= low
     hue -= low
-    hue /= np.maximum(
-        chroma, 1e-3
-    )  # a gray has no hue, and whatever it gets is multiplied by no chroma
-    toward = (green - blue).view(
-        np.uint32
-    )  # np.copysign(hue, green - blue), by its bits at a tenth of the cost
+    # A gray has no hue, and whatever it gets is multiplied by no chroma.
+    hue /= np.maximum(chroma, 1e-3)
+    # np.copysign(hue, green - blue), by its bits at a tenth of the cost.
+    toward = (green - blue).view(np.uint32)
     toward &= 0x80000000
     signed = hue.view(np.uint32)
     signed |= toward

@@ -63,9 +63,8 @@ def convert(
             destination, images, shard_size=shard_size, workers=workers, progress=progress
         )
         for path in destination.glob("*.tmp"):
-            if PART.fullmatch(
-                path.name
-            ):  # of a conversion into other shards that was killed before its first was complete
+            # Of a conversion into other shards that was killed before its first was complete.
+            if PART.fullmatch(path.name):
                 path.unlink()
         shards = manifest["shards"]
         resumed = sum(
@@ -189,7 +188,8 @@ def _check(source, destination):
 
 @contextlib.contextmanager
 def _alone(directory):
-    """Keeps a second conversion out. The system lets go of the lock of a process that was killed."""
+    """Keeps a second conversion out. The system lets go of the lock of a process that was killed.
+    """
     with shard.disk(f"{records.WHAT} {directory}"):
         directory.mkdir(parents=True, exist_ok=True)
         handle = os.open(directory, os.O_RDONLY)

@@ -14,24 +14,29 @@ from dlc_jax.data.listing import GET_HEIC
 from dlc_jax.errors import UserError
 
 MAX_PIXELS = 64_000_000  # a few kilobytes of a hostile file can decode to gigabytes
+# A thinner image is no picture, and scaling its short side up would take gigabytes.
 MIN_SIDE, MAX_ASPECT = (
     4,
     32,
-)  # a thinner image is no picture, and scaling its short side up would take gigabytes
+)
 # Only these are tried: Pillow hands some other formats, such as EPS, to programs of their own.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
-HEVC = frozenset(
-    (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
-)  # what HEIC files call themselves
+# What HEIC files call themselves.
+HEVC = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
 CROPS = ("center", "stretch")
 SHRINKS = (8, 4, 2, 1)  # a JPEG is decoded at one over these without its full size ever being there
 
 # What to do with the pixels by the value of EXIF's Orientation; those from 5 on also exchange width
 # and height.
 TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # What Pillow warns of (large images, odd metadata) is either refused below or does not change
 # pixels. Here and not around each call, because `warnings.catch_warnings` is not for threads.
@@ -137,7 +142,8 @@ def to_pixels(file, *, image=None, crop="center"):
 
 
 def _orientation(file):
-    """Of EXIF, 1 to 8. Of most formats the pixels must be there first; a JPEG has it in its header."""
+    """Of EXIF, 1 to 8. Of most formats the pixels must be there first; a JPEG has it in its header.
+    """
     try:
         return file.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # broken EXIF data raises anything; the picture is still good

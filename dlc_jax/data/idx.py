@@ -88,9 +88,8 @@ class _Images:
                 raise ValueError("not an IDX file of gray images")
         with reading(path), open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if path.name.lower().endswith(
-                ".gz"
-            ):  # ends with a checksum and the length of what it holds
+            # Ends with a checksum and the length of what it holds.
+            if path.name.lower().endswith(".gz"):
                 file.seek(max(0, size - 8))
                 self.seal = f"{size} {file.read(8).hex()}"
             else:

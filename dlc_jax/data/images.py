@@ -3,7 +3,7 @@
 import numpy as np
 
 from dlc_jax.data.decoder import check_crop, check_image, decode_image
-from dlc_jax.data.files import open_files
+from dlc_jax.data.files import Place
 from dlc_jax.errors import UserError
 
 
@@ -27,6 +27,7 @@ class Images:
       cache: folder for indexes and conversions, `~/.cache/dlc_jax` if None.
       cache_gb: the most that one conversion may take in the cache, in 10^9 bytes.
       field: image column of Parquet, image feature of TFDS, or array of .npz.
+      place: the `files.Place` of these options, if it is open already.
 
     Attributes:
       names: relative names.
@@ -48,6 +49,7 @@ class Images:
         cache: str | None = None,
         cache_gb: float = 20.0,
         field: str = "image",
+        place=None,
     ):
         check_crop(crop)
         check_image(image)
@@ -57,9 +59,8 @@ class Images:
                 "see docs/data.md)"
             )
         self.image, self.crop, self.limit = image, crop, limit
-        self._files = open_files(
-            path, split=split, validation=validation, cache=cache, cache_gb=cache_gb, field=field
-        )
+        place = place or Place(path, cache=cache, cache_gb=cache_gb, field=field)
+        self._files = place.images(split, validation=validation)
         self.names = self._files.names
         self.classes = self._files.classes if len(self._files.classes) > 1 else []
 
@@ -75,6 +76,10 @@ class Images:
             label = self._files.label(index)
             record |= {"label": label, "factors": np.array([label], np.int32)}
         return record
+
+    def close(self):
+        """Closes the files that are open. Reading opens them again."""
+        self._files.close()
 
     def content(self):
         """What the images are, wherever they lie: JSON."""

@@ -189,9 +189,8 @@ class _Bank:
 
     def products(self, pixels):
         """Inner products [c, n, k] of images [n, pixels, c] with coverages."""
-        return np.stack(
-            [np.ascontiguousarray(pixels[..., c]) @ self.masks.T for c in range(3)]
-        )  # strided is ten times slower
+        # Strided is ten times slower.
+        return np.stack([np.ascontiguousarray(pixels[..., c]) @ self.masks.T for c in range(3)])
 
     def nearest(self, pixels, pairs, *, products):
         """Nearest rendering, given each image's pair, color * 4 + background: squared distance,

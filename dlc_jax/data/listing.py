@@ -27,7 +27,10 @@ import numpy as np
 from dlc_jax.errors import UserError
 
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif .ico .tga".split()
+    (
+        ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif .ico "
+        ".tga"
+    ).split()
 )
 HEIC = frozenset(".heic .heif .hif".split())  # read with the extra `heic`
 GET_HEIC = "pip install 'dlc_jax[heic]' reads them"
@@ -36,23 +39,37 @@ NOT_AN_IMAGE = "not an image by its name"
 # whose names begin with .trash.
 SYSTEM = frozenset(
     (
-        "@eadir", "#recycle", "#snapshot",  # Synology
-        ".@__thumb", ".@upload_cache", "@recycle", "@recently-snapshot",  # QNAP
-        "__macosx", ".appledouble", ".appledb", ".spotlight-v100", ".fseventsd",  # macOS
-        "$recycle.bin", "system volume information",  # Windows
-        "lost+found", ".thumbnails", ".thumbs", ".picasaoriginals",
-    )
-)  # fmt: skip
+        "@eadir #recycle #snapshot "  # Synology
+        ".@__thumb .@upload_cache @recycle @recently-snapshot "  # QNAP
+        "__macosx .appledouble .appledb .spotlight-v100 .fseventsd "  # macOS
+        "$recycle.bin lost+found .thumbnails .thumbs .picasaoriginals"
+    ).split()
+) | {"system volume information"}
 SYSTEM_FOLDER = "folders of thumbnails, trash or a system"
 SPLITS = {  # folders, and what they hold
-    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
-    "dev": "validation", "test": "test", "testing": "test",
-}  # fmt: skip
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
 
 DAMAGE = (  # what the readers of the formats raise for files that are cut off or damaged
-    OSError, ValueError, EOFError, OverflowError, NotImplementedError, RuntimeError, struct.error, zlib.error, lzma.LZMAError,
-    tarfile.TarError, zipfile.BadZipFile,
-)  # fmt: skip
+    OSError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    NotImplementedError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+)
 
 
 class Listing:
@@ -130,8 +147,13 @@ class Listing:
             sequential=self.sequential,
         )
 
+    def close(self):
+        """Closes the files that are open. Reading opens them again."""
+        close(self.read)
+
     def settled(self):
-        """What of this listing counts, with classes: as the names tell them, if nothing else does."""
+        """What of this listing counts, with classes: as the names tell them, if nothing else does.
+        """
         split = split_of(self.names)
         rows = [row for row in range(len(self)) if split is None or split[row]]
         found = self if len(rows) == len(self) else self.select(rows)
@@ -162,6 +184,15 @@ class _Rows:
     def __call__(self, index):
         return self.function(self.rows[index])
 
+    def close(self):
+        close(self.function)
+
+
+def close(read):
+    """Ends what a reader of images holds open, if it holds anything."""
+    if hasattr(read, "close"):
+        read.close()
+
 
 def digest(texts):
     """A short hash of a sequence of texts, none of which has a NUL."""
@@ -175,7 +206,8 @@ def content_of(names, sizes):
 
 @contextlib.contextmanager
 def reading(path, errors=DAMAGE):
-    """A file that cannot be read as what it should be is the user's matter: one line that names it."""
+    """A file that cannot be read as what it should be is the user's matter: one line that names it.
+    """
     try:
         yield
     except errors as error:

@@ -117,9 +117,8 @@ class Batches:
     def __next__(self):
         if self._count is not None and self._next >= self._count:
             raise StopIteration
-        if (
-            self._iterator is None
-        ):  # made here, so that a state set before the first batch costs nothing
+        # Made here, so that a state set before the first batch costs nothing.
+        if self._iterator is None:
             steps = _Steps(
                 self._records,
                 first=self._next,
@@ -159,7 +158,7 @@ class Batches:
         self._next = following
 
     def close(self):
-        """Stops reading ahead."""
+        """Ends the threads that read ahead; may be called again. The next batch would restart them."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None

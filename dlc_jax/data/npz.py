@@ -61,9 +61,8 @@ def open_npz(path, *, field):
     starts = {}
     names = []
     for array, folder in zip(arrays, folders):
-        start = starts.setdefault(
-            folder, 0
-        )  # "val_images" and "test_images" without training images are in one folder
+        # "val_images" and "test_images" without training images are in one folder.
+        start = starts.setdefault(folder, 0)
         names += [f"{folder}{start + k:08d}.png" for k in range(array.shape[0])]
         starts[folder] += array.shape[0]
     skipped = {}
@@ -173,7 +172,8 @@ def _open(archive, info, path):
 
 
 def _header(file):
-    """(shape, whether it is in Fortran order, dtype) of an .npy file, which is then at its numbers."""
+    """(shape, whether it is in Fortran order, dtype) of an .npy file, which is then at its numbers.
+    """
     version = np.lib.format.read_magic(file)
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -243,6 +243,11 @@ class Reader:
             if len(data) != array.row:
                 raise EOFError("it is cut off")
         return data
+
+    def close(self):
+        with self._lock:
+            self._stream = None, None
+        self._file.close()
 
     def __getstate__(self):
         return {**self.__dict__, "_stream": (None, None), "_lock": None}

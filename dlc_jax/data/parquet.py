@@ -32,9 +32,8 @@ def open_parquet(paths, *, root, field):
       UserError: for a damaged file, or one without such a column.
     """
     parts = [_Part(path, str(path.relative_to(root)), field) for path in paths]
-    train = any(
-        part.split == "train" for part in parts
-    )  # else all are of one kind, and a share is held out
+    # Else all are of one kind, and a share is held out.
+    train = any(part.split == "train" for part in parts)
     for part in parts:
         part.name_images(f"{part.split}/" if part.split and train else "")
     names = [name for part in parts for name in part.names]
@@ -87,9 +86,8 @@ class _Part:
             raw.seek(-8, os.SEEK_END)
             length = struct.unpack("<I", raw.read(4))[0]
             raw.seek(-8 - length, os.SEEK_END)
-            self.seal = digest(
-                [raw.read(length).hex()]
-            )  # sizes, places and statistics of what is in the file
+            # Sizes, places and statistics of what is in the file.
+            self.seal = digest([raw.read(length).hex()])
             self.paths = [None] * self.count
             if _child(kind, "path"):
                 self.paths = (
@@ -188,6 +186,10 @@ class Reader:
                     )
                 start = end
         raise ValueError(f"{self.paths[k]} has changed")
+
+    def close(self):
+        with self._lock:
+            self._group = 0, 0, None
 
     def __getstate__(self):
         return {**self.__dict__, "_lock": None, "_group": (0, 0, None)}

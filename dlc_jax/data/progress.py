@@ -35,9 +35,8 @@ class Progress:
 
     def __call__(self, done, total):
         now = time.monotonic()
-        if (
-            self._first is None
-        ):  # what an earlier run has done says nothing about the pace of this one
+        # What an earlier run has done says nothing about the pace of this one.
+        if self._first is None:
             self._begin, self._first = now, done
         if self._silent or now - self._drawn < (0.2 if self._terminal else 30):
             return

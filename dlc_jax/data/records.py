@@ -236,6 +236,9 @@ class RecordReader:
                 f"damaged shard {self.paths[k]}: {str(error).splitlines()[0]}"
             ) from error
 
+    def close(self):
+        self._readers.clear()  # each closes when no thread reads from it any more
+
     def _open(self, k):
         return ArrayRecordReader(self.paths[k], "readahead_buffer_size:0")
 

@@ -51,11 +51,12 @@ NAMES = {
 # (shape, color, background) that training never shows. Every shape is here 3 or 4 times, every
 # color 3 or 4, every background 5 or 6, and no pair of two factors more than once: each pair is
 # also seen in training, only the triple is new.
-HELD_OUT = (
-    (0, 0, 0), (0, 1, 1), (0, 2, 3), (0, 5, 2), (1, 0, 1), (1, 2, 0), (1, 3, 3), (1, 4, 2),
-    (2, 0, 2), (2, 1, 0), (2, 4, 1), (3, 2, 1), (3, 3, 2), (3, 4, 3), (3, 5, 0),
-    (4, 1, 2), (4, 3, 1), (4, 4, 0), (4, 5, 3), (5, 0, 3), (5, 2, 2), (5, 5, 1),
-)  # fmt: skip
+HELD_OUT = tuple(
+    tuple(map(int, digits))
+    for digits in (
+        "000 011 023 052 101 120 133 142 202 210 241 321 332 343 350 412 431 440 453 503 522 551"
+    ).split()
+)
 
 SHIFT = 1 / 32  # half a pixel at 16 pixels
 HUE = 10.0  # degrees; neighboring colors are 60 apart
@@ -95,9 +96,8 @@ def _mix(x):
 def _uniform(indices, *, split, seed, fields):
     """Draws [n, fields] in [0, 1), each a function of (seed, split, index, field) alone."""
     gamma = np.uint64(0x9E3779B97F4A7C15)
-    key = _mix(
-        _mix(np.array([seed % 2**64], np.uint64)) + gamma * np.array([split + 1], np.uint64)
-    )  # arrays wrap silently
+    # Arrays wrap silently.
+    key = _mix(_mix(np.array([seed % 2**64], np.uint64)) + gamma * np.array([split + 1], np.uint64))
     example = _mix(key + gamma * np.asarray(indices).astype(np.uint64))
     bits = _mix(example[:, None] + gamma * np.arange(1, fields + 1, dtype=np.uint64))
     return (bits >> np.uint64(11)) * 2.0**-53
@@ -136,9 +136,8 @@ def _distance(shape, x, y):
         return np.hypot(x, y) - 1.0
     if shape == 1:
         return np.abs(np.hypot(x, y) - 0.775) - 0.225  # the hole has radius 0.55
-    if (
-        shape == 3
-    ):  # equilateral, circumradius 1.25, moved down by 0.2 so that its height is centered
+    # Equilateral, circumradius 1.25, moved down by 0.2 so that its height is centered.
+    if shape == 3:
         y = y - 0.2
         return np.maximum(y, np.abs(x) * (3**0.5 / 2) - y * 0.5) - 0.625
     x, y = np.abs(x), np.abs(y)
@@ -170,9 +169,8 @@ def coverage(factors, nuisances, *, image):
         d = _distance(s, cos[i] * x + sin[i] * y, cos[i] * y - sin[i] * x)
         d *= -image * radius[i, None, None]  # now in pixels, positive inside
         d += 0.5
-        out[i] = np.clip(
-            d, 0.0, 1.0, out=d
-        )  # a straight edge sweeps one pixel, as a box filter sees it
+        # A straight edge sweeps one pixel, as a box filter sees it.
+        out[i] = np.clip(d, 0.0, 1.0, out=d)
     return out
 
 
@@ -271,9 +269,8 @@ class Shapes:
             seed,
             positions,
         )
-        self._examples(
-            np.arange(1)
-        )  # a wrong split or size is reported here, not in the middle of a run
+        # A wrong split or size is reported here, not in the middle of a run.
+        self._examples(np.arange(1))
 
     def _examples(self, indices):
         factors, nuisances = draw(
@@ -305,9 +302,8 @@ class Shapes:
         return {"image": images[index], "index": index, "factors": factors[index]}
 
     def __getstate__(self):
-        return {
-            k: v for k, v in self.__dict__.items() if k != "_everything"
-        }  # a worker process renders its own
+        # A worker process renders its own.
+        return {k: v for k, v in self.__dict__.items() if k != "_everything"}
 
     def __repr__(self):
         """Names the data, not the object: Grain writes it into its checkpoints and compares it at

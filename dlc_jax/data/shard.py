@@ -113,7 +113,8 @@ def complete(directory, prefix, description, *, what):
 
 
 def intact(path, entry):
-    """Whether the shard is there and has the bytes that its entry (None for an unknown shard) says."""
+    """Whether the shard is there and has the bytes that its entry (None for an unknown shard) says.
+    """
     return (
         entry is not None
         and path.exists()

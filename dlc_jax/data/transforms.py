@@ -126,11 +126,13 @@ def _chain(*transforms):
 
 
 class MultiCrop:
-    """Augmented crops of one image: global ones for teacher and student, local ones for the student.
+    """Augmented crops of one image: global ones for teacher and student, local ones for the
+    student.
 
-    DINO's (Caron et al., 2021), with DINOv2's values by default. A record's `image` is replaced by `global`, uint8 [g, y, x, 3], and
-    `local`, uint8 [m, y, x, 3] (absent if there are none); its other fields stay. Each crop is cut,
-    flipped, color-jittered, grayed, blurred and solarized, in that order.
+    DINO's (Caron et al., 2021), with DINOv2's values by default. A record's `image` is replaced by
+    `global`, uint8 [g, y, x, 3], and `local`, uint8 [m, y, x, 3] (absent if there are none); its
+    other fields stay. Each crop is cut, flipped, color-jittered, grayed, blurred and solarized, in
+    that order.
 
     A JPEG is decoded at the coarsest of 1, 1/2, 1/4 and 1/8 of its size in which every box still
     has at least as many pixels as its crop: the decoder never costs a crop detail that the crop
