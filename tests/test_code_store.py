@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from dlc_jax.data import shard
-from dlc_jax.data.codes import CodeStore, WithCodes, write
+from dlc_jax.data.code_writer import write
+from dlc_jax.data.codes import CodeStore, WithCodes
 from dlc_jax.data.loader import batches
 from dlc_jax.errors import UserError
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from dlc_jax.data import codes, files, records, sources
+from dlc_jax.data import code_writer, codes, files, records, sources
 from dlc_jax.data.loader import Resilient, batches
 from dlc_jax.data.transforms import MultiCrop
 from dlc_jax.errors import UserError
@@ -282,7 +282,7 @@ def test_the_codes_of_damaged_data_belong_to_the_replacements(folder, tmp_path):
             )
         }
 
-    codes.write(
+    code_writer.write(
         tmp_path,
         encode_rows,
         total=len(source),

@@ -1,14 +1,13 @@
 """The code store: what an encoder makes of a data set, in ArrayRecord shards beside a manifest.
 
-    DIR/manifest.json                        what the codes are, and each shard's count, bytes and SHA-256; written last
-    DIR/codes-00003-of-00010.arrayrecord     a record is one example: its codes, then its other fields by name, packed
+    DIR/manifest.json
+        what the codes are, and each shard's count, bytes and SHA-256; written last
+    DIR/codes-00003-of-00010.arrayrecord
+        a record is one example: its codes, then its other fields by name, packed
 
-Record i belongs to record i of the source it was made from. While a store is being written, each
-complete shard has a `.json` of its own beside it; a writer that was killed skips those shards, and
-ends with the same bytes as one that was not.
+Record i belongs to record i of the source it was made from. `code_writer` writes stores.
 """
 
-import functools
 import itertools
 import json
 import pathlib
@@ -23,7 +22,6 @@ from dlc_jax.data import shard
 from dlc_jax.errors import UserError
 
 FORMAT = 1
-PREFIX = "codes"
 MEMORY_BYTES = 2**30
 BLOCK_BYTES = 2**26
 
@@ -35,104 +33,14 @@ def code_dtype(values):
     return "uint8" if values <= 2**8 else "uint16"
 
 
-def write(
-    directory,
-    encode,
-    *,
-    total,
-    positions,
-    values,
-    identity,
-    source=None,
-    view="center crop",
-    drawn="argmax",
-    computed="",
-    shard_size=16384,
-    fields=None,
-    process_index=0,
-    process_count=1,
-    barrier=None,
-):
-    """Writes a code store, or what is missing of it.
-
-    Args:
-      directory: where; made if absent. On several processes, a place that all of them see.
-      encode: (start, stop) -> dict of `codes`, integers [stop - start, positions], of `fields`, and
-        optionally of `index`, which must then be start .. stop - 1; or an iterable of such dicts of
-        some records each, in order, of which one at a time is held. Called once per missing shard
-        of this process, not in step with the others.
-      total: number of examples.
-      positions, values: L and V.
-      identity: of the encoder, a string or a dict, JSON.
-      source: identity of the data, JSON; see `sources.identity`.
-      view: which view of the image the codes (and latents) are of.
-      drawn: "argmax", or how the codes were sampled, with seed and temperature.
-      computed: dtype in which the encoder computed, "float32" or "bfloat16"; "" leaves it out, as
-        stores once did.
-      shard_size: examples per shard.
-      fields: other arrays of each example, {name: (dtype, shape)}, such as {"latent": ("bfloat16",
-        (32, 32, 8))}.
-      process_index, process_count: shards process_index, process_index + process_count, ... are
-        written here.
-      barrier: waits for all processes; needed if there are several.
-
-    Returns:
-      The manifest.
-
-    Raises:
-      UserError: if the directory holds other codes (differing keys are named), a disk refuses, or
-        `encode` gives what it must not.
-    """
-    if process_count > 1 and barrier is None:
-        raise ValueError("several processes need a barrier")
-    fields = {
-        name: [np.dtype(dtype).name, list(shape)]
-        for name, (dtype, shape) in sorted((fields or {}).items())
-    }
-    if total < 1 or shard_size < 1 or "codes" in fields or "index" in fields:
-        raise UserError(
-            "a code store needs total and shard_size >= 1 and no field codes or index; got "
-            f"{total}, {shard_size}"
-        )
-    about = dict(
-        positions=positions,
-        values=values,
-        dtype=code_dtype(values),
-        count=total,
-        shard_size=shard_size,
-        fields=fields,
-    )
-    about |= {"computed": computed} if computed else {}
-    description = shard.plain(
-        dict(format=FORMAT, identity=identity, source=source, view=view, drawn=drawn, **about)
-    )
-    directory = pathlib.Path(directory)
-    names = shard.file_names(PREFIX, count=total, shard_size=shard_size)
-    disk = functools.partial(shard.disk, f"code store {directory}")
-    with disk():
-        directory.mkdir(parents=True, exist_ok=True)
-        known = shard.complete(directory, PREFIX, description, what=PREFIX)
-    for k in range(process_index, len(names), process_count):
-        start, stop = k * shard_size, min(total, (k + 1) * shard_size)
-        if shard.intact(directory / names[k], known.get(names[k])):
-            continue
-        try:
-            with disk():
-                shard.write_shard(
-                    directory / names[k],
-                    _records(encode, start, stop, description),
-                    description=description,
-                )
-        except _Encoding as failed:
-            raise failed.__cause__ from None
-    if barrier is not None:
-        barrier()
-    if process_index == 0:
-        with disk():
-            shard.finish(directory, names, PREFIX, description, what=PREFIX)
-    if barrier is not None:
-        barrier()
-    return json.loads((directory / "manifest.json").read_text())
+def record_dtype(manifest):
+    """NumPy type of the record that a manifest describes: `codes`, then the fields by name."""
+    fields = [("codes", manifest["dtype"], (manifest["positions"],))]
+    fields += [
+        (name, np.dtype(dtype), tuple(shape))
+        for name, (dtype, shape) in sorted(manifest["fields"].items())
+    ]
+    return np.dtype(fields)
 
 
 class CodeStore:
@@ -164,7 +72,7 @@ class CodeStore:
                     "export again"
                 )
             self._shards, self._shard_size = self.manifest["shards"], self.manifest["shard_size"]
-            self._record = _record_dtype(self.manifest)
+            self._record = record_dtype(self.manifest)
         except FileNotFoundError:
             raise UserError(
                 f"no complete code store in {directory} (no manifest.json); run the codes step"
@@ -402,77 +310,3 @@ class WithCodes:
 
     def __getitem__(self, index):
         return {**self.source[index], **self.store[index]}
-
-
-def _record_dtype(description):
-    fields = [("codes", description["dtype"], (description["positions"],))]
-    fields += [
-        (name, np.dtype(dtype), tuple(shape))
-        for name, (dtype, shape) in sorted(description["fields"].items())
-    ]
-    return np.dtype(fields)
-
-
-class _Encoding(Exception):
-    """Carries what `encode` raised past those who take every OSError for the disk's."""
-
-
-def _records(encode, start, stop, description):
-    """The bytes of records start .. stop - 1, as `encode` gives them."""
-    try:
-        encoded = encode(start, stop)
-        done = start
-        for part in [encoded] if isinstance(encoded, dict) else encoded:
-            rows = _rows(
-                part,
-                start=done,
-                stop=stop,
-                whole=isinstance(encoded, dict),
-                description=description,
-            )
-            done += len(rows)
-            for row in rows.view(np.uint8).reshape(len(rows), rows.dtype.itemsize):
-                yield row.tobytes()
-        if done != stop:
-            raise UserError(
-                f"encoding records {start} to {stop - 1} gave {done - start} of {stop - start}"
-            )
-    except Exception as error:
-        raise _Encoding from error
-
-
-def _rows(encoded, *, start, stop, whole, description):
-    """Checks what `encode` gave of records from start on, all up to stop if `whole`, and packs it,
-    one row a record.
-    """
-    record = _record_dtype(description)
-    if set(encoded) - {"index"} != set(record.names):
-        where = f"encoding records {start} to {stop - 1}"
-        raise UserError(
-            f"{where} gave {', '.join(sorted(encoded))}; expected {', '.join(record.names)}"
-        )
-    count = stop - start if whole else min(len(encoded["codes"]), stop - start)
-    where = f"encoding records {start} to {start + count - 1}"
-    if "index" in encoded and not np.array_equal(encoded["index"], np.arange(start, start + count)):
-        raise UserError(f"{where} gave other records, or in another order")
-    rows = np.zeros(count, record)
-    for name in record.names:
-        values = np.asarray(encoded[name])
-        if values.shape != rows[name].shape:
-            raise UserError(
-                f"{where} gave {name} of shape {list(values.shape)}; expected "
-                f"{list(rows[name].shape)}"
-            )
-        if name == "codes":
-            if (
-                values.dtype.kind not in "iu"
-                or values.min() < 0
-                or values.max() >= description["values"]
-            ):
-                raise UserError(
-                    f"{where} gave codes outside 0 to {description['values'] - 1}, or not integers"
-                )
-        elif values.dtype != rows[name].dtype:
-            raise UserError(f"{where} gave {name} as {values.dtype}; expected {rows[name].dtype}")
-        rows[name] = values
-    return rows

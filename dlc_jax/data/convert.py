@@ -188,8 +188,7 @@ def _check(source, destination):
 
 @contextlib.contextmanager
 def _alone(directory):
-    """Keeps a second conversion out. The system lets go of the lock of a process that was killed.
-    """
+    """Keeps a second conversion out. The system lets go of the lock of a process that was killed."""
     with shard.disk(f"{records.WHAT} {directory}"):
         directory.mkdir(parents=True, exist_ok=True)
         handle = os.open(directory, os.O_RDONLY)

@@ -142,8 +142,7 @@ def to_pixels(file, *, image=None, crop="center"):
 
 
 def _orientation(file):
-    """Of EXIF, 1 to 8. Of most formats the pixels must be there first; a JPEG has it in its header.
-    """
+    """Of EXIF, 1 to 8. Of most formats the pixels must be there first; a JPEG has it in its header."""
     try:
         return file.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # broken EXIF data raises anything; the picture is still good

@@ -1,5 +1,4 @@
-"""Opens a place of images: a folder, an archive, IDX, .npz, Parquet, records, or a TFDS data set.
-"""
+"""Opens a place of images: a folder, an archive, IDX, .npz, Parquet, records, or a TFDS data set."""
 
 import math
 import pathlib

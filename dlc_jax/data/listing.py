@@ -152,8 +152,7 @@ class Listing:
         close(self.read)
 
     def settled(self):
-        """What of this listing counts, with classes: as the names tell them, if nothing else does.
-        """
+        """What of this listing counts, with classes: as the names tell them, if nothing else does."""
         split = split_of(self.names)
         rows = [row for row in range(len(self)) if split is None or split[row]]
         found = self if len(rows) == len(self) else self.select(rows)
@@ -206,8 +205,7 @@ def content_of(names, sizes):
 
 @contextlib.contextmanager
 def reading(path, errors=DAMAGE):
-    """A file that cannot be read as what it should be is the user's matter: one line that names it.
-    """
+    """A file that cannot be read as what it should be is the user's matter: one line that names it."""
     try:
         yield
     except errors as error:

@@ -172,8 +172,7 @@ def _open(archive, info, path):
 
 
 def _header(file):
-    """(shape, whether it is in Fortran order, dtype) of an .npy file, which is then at its numbers.
-    """
+    """(shape, whether it is in Fortran order, dtype) of an .npy file, which is then at its numbers."""
     version = np.lib.format.read_magic(file)
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,

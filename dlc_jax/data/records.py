@@ -123,7 +123,7 @@ def write(directory, listing, *, shard_size=4096, workers=1, progress=None):
         nonlocal done
         start, end, unreadable = k * shard_size, min(len(listing), (k + 1) * shard_size), []
         try:
-            if shard.intact(directory / names[k], known.get(names[k])):
+            if shard.is_intact(directory / names[k], known.get(names[k])):
                 with lock:
                     done += end - start
                     if progress is not None:

@@ -1,5 +1,4 @@
-"""The same work on every record of a set, by threads, with the results in order and little memory.
-"""
+"""The same work on every record of a set, by threads, with the results in order and little memory."""
 
 import collections
 import concurrent.futures

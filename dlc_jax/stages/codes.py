@@ -28,7 +28,7 @@ import numpy as np
 
 from dlc_jax import checkpoint, parallel, recipe
 from dlc_jax import workdir as home
-from dlc_jax.data import codes, inputs, sources
+from dlc_jax.data import code_writer, codes, inputs, sources
 from dlc_jax.data.progress import Progress
 from dlc_jax.data.sweep import sweep
 from dlc_jax.errors import UserError
@@ -117,7 +117,7 @@ def make(config, *, step: str, workdir) -> Job:
                             pace.count += len(part["codes"])
                             yield {name: value.astype(stored[name]) for name, value in part.items()}
 
-                codes.write(
+                code_writer.write(
                     directory / split,
                     encode,
                     total=len(views),
@@ -245,7 +245,7 @@ def _drop_others(directory, identity) -> None:
         try:
             found = json.loads(path.read_text())
             of = found.get("description", found).get("identity")
-        except (OSError, ValueError, AttributeError):  # none, or damaged: `codes.write` sees to it
+        except (OSError, ValueError, AttributeError):  # none, or damaged: `code_writer.write` sees to it
             continue
         if of != identity:
             shutil.rmtree(directory)
