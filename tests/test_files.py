@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlc_jax.data import files, folder, listing, records
+from dlc_jax.data import files, folder, listing, naming, records
 from dlc_jax.errors import UserError
 
 
@@ -159,7 +159,7 @@ def test_photographs_that_an_extra_reads_are_named_without_it(tmp_path, monkeypa
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(place, "top")
     for there in (False, True, False):  # the index of an archive is made again
-        monkeypatch.setattr(listing, "reads_heic", lambda there=there: there)
+        monkeypatch.setattr(naming, "reads_heic", lambda there=there: there)
         for path in (place, tmp_path / "a.tar"):
             found = files.open_files(path, cache=tmp_path / "cache")
             assert found.names == ["a.HEIC", "b.heif", "c.hif"] * there + ["d.png", "f.avif"]

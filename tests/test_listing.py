@@ -5,8 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
-from dlc_jax.data import listing
-from dlc_jax.data.listing import Listing, check_name, choose_rows, classify, common_folder, split_of
+from dlc_jax.data import listing, naming
+from dlc_jax.data.listing import Listing
+from dlc_jax.data.naming import check_name, choose_rows, classify, common_folder, split_of
 from dlc_jax.errors import UserError
 
 
@@ -25,8 +26,8 @@ def chosen(names, split, validation=0.1):
         ("C:/b.jpg", "C:/b.jpg", "absolute name"),
         ("C:\\b.jpg", "C:\\b.jpg", "absolute name"),
         ("a/._b.jpg", "a/._b.jpg", "hidden"),
-        ("__MACOSX/b.jpg", "__MACOSX/b.jpg", listing.SYSTEM_FOLDER),
-        ("a/@EAdir/b.jpg", "a/@EAdir/b.jpg", listing.SYSTEM_FOLDER),
+        ("__MACOSX/b.jpg", "__MACOSX/b.jpg", naming.SYSTEM_FOLDER),
+        ("a/@EAdir/b.jpg", "a/@EAdir/b.jpg", naming.SYSTEM_FOLDER),
         ("a/@eaDir", "a/@eaDir", "not an image by its name"),
         (".", ".", "hidden"),
         ("a/b.txt", "a/b.txt", "not an image by its name"),
@@ -117,17 +118,17 @@ def test_content_knows_names_and_sizes_but_not_the_order():
 
 
 def test_classes_written_as_numbers_or_names():
-    labels, classes = listing.number_classes(["2", None, "0", "2"])
+    labels, classes = naming.number_classes(["2", None, "0", "2"])
     assert (
         labels.tolist() == [2, -1, 0, 2] and labels.dtype == np.int32 and classes == ["0", "1", "2"]
     )
-    assert listing.number_classes(["dog", "3", None, "cat"])[0].tolist() == [2, 0, -1, 1]
+    assert naming.number_classes(["dog", "3", None, "cat"])[0].tolist() == [2, 0, -1, 1]
     # No five million classes.
-    assert listing.number_classes(["5000000", "7"])[1] == [
+    assert naming.number_classes(["5000000", "7"])[1] == [
         "5000000",
         "7",
     ]
-    assert listing.number_classes([])[1] == []
+    assert naming.number_classes([])[1] == []
 
 
 def test_select():

@@ -5,7 +5,7 @@ import fcntl
 import os
 import pathlib
 
-from dlc_jax.data import listing, records, shard
+from dlc_jax.data import listing, naming, records, shard
 from dlc_jax.data.progress import Progress
 from dlc_jax.errors import UserError
 
@@ -33,7 +33,7 @@ def convert(found, path, *, folder, cache_gb):
     place = pathlib.Path(path).expanduser().absolute()
     # Archives were converted without the labels in them before those were read; what has none stays
     # where it is.
-    labelled = found.kind == "tar" and found.classes != listing.classify(found.names)[1]
+    labelled = found.kind == "tar" and found.classes != naming.classify(found.names)[1]
     labels = ["labels"] if labelled else []
     identity = listing.digest([str(place), found.content, *_stamps(place), *labels])
     directory = folder / f"{place.name}-{identity[:12]}"

@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 
-from dlc_jax.data import files, listing, records, shard
+from dlc_jax.data import files, naming, records, shard
 from dlc_jax.data.sweep import sweep
 from dlc_jax.errors import UserError
 
@@ -139,7 +139,7 @@ def _images(source, *, split, field):
     found = files.scan(source, field=field, cache_gb=files.UNPACKED_GB)
     rows = range(len(found))
     if split is not None:
-        splits = listing.split_of(found.names) or []
+        splits = naming.split_of(found.names) or []
         if split not in splits:
             known = ", ".join(sorted(set(splits) - {None})) or "none"
             raise UserError(

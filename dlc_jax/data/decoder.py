@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
-from dlc_jax.data.listing import GET_HEIC
+from dlc_jax.data.naming import GET_HEIC
 from dlc_jax.errors import UserError
 
 MAX_PIXELS = 64_000_000  # a few kilobytes of a hostile file can decode to gigabytes

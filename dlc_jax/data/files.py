@@ -4,7 +4,7 @@ import math
 import pathlib
 import threading
 
-from dlc_jax.data import archives, idx, listing, npz, parquet, records, tfds, webdataset
+from dlc_jax.data import archives, idx, listing, naming, npz, parquet, records, tfds, webdataset
 from dlc_jax.data import cache as conversions
 from dlc_jax.data.folder import MAX_BYTES, FolderReader, list_folder
 from dlc_jax.data.listing import Listing
@@ -36,7 +36,7 @@ class Place:
         announced, and goes on after a kill.
 
         Args:
-          split: "train", "validation", "test" (see `listing.choose_rows`), or None for all images.
+          split: "train", "validation", "test" (see `naming.choose_rows`), or None for all images.
           validation: share held out where no folders say the split.
 
         Raises:
@@ -52,7 +52,7 @@ class Place:
             if split is None:
                 rows = sorted(range(len(found)), key=found.names.__getitem__)
             else:
-                rows = listing.choose_rows(found.names, split, validation=validation)
+                rows = naming.choose_rows(found.names, split, validation=validation)
             if not rows:
                 raise UserError(f"no {split} images in {self._path}")
             if found.sequential and self._records is None:
@@ -156,9 +156,9 @@ def _scan_folder(path, *, cache, limit, field):
         inside = [path / name for name in sorted(others) if name.lower().endswith(".npz")]
         found = [npz.open_npz(file, field=field) for file in inside]
     unread = len(others) - len(inside)
-    skipped |= {listing.NOT_AN_IMAGE: unread}
+    skipped |= {naming.NOT_AN_IMAGE: unread}
     if not unread:
-        skipped.pop(listing.NOT_AN_IMAGE)
+        skipped.pop(naming.NOT_AN_IMAGE)
     if len(found) == 1 and found[0].kind == "npz":
         found[0].skipped |= skipped
         return found[0]
@@ -181,7 +181,7 @@ def _joined(parts, folders, skipped):
     labels, classes = None, []
     if any(part.classes for part in parts):
         texts = [part.classes[k] if k >= 0 else None for part in parts for k in _labels(part)]
-        labels, classes = listing.number_classes(texts)
+        labels, classes = naming.number_classes(texts)
     about = dict(labels=labels, classes=classes, sequential=any(part.sequential for part in parts))
     kind = parts[0].kind if parts else "tar"
     return Listing(

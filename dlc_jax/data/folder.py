@@ -5,17 +5,17 @@ import heapq
 import os
 import stat
 
-from dlc_jax.data import listing
+from dlc_jax.data import naming
 
 MAX_BYTES = 2**28  # of one image file
 
 
 def list_folder(path):
     """(names of images, their sizes, names of other files, {reason: count} of what is left out)."""
-    names, sizes, others, skipped = [], [], [], listing.Skipped()
+    names, sizes, others, skipped = [], [], [], naming.Skipped()
     for name, found in _walk(path, skipped):
-        reason = listing.not_image(name) if stat.S_ISREG(found.st_mode) else "special file"
-        if reason == listing.NOT_AN_IMAGE:
+        reason = naming.not_image(name) if stat.S_ISREG(found.st_mode) else "special file"
+        if reason == naming.NOT_AN_IMAGE:
             others.append(name)
         if reason:
             skipped.add(reason)
@@ -50,8 +50,8 @@ def _walk(path, skipped):
         with os.scandir(real) as entries:
             for entry in entries:
                 name = folder + entry.name
-                if listing.system_folder(f"{entry.name}/"):
-                    skipped.add(listing.SYSTEM_FOLDER)
+                if naming.system_folder(f"{entry.name}/"):
+                    skipped.add(naming.SYSTEM_FOLDER)
                     continue
                 if entry.name.startswith("."):
                     continue

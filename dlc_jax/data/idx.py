@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from dlc_jax import checksum
-from dlc_jax.data.listing import SPLITS, Listing, digest, reading
+from dlc_jax.data.listing import Listing, digest, reading
+from dlc_jax.data.naming import SPLITS
 
 NAME = re.compile(r"(?:(.*)[-_.])?images[-.]idx3[-.]ubyte(\.gz)?$", re.IGNORECASE)
 PREFIXES = {**SPLITS, "t10k": "test"}

@@ -22,7 +22,7 @@ class Images:
         of the files, which `transforms.MultiCrop` decodes itself.
       crop: how images get to that size, "center" or "stretch". "center" scales the short side and
         crops the center as ADM does; "stretch" scales both sides.
-      validation: share held out where no folders say the split. See `listing.choose_rows`.
+      validation: share held out where no folders say the split. See `naming.choose_rows`.
       limit: how many images may be unusable before the run stops.
       cache: folder for indexes and conversions, `~/.cache/dlc_jax` if None.
       cache_gb: the most that one conversion may take in the cache, in 10^9 bytes.

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dlc_jax.data.decoder import center_crop, decode_image
-from dlc_jax.data.listing import check_name
+from dlc_jax.data.naming import check_name
 from dlc_jax.errors import UserError
 
 

@@ -15,9 +15,10 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from dlc_jax.data.archives import Reader as FileReader
+from dlc_jax.data.archive_reader import Reader as FileReader
 from dlc_jax.data.decoder import MAX_PIXELS
-from dlc_jax.data.listing import DAMAGE, SPLITS, Listing, digest, number_classes, reading
+from dlc_jax.data.listing import DAMAGE, Listing, digest, reading
+from dlc_jax.data.naming import SPLITS, number_classes
 from dlc_jax.errors import UserError
 
 # Alternatives, the first that is there counts: {array of images: (array of their labels, folder of

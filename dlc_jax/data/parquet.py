@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from dlc_jax.data.listing import SPLITS, Listing, check_name, digest, reading
+from dlc_jax.data.listing import Listing, digest, reading
+from dlc_jax.data.naming import SPLITS, check_name
 from dlc_jax.errors import UserError
 
 

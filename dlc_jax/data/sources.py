@@ -13,7 +13,7 @@ from dlc_jax.data.decoder import decode_image  # noqa: F401  part of this module
 from dlc_jax.data.files import Place
 from dlc_jax.data.images import Images
 from dlc_jax.data.judge import Judge
-from dlc_jax.data.loader import Resilient
+from dlc_jax.data.resilient import Resilient
 from dlc_jax.data.shapes import NAMES, Shapes
 from dlc_jax.data.tfds import Tfds
 from dlc_jax.errors import UserError

@@ -10,7 +10,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from dlc_jax.data import decoder, files, listing, records
+from dlc_jax.data import decoder, files, naming, records
 from dlc_jax.data.sweep import sweep
 from dlc_jax.errors import UserError
 
@@ -68,7 +68,7 @@ def survey(path, *, field="image", sample=None, workers=None, progress=None):
       UserError: nothing there can be read as a set of images.
     """
     images = files.scan(path, field=field, cache_gb=files.UNPACKED_GB)
-    names, labels, splits = images.names, images.labels, listing.split_of(images.names) or []
+    names, labels, splits = images.names, images.labels, naming.split_of(images.names) or []
     order = (
         range(len(images))
         if images.sequential

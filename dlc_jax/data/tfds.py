@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from dlc_jax.data.decoder import check_image, decode_image, to_pixels
-from dlc_jax.data.listing import SPLITS, Listing, digest
+from dlc_jax.data.listing import Listing, digest
+from dlc_jax.data.naming import SPLITS
 from dlc_jax.errors import UserError
 
 
