@@ -9,7 +9,6 @@ from dlc_jax import pipeline
 from dlc_jax.data import sources
 from dlc_jax.data.codes import CodeStore
 from dlc_jax.evals import composition
-from dlc_jax.evals.judge import Judge
 from dlc_jax.evals.probe import linear_probe
 
 NAMES, CLASSES, COUNT = ("shape", "color", "background", "size"), (6, 6, 4, 2), 512
@@ -20,7 +19,7 @@ def main(workdir: Path) -> None:
     config = networks.config
     settings = config.samples
     values, kinds = config.encoder.model["values"], sorted(config.encoder.crops)
-    judge = Judge(image=config.data.image)
+    judge = sources.judge(**config.data)
 
     def read(split, count):
         source = sources.source(split=split, **config.data)

@@ -10,11 +10,11 @@ import time
 
 import numpy as np
 
-from dlc_jax.data import shapes
-from dlc_jax.evals import judge as judging
+from dlc_jax.data import counterexamples, shapes
+from dlc_jax.data import judge as judging
 
 VARIANTS = ((16, False), (16, True), (32, False), (32, True))
-SIGMAS = (0.03, 0.0625, 0.09, 0.13, judging.BLUR, 0.25)
+SIGMAS = (0.03, 0.0625, 0.09, 0.13, counterexamples.BLUR, 0.25)
 
 
 def percent(value):
@@ -34,7 +34,7 @@ def ladder(image, count):
     factors, nuisances = shapes.draw(np.arange(count), split="held_out", seed=3)
     images = shapes.render(factors, nuisances, image=image)
     for sigma in SIGMAS:
-        reading = judge.read(judging.blurred(images, sigma=sigma))
+        reading = judge.read(counterexamples.blurred(images, sigma=sigma))
         kept = (reading.factors == factors).mean(axis=0)
         yield image, sigma, round(sigma * image, 2), percent(kept[0]), percent(kept[3]), percent(reading.valid.mean())
 
@@ -57,7 +57,7 @@ def main():
     for image, positions in VARIANTS:
         judge = judging.Judge(image=image, positions=positions)
         start = time.perf_counter()
-        results.append(judging.proof(judge, count=count))
+        results.append(judge.proof(count))
         seconds.append(f"{time.perf_counter() - start:.0f}")
     names = [f"{image} px" + (", positions" if positions else "") for image, positions in VARIANTS]
 
@@ -77,7 +77,7 @@ def main():
     rows.append(("seconds", "", *seconds))
     table(("images", "", *names), rows)
 
-    print(f"Blurs of held-out images; the threshold was set by those of sigma {judging.BLUR} alone.\n")
+    print(f"Blurs of held-out images; the threshold was set by those of sigma {counterexamples.BLUR} alone.\n")
     header = ("pixels", "sigma / side", "sigma, pixels", "shape read right", "size read right", "accepted")
     table(header, [row for image in judging.THRESHOLD for row in ladder(image, count // 2)])
 

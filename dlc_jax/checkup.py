@@ -11,10 +11,11 @@ import numpy as np
 
 from dlc_jax import parallel
 from dlc_jax.data import inputs, sources, transforms
+from dlc_jax.data.sources import DataSet
 from dlc_jax.errors import UserError
 from dlc_jax.evals import codes as health
 from dlc_jax.evals import neighbors, probe
-from dlc_jax.pipeline import Pipeline
+from dlc_jax.networks import Networks
 from dlc_jax.stage import Evaluator
 
 PART = 256  # images in memory of the host at once
@@ -45,20 +46,22 @@ def evaluators(config, *, step: str, workdir) -> tuple[Evaluator, ...]:
     `probes`. Health and agreement are of validation images.
     """
     section, monitor = config[step], Monitor(**config[step].monitor)
-    values = section.model["values"]
+    values, data = section.model.simplicial["values"], DataSet(**config.data)
 
     @functools.cache
-    def reader(mesh):
-        batch = -(-min(PART, monitor.count) // parallel.shares(mesh)) * parallel.shares(mesh)
-        return Pipeline(config, workdir, mesh=mesh, batch=batch, encoder=step, dtype=section.train.dtype)
+    def reader(mesh):  # compiled once, not at every checkup
+        parts = parallel.shares(mesh)
+        batch = -(-min(PART, monitor.count) // parts) * parts
+        return Networks(config, workdir, mesh, batch=batch, dtype=section.train.dtype)[step]
 
     def run(state, frozen, mesh, directory):
-        pipeline = reader(mesh)
-        params = pipeline.cast(state.ema)
-        encode, features = (functools.partial(ask, params=params) for ask in (pipeline.encode, pipeline.features))
-        opened = {split: sources.source(split=split, **config.data) for split in ("train", "validation")}
+        network = reader(mesh)
+        params = network.cast(state.ema)
+        asked = (network.encode, network.features)
+        encode, features = (functools.partial(ask, params=params) for ask in asked)
+        opened = {split: data.source(split) for split in ("train", "validation")}
         rows = {split: sources.choose(source, monitor.count) for split, source in opened.items()}
-        labels = sources.factors(**config.data)
+        labels = data.factors()
         of = {"codes": encode} | ({"features": features} if labels else {})
         found = {split: read(opened[split], rows[split], of) for split in opened}
         result = {f"codes/{key}": value for key, value in health.health(found["validation"]["codes"], values=values).items()}

@@ -15,7 +15,11 @@ import pytest
 from dlc_jax.data import files, records
 from dlc_jax.errors import UserError
 
-IMAGES = {f"{folder}/{k:02d}.png": f"{folder} {k} ".encode() * (50 + k) for folder in ("cat", "dog") for k in range(8)}
+IMAGES = {
+    f"{folder}/{k:02d}.png": f"{folder} {k} ".encode() * (50 + k)
+    for folder in ("cat", "dog")
+    for k in range(8)
+}
 
 
 def add(tar, name, data=b"", **about):
@@ -45,10 +49,19 @@ def read(path, cache, **options):
     return dict(zip(found.names, map(found.read, range(len(found)))))
 
 
-@pytest.mark.parametrize("name", ["a.tar", "a.zip", "a.tar.gz", "a.tgz", "a.tar.xz", "a.TXZ", "a.tar.bz2"])
+@pytest.mark.parametrize(
+    "name", ["a.tar", "a.zip", "a.tar.gz", "a.tgz", "a.tar.xz", "a.TXZ", "a.tar.bz2"]
+)
 def test_members_are_the_images(name, tmp_path):
     ending = name.lower().split(".")[-1]
-    mode = {"tar": "w", "gz": "w:gz", "tgz": "w:gz", "xz": "w:xz", "txz": "w:xz", "bz2": "w:bz2"}.get(ending)
+    mode = {
+        "tar": "w",
+        "gz": "w:gz",
+        "tgz": "w:gz",
+        "xz": "w:xz",
+        "txz": "w:xz",
+        "bz2": "w:bz2",
+    }.get(ending)
     path = write_tar(tmp_path / name, mode=mode) if mode else write_zip(tmp_path / name)
     assert read(path, tmp_path / "cache") == IMAGES
     found = files.open_files(path, cache=tmp_path / "cache")
@@ -76,7 +89,10 @@ def test_hostile_tar(tmp_path):
         add(tar, "./x//twice.png", b"second")
         add(tar, "../evil.tar", b"\0" * 10240)
     found = files.scan(tmp_path / "a.tar", cache=tmp_path / "cache")
-    assert read(tmp_path / "a.tar", tmp_path / "cache") == {"good.png": b"good", "twice.png": b"second"}
+    assert read(tmp_path / "a.tar", tmp_path / "cache") == {
+        "good.png": b"good",
+        "twice.png": b"second",
+    }
     assert found.skipped == {
         'name with ".."': 3,
         "absolute name": 1,
@@ -86,13 +102,18 @@ def test_hostile_tar(tmp_path):
         "not an image by its name": 1,
         "same name as a later one": 1,
     }
-    assert {path.name for path in tmp_path.rglob("*")} - {"a.tar", "cache"} == {p.name for p in (tmp_path / "cache").iterdir()}
+    assert {path.name for path in tmp_path.rglob("*")} - {"a.tar", "cache"} == {
+        p.name for p in (tmp_path / "cache").iterdir()
+    }
 
 
 def test_hostile_zip(tmp_path):
     link = zipfile.ZipInfo("x/soft.png")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
+    with (
+        zipfile.ZipFile(tmp_path / "a.zip", "w") as archive,
+        pytest.warns(UserWarning, match="Duplicate"),
+    ):
         archive.writestr("x/good.png", b"good")
         archive.writestr("x/twice.png", b"first")
         archive.writestr("x/twice.png", b"second")
@@ -104,7 +125,10 @@ def test_hostile_zip(tmp_path):
         archive.writestr("x/method.png", b"text" * 50, zipfile.ZIP_BZIP2)
     data = bytearray((tmp_path / "a.zip").read_bytes())
     found = files.scan(tmp_path / "a.zip", cache=tmp_path / "cache")
-    assert read(tmp_path / "a.zip", tmp_path / "cache") == {"good.png": b"good", "twice.png": b"second"}
+    assert read(tmp_path / "a.zip", tmp_path / "cache") == {
+        "good.png": b"good",
+        "twice.png": b"second",
+    }
     assert found.skipped == {
         'name with ".."': 2,
         "absolute name": 2,
@@ -118,7 +142,9 @@ def test_hostile_zip(tmp_path):
 
 
 def test_a_zip_member_that_is_not_what_the_directory_says(tmp_path):
-    path = write_zip(tmp_path / "a.zip", {"bomb.png": b"0", "b.png": b"\0" * 10**6, "c.png": b"sound"})
+    path = write_zip(
+        tmp_path / "a.zip", {"bomb.png": b"0", "b.png": b"\0" * 10**6, "c.png": b"sound"}
+    )
     data = bytearray(path.read_bytes())
     place = data.index(b"PK\1\2", data.index(b"PK\1\2") + 4)  # of b.png
     struct.pack_into("<I", data, place + 24, 10)  # its size, which is 10**6
@@ -145,14 +171,20 @@ def test_tars_in_a_tar_and_in_a_folder_are_classes(tmp_path):
     (tmp_path / "folder").mkdir()
     with tarfile.open(tmp_path / "outer.tar", "w") as outer:
         for name in ("cat", "dog"):
-            inside = {member.split("/")[1]: data for member, data in IMAGES.items() if member.startswith(name)}
+            inside = {
+                member.split("/")[1]: data
+                for member, data in IMAGES.items()
+                if member.startswith(name)
+            }
             data = write_tar(tmp_path / "folder" / f"{name}.tar", inside).read_bytes()
             add(outer, f"{name}.tar", data)
     assert read(tmp_path / "outer.tar", tmp_path / "cache") == IMAGES
     assert read(tmp_path / "folder", tmp_path / "cache") == IMAGES
     assert files.open_files(tmp_path / "folder", cache=tmp_path / "cache").classes == ["cat", "dog"]
     write_tar(tmp_path / "folder" / "bird.tar.gz", {"1.png": b"1"}, "w:gz")
-    with pytest.raises(UserError, match=r"compressed archives: give the path of one, such as .*bird\.tar\.gz"):
+    with pytest.raises(
+        UserError, match=r"compressed archives: give the path of one, such as .*bird\.tar\.gz"
+    ):
         files.scan(tmp_path / "folder", cache=tmp_path / "cache")
 
 
@@ -160,7 +192,9 @@ def test_tars_in_a_tar_and_in_a_folder_are_classes(tmp_path):
 def test_archives_that_are_cut_off(name, tmp_path):
     path = tmp_path / name
     images = {name: os.urandom(5000) for name in IMAGES}
-    whole = (write_zip(path, images) if name == "a.zip" else write_tar(path, images, "w:" + name[6:])).read_bytes()
+    whole = (
+        write_zip(path, images) if name == "a.zip" else write_tar(path, images, "w:" + name[6:])
+    ).read_bytes()
     for length in (0, 100, len(whole) // 3, len(whole) // 2 + 7, len(whole) - 11000):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match="cannot read .*; is it complete") as caught:
@@ -190,7 +224,9 @@ def test_the_index_is_kept_until_the_archive_changes(name, tmp_path, monkeypatch
     opened = []
     for module, function in [(tarfile, "open"), (zipfile, "ZipFile")]:
         real = getattr(module, function)
-        monkeypatch.setattr(module, function, lambda *a, real=real, **k: opened.append(1) or real(*a, **k))
+        monkeypatch.setattr(
+            module, function, lambda *a, real=real, **k: opened.append(1) or real(*a, **k)
+        )
     for _ in range(2):
         assert read(path, cache) == IMAGES
     assert len(opened) == 1
@@ -256,13 +292,17 @@ def test_a_conversion_goes_on_after_a_kill(tmp_path, monkeypatch):
         if done == 11:
             raise Killed
 
-    monkeypatch.setattr(records, "write", lambda *a, progress: write(*a, shard_size=4, progress=kill))
+    monkeypatch.setattr(
+        records, "write", lambda *a, progress: write(*a, shard_size=4, progress=kill)
+    )
     with pytest.raises(Killed):
         files.open_files(path, cache=cache)
     assert not list(cache.glob("*/manifest.json"))
     before = {shard: shard.stat().st_mtime_ns for shard in cache.glob("*/*.arrayrecord")}
     assert len(before) == 2
-    monkeypatch.setattr(records, "write", lambda *a, progress: write(*a, shard_size=4, progress=progress))
+    monkeypatch.setattr(
+        records, "write", lambda *a, progress: write(*a, shard_size=4, progress=progress)
+    )
     assert read(path, cache) == IMAGES
     after = {shard: shard.stat().st_mtime_ns for shard in cache.glob("*/*.arrayrecord")}
     assert len(after) == 4 and before.items() <= after.items()

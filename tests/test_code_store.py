@@ -10,12 +10,20 @@ import numpy as np
 import pytest
 
 from dlc_jax.data import shard
-from dlc_jax.data.codes import CodeStore, WithCodes, write
+from dlc_jax.data.code_writer import write
+from dlc_jax.data.codes import CodeStore, WithCodes
 from dlc_jax.data.loader import batches
 from dlc_jax.errors import UserError
 
 TOTAL, L, V = 23, 4, 32
-ABOUT = dict(total=TOTAL, positions=L, values=V, identity={"model": "vit", "seed": 1}, source={"name": "tiny"}, shard_size=5)
+ABOUT = dict(
+    total=TOTAL,
+    positions=L,
+    values=V,
+    identity={"model": "vit", "seed": 1},
+    source={"name": "tiny"},
+    shard_size=5,
+)
 CODES = np.random.default_rng(0).integers(0, V, (TOTAL, L))
 LATENT = np.random.default_rng(1).normal(size=(TOTAL, 2, 3)).astype(ml_dtypes.bfloat16)
 FIELDS = {"latent": ("bfloat16", (2, 3)), "flip": ("bool", ())}
@@ -54,9 +62,22 @@ def test_round_trip(tmp_path):
         store[TOTAL]
     store.verify()
     assert [shard["count"] for shard in manifest["shards"]] == [5, 5, 5, 5, 3]
-    expected = dict(positions=L, values=V, count=TOTAL, dtype="uint8", identity={"model": "vit", "seed": 1}, drawn="argmax")
-    assert expected.items() <= manifest.items() and manifest["source"] == {"name": "tiny"} and manifest["view"]
-    assert sorted(contents(tmp_path)) == sorted(["manifest.json", *(shard["file"] for shard in manifest["shards"])])
+    expected = dict(
+        positions=L,
+        values=V,
+        count=TOTAL,
+        dtype="uint8",
+        identity={"model": "vit", "seed": 1},
+        drawn="argmax",
+    )
+    assert (
+        expected.items() <= manifest.items()
+        and manifest["source"] == {"name": "tiny"}
+        and manifest["view"]
+    )
+    assert sorted(contents(tmp_path)) == sorted(
+        ["manifest.json", *(shard["file"] for shard in manifest["shards"])]
+    )
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(store))[7]["codes"], CODES[7])
 
 
@@ -69,14 +90,20 @@ def test_other_fields_ride_along(tmp_path):
         np.testing.assert_array_equal(record["codes"], CODES[i])
         np.testing.assert_array_equal(record["latent"], LATENT[i])
         assert record["latent"].dtype == ml_dtypes.bfloat16 and record["flip"] == (i % 2 == 0)
-    loader = batches(store, batch=4, seed=0, shuffle=False, threads=3, process_index=0, process_count=1)
-    np.testing.assert_array_equal(np.concatenate([next(loader)["latent"] for _ in range(5)]), LATENT[:20])
+    loader = batches(
+        store, batch=4, seed=0, shuffle=False, threads=3, process_index=0, process_count=1
+    )
+    np.testing.assert_array_equal(
+        np.concatenate([next(loader)["latent"] for _ in range(5)]), LATENT[:20]
+    )
     loader.close()
 
 
 @pytest.mark.parametrize("small", [True, False])
 def test_codes_of_some_records(tmp_path, small, monkeypatch):
-    """In the order asked for; of a store with other fields, or one that is too large to be kept, nothing else is read."""
+    """In the order asked for; of a store with other fields, or one that is too large to be kept,
+    nothing else is read.
+    """
     write(tmp_path, Encoder(latent=not small), fields={} if small else FIELDS, **ABOUT)
     store, rows = CodeStore(tmp_path), np.array([22, 3, 4, 4, 17, 0, 2])
     asked, read = [], store._read
@@ -91,12 +118,18 @@ def test_codes_of_some_records(tmp_path, small, monkeypatch):
             CodeStore(tmp_path).codes(wrong)
 
 
-@pytest.mark.parametrize("values,dtype", [(2, "uint8"), (256, "uint8"), (257, "uint16"), (65536, "uint16")])
+@pytest.mark.parametrize(
+    "values,dtype", [(2, "uint8"), (256, "uint8"), (257, "uint16"), (65536, "uint16")]
+)
 def test_smallest_dtype(tmp_path, values, dtype):
     ids = np.full((TOTAL, L), values - 1)
     write(tmp_path, lambda start, stop: {"codes": ids[start:stop]}, **{**ABOUT, "values": values})
     store = CodeStore(tmp_path)
-    assert store.codes().dtype == dtype and (store.codes() == values - 1).all() and (store[0]["codes"] == values - 1).all()
+    assert (
+        store.codes().dtype == dtype
+        and (store.codes() == values - 1).all()
+        and (store[0]["codes"] == values - 1).all()
+    )
 
 
 @pytest.mark.parametrize("dies_at", [0, 10, 20])
@@ -142,7 +175,14 @@ def test_several_processes_write_their_shards(tmp_path):
     encoders, barrier = [Encoder(), Encoder()], threading.Barrier(2, timeout=20)
 
     def run(p):
-        return write(tmp_path / "two", encoders[p], process_index=p, process_count=2, barrier=barrier.wait, **ABOUT)
+        return write(
+            tmp_path / "two",
+            encoders[p],
+            process_index=p,
+            process_count=2,
+            barrier=barrier.wait,
+            **ABOUT,
+        )
 
     with futures.ThreadPoolExecutor(2) as pool:
         first, second = pool.map(run, range(2))
@@ -150,7 +190,14 @@ def test_several_processes_write_their_shards(tmp_path):
     assert encoders[1].calls == [(5, 10), (15, 20)]
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     with pytest.raises(UserError, match="lacks shard codes-00001-of-00005"):
-        write(tmp_path / "alone", Encoder(), process_index=0, process_count=2, barrier=lambda: None, **ABOUT)
+        write(
+            tmp_path / "alone",
+            Encoder(),
+            process_index=0,
+            process_count=2,
+            barrier=lambda: None,
+            **ABOUT,
+        )
     with pytest.raises(ValueError, match="barrier"):
         write(tmp_path / "alone", Encoder(), process_index=0, process_count=2, **ABOUT)
 
@@ -159,7 +206,11 @@ def test_what_the_encoder_must_not_give(tmp_path):
     def refuse(match, **change):
         given = {"codes": CODES[:5], **change}
         with pytest.raises(UserError, match=match):
-            write(tmp_path, lambda start, stop: {k: v for k, v in given.items() if v is not None}, **ABOUT)
+            write(
+                tmp_path,
+                lambda start, stop: {k: v for k, v in given.items() if v is not None},
+                **ABOUT,
+            )
 
     refuse("codes outside 0 to 31", codes=np.full((5, L), V))
     refuse("codes outside 0 to 31", codes=np.full((5, L), -1))

@@ -1,4 +1,6 @@
-"""Conversion to records: the bytes of every kind of place, killed at any step, verified, and what it refuses."""
+"""Conversion to records: the bytes of every kind of place, killed at any step, verified, and what
+it refuses.
+"""
 
 import gzip
 import io
@@ -32,7 +34,9 @@ def cache(tmp_path, monkeypatch):
 
 def encoded(number, *, size=(9, 7), form="PNG"):
     file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), np.uint8)).save(file, form)
+    Image.fromarray(
+        np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    ).save(file, form)
     return file.getvalue()
 
 
@@ -82,7 +86,11 @@ def write_nested(path, images=IMAGES):
 def write_class_tars(path, images=IMAGES):
     for folder in {name.rpartition("/")[0] for name in images}:
         (path / folder).parent.mkdir(parents=True, exist_ok=True)
-        inside = {name.rpartition("/")[2]: data for name, data in images.items() if name.startswith(folder + "/")}
+        inside = {
+            name.rpartition("/")[2]: data
+            for name, data in images.items()
+            if name.startswith(folder + "/")
+        }
         write_tar(path / f"{folder}.tar", inside)
     return path
 
@@ -95,7 +103,9 @@ def write_parquet(path, images=IMAGES, classes=("cat", "dog")):
     column = pyarrow.array([{"bytes": images[name], "path": name} for name in names])
     labels = [classes.index(name.split("/")[1]) for name in names]
     features = {"info": {"features": {"label": {"names": ["cat", "dog"]}}}}
-    table = pyarrow.table({"image": column, "label": labels}).replace_schema_metadata({"huggingface": json.dumps(features)})
+    table = pyarrow.table({"image": column, "label": labels}).replace_schema_metadata(
+        {"huggingface": json.dumps(features)}
+    )
     parquet.write_table(table, path, row_group_size=3)
     return path
 
@@ -114,23 +124,37 @@ PLACES = {
 def contents(directory):
     """{name: (bytes, class)} of a set of records."""
     found = records.open_records(directory)
-    return {found.names[k]: (found.read(k), found.classes[found.label(k)]) for k in range(len(found))}
+    return {
+        found.names[k]: (found.read(k), found.classes[found.label(k)]) for k in range(len(found))
+    }
 
 
 @pytest.mark.parametrize("kind", PLACES)
 def test_bytes_names_and_classes_stay(kind, tmp_path):
     source = PLACES[kind](tmp_path)
     done = convert(source, tmp_path / "records", shard_size=4, workers=3)
-    assert contents(tmp_path / "records") == {name: (data, name.split("/")[1]) for name, data in IMAGES.items()}
-    assert (done["images"], done["shards"], done["resumed"], done["classes"], done["unreadable"]) == (10, 3, 0, 2, 0)
-    assert done["bytes"] == sum(file.stat().st_size for file in (tmp_path / "records").glob("*.arrayrecord"))
+    assert contents(tmp_path / "records") == {
+        name: (data, name.split("/")[1]) for name, data in IMAGES.items()
+    }
+    assert (
+        done["images"],
+        done["shards"],
+        done["resumed"],
+        done["classes"],
+        done["unreadable"],
+    ) == (10, 3, 0, 2, 0)
+    assert done["bytes"] == sum(
+        file.stat().st_size for file in (tmp_path / "records").glob("*.arrayrecord")
+    )
     assert verify(source, tmp_path / "records", workers=2) == 10
     for split in ("train", "validation"):
         ours = sources.source("images", split, path=str(tmp_path / "records"), image=8)
         theirs = sources.source("images", split, path=str(source), image=8)
         assert len(ours) == len(theirs) == {"train": 6, "validation": 4}[split]
         for k in range(len(ours)):
-            assert ours[k]["label"] == theirs[k]["label"] and np.array_equal(ours[k]["image"], theirs[k]["image"])
+            assert ours[k]["label"] == theirs[k]["label"] and np.array_equal(
+                ours[k]["image"], theirs[k]["image"]
+            )
 
 
 def test_idx_becomes_png(tmp_path):
@@ -165,11 +189,17 @@ def test_tfds(tmp_path):
         def _info(self):
             label = tfds.features.ClassLabel(names=["cat", "dog"])
             return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
+                builder=self,
+                features=tfds.features.FeaturesDict(
+                    {"image": tfds.features.Image(), "label": label}
+                ),
             )
 
         def _split_generators(self, _):
-            return {"train": self._generate_examples("train"), "test": self._generate_examples("test")}
+            return {
+                "train": self._generate_examples("train"),
+                "test": self._generate_examples("test"),
+            }
 
         def _generate_examples(self, split):
             for name, data in IMAGES.items():
@@ -180,22 +210,27 @@ def test_tfds(tmp_path):
     builder.download_and_prepare()
     convert(builder.data_path, tmp_path / "records")
     found = contents(tmp_path / "records")
-    assert sorted(found.values()) == sorted((data, name.split("/")[1]) for name, data in IMAGES.items())
+    assert sorted(found.values()) == sorted(
+        (data, name.split("/")[1]) for name, data in IMAGES.items()
+    )
     assert {name.split("/")[0] for name in found} == {"train", "test"}
 
 
 def test_one_split(tmp_path):
     source = write_folder(tmp_path / "images")
     convert(source, tmp_path / "records", split="test")
-    assert sorted(contents(tmp_path / "records")) == sorted(name for name in IMAGES if name.startswith("test/"))
+    assert sorted(contents(tmp_path / "records")) == sorted(
+        name for name in IMAGES if name.startswith("test/")
+    )
     assert verify(source, tmp_path / "records", split="test") == 4
     with pytest.raises(UserError, match="no folder for the split validation; it has test, train"):
         convert(source, tmp_path / "other", split="validation")
     assert not (tmp_path / "other").exists()
 
 
-# The process dies at its n-th rename or removal of a file: between any two of these nothing changes that the next run could see but
-# a temporary file. A fork for each n; nothing has started a thread before.
+# The process dies at its n-th rename or removal of a file: between any two of these nothing changes
+# that the next run could see but a temporary file. A fork for each n; nothing has started a thread
+# before.
 KILLS = """
 import os, pathlib, shutil, sys
 from dlc_jax.data.convert import convert
@@ -218,7 +253,8 @@ def run(directory, kill=None):
                 left -= 1
             return function(*arguments, **options)
         return call
-    pathlib.Path.rename, pathlib.Path.unlink = counted(pathlib.Path.rename), counted(pathlib.Path.unlink)
+    pathlib.Path.rename = counted(pathlib.Path.rename)
+    pathlib.Path.unlink = counted(pathlib.Path.unlink)
     convert(source, directory, shard_size=4, workers=1)
     os._exit(0)
 
@@ -240,15 +276,24 @@ print(kills)
 def test_killed_at_every_step_it_goes_on_to_the_same_bytes(tmp_path):
     source = write_zip(tmp_path / "images.zip")
     command = [sys.executable, "-c", KILLS, source, tmp_path / "reference", tmp_path / "killed"]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 3 * 3 + 2  # of 3 shards: the shard, its own file, its removal; index and manifest
+    # Of 3 shards: the shard, its own file, its removal; index and manifest.
+    assert int(done.stdout) >= 3 * 3 + 2
 
 
 def test_complete_shards_are_not_written_again_and_damaged_ones_are(tmp_path):
     source, place = write_folder(tmp_path / "images"), tmp_path / "records"
     convert(source, place, shard_size=4)
-    before = {path.name: (path.stat().st_ino, path.read_bytes()) for path in place.glob("*.arrayrecord")}
+    before = {
+        path.name: (path.stat().st_ino, path.read_bytes()) for path in place.glob("*.arrayrecord")
+    }
     damaged, cut, absent = sorted(before)
     data = bytearray(before[damaged][1])
     data[len(data) // 2] ^= 1
@@ -266,7 +311,9 @@ def test_complete_shards_are_not_written_again_and_damaged_ones_are(tmp_path):
     assert {path.name: path.read_bytes() for path in place.glob("*.arrayrecord")} == {
         name: data for name, (_, data) in before.items()
     }
-    assert (place / damaged).stat().st_ino != before[damaged][0] or (place / absent).stat().st_ino != before[absent][0]
+    assert (place / damaged).stat().st_ino != before[damaged][0] or (
+        place / absent
+    ).stat().st_ino != before[absent][0]
     assert convert(source, place, shard_size=4)["resumed"] == 3
 
 
@@ -288,7 +335,9 @@ def test_verify_names_what_differs(tmp_path):
     with pytest.raises(UserError, match="1 images differ, such as train/cat/1.png"):
         verify(source, place)
     (source / "train/cat/new.png").write_bytes(IMAGES["train/cat/2.png"])
-    with pytest.raises(UserError, match=r"1 images are in one of them only, such as train/cat/new.png in \S+images"):
+    with pytest.raises(
+        UserError, match=r"1 images are in one of them only, such as train/cat/new.png in \S+images"
+    ):
         verify(source, place)
 
 
@@ -302,8 +351,13 @@ def test_verify_compares_classes(tmp_path):
 
 
 def test_a_damaged_member_stays_as_a_record_without_bytes(tmp_path):
-    """So that the images after it keep their numbers, and training puts the same other one in its place."""
-    source = write_zip(tmp_path / "images.zip", {name: data for name, data in IMAGES.items() if name.endswith("png")})
+    """So that the images after it keep their numbers, and training puts the same other one in its
+    place.
+    """
+    source = write_zip(
+        tmp_path / "images.zip",
+        {name: data for name, data in IMAGES.items() if name.endswith("png")},
+    )
     data = bytearray(source.read_bytes())
     with zipfile.ZipFile(source) as archive:
         offset = archive.getinfo("train/cat/1.png").header_offset
@@ -311,7 +365,9 @@ def test_a_damaged_member_stays_as_a_record_without_bytes(tmp_path):
     source.write_bytes(data)
     done = convert(source, tmp_path / "records")
     assert done["unreadable"] == 1 and done["images"] == 5
-    assert {name for name, (data, _) in contents(tmp_path / "records").items() if not data} == {"train/cat/1.png"}
+    assert {name for name, (data, _) in contents(tmp_path / "records").items() if not data} == {
+        "train/cat/1.png"
+    }
     assert verify(source, tmp_path / "records") == 5
 
 
@@ -335,7 +391,9 @@ def test_a_source_that_refuses_stops_it(tmp_path, monkeypatch):
 
 
 def another_set(place):
-    convert(write_folder(place.parent / "others", {"a/1.png": encoded(1), "b/2.png": encoded(2)}), place)
+    convert(
+        write_folder(place.parent / "others", {"a/1.png": encoded(1), "b/2.png": encoded(2)}), place
+    )
 
 
 def code_store(place):
@@ -353,7 +411,9 @@ def index(place):
 
 
 def bare_shards(place):
-    convert(write_folder(place.parent / "others", {"a/1.png": encoded(1), "b/2.png": encoded(2)}), place)
+    convert(
+        write_folder(place.parent / "others", {"a/1.png": encoded(1), "b/2.png": encoded(2)}), place
+    )
     (place / "manifest.json").unlink()
     (place / "index.json").unlink()
 
@@ -362,7 +422,10 @@ def bare_shards(place):
     ("make", "words"),
     [
         (another_set, "holds other records of images .*count: 2 there, 10 here"),
-        (lambda place: convert(place.parent / "images", place, shard_size=3), "shard_size: 3 there, 1024 here"),
+        (
+            lambda place: convert(place.parent / "images", place, shard_size=3),
+            "shard_size: 3 there, 1024 here",
+        ),
         (code_store, r"holds something else \(manifest.json\)"),
         (photographs, r"holds something else \(mine.png\)"),
         (index, r"holds something else \(index.json\)"),
@@ -378,7 +441,9 @@ def test_a_destination_of_something_else_is_refused_and_stays(make, words, tmp_p
     with pytest.raises(UserError, match=words) as error:
         convert(source, place)
     assert "\n" not in str(error.value) and len(str(error.value)) < 700
-    assert {path: path.read_bytes() for path in [place, *place.rglob("*")] if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in [place, *place.rglob("*")] if path.is_file()
+    } == before
 
 
 @pytest.mark.parametrize(
@@ -393,7 +458,9 @@ def test_a_destination_of_something_else_is_refused_and_stays(make, words, tmp_p
         ("images", "records", {"workers": 0}, "must be 1 or more"),
     ],
 )
-def test_refused_before_anything_is_made(source, destination, options, words, tmp_path, monkeypatch):
+def test_refused_before_anything_is_made(
+    source, destination, options, words, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "images")
     before = sorted(tmp_path.rglob("*"))
@@ -454,7 +521,9 @@ def test_the_cap_of_the_cache_is_not_for_conversion(tmp_path, monkeypatch):
     source, limits = write_tar(tmp_path / "images.tar.gz", mode="w:gz"), []
     inner = files.archives.open_archive
     monkeypatch.setattr(
-        files.archives, "open_archive", lambda *a, limit, **b: limits.append(limit) or inner(*a, limit=limit, **b)
+        files.archives,
+        "open_archive",
+        lambda *a, limit, **b: limits.append(limit) or inner(*a, limit=limit, **b),
     )
     convert(source, tmp_path / "records")
     assert limits[0] >= 1e12

@@ -29,7 +29,10 @@ def noise(height, width):
 def scene(height, width):
     """A smooth picture, which JPEG keeps well, as uint8 [y, x, 3]."""
     y, x = np.mgrid[:height, :width].astype(float)
-    waves = [np.sin(x / (11 + c) + c) * np.cos(y / (17 - 3 * c)) + x / width - y / height for c in range(3)]
+    waves = [
+        np.sin(x / (11 + c) + c) * np.cos(y / (17 - 3 * c)) + x / width - y / height
+        for c in range(3)
+    ]
     return np.clip(128 + 50 * np.stack(waves, -1), 0, 255).astype(np.uint8)
 
 
@@ -41,18 +44,34 @@ def colors():
 def test_colors_stay_and_crops_are_as_said(colors):
     image = Image.fromarray(colors)
     np.testing.assert_array_equal(decode_image(encode(image)), colors)
-    np.testing.assert_array_equal(decode_image(encode(image), image=8), np.asarray(center_crop(image, size=8)))
+    np.testing.assert_array_equal(
+        decode_image(encode(image), image=8), np.asarray(center_crop(image, size=8))
+    )
     whole = Image.fromarray(np.repeat(np.repeat(colors, 2, 0), 3, 1))
     stretched = decode_image(encode(whole), image=12, crop="stretch")
-    np.testing.assert_array_equal(stretched, np.asarray(whole.resize((12, 12), Image.Resampling.BICUBIC)))
+    np.testing.assert_array_equal(
+        stretched, np.asarray(whole.resize((12, 12), Image.Resampling.BICUBIC))
+    )
 
 
 @pytest.mark.parametrize(
     ("mode", "format"),
-    [("L", "PNG"), ("1", "PNG"), ("P", "PNG"), ("P", "GIF"), ("LA", "PNG"), ("CMYK", "TIFF"), ("YCbCr", "JPEG")],
+    [
+        ("L", "PNG"),
+        ("1", "PNG"),
+        ("P", "PNG"),
+        ("P", "GIF"),
+        ("LA", "PNG"),
+        ("CMYK", "TIFF"),
+        ("YCbCr", "JPEG"),
+    ],
 )
 def test_other_modes_become_three_channels(mode, format, colors):
-    image = Image.fromarray(colors).convert("L").convert(mode) if mode == "LA" else Image.fromarray(colors).convert(mode)
+    image = (
+        Image.fromarray(colors).convert("L").convert(mode)
+        if mode == "LA"
+        else Image.fromarray(colors).convert(mode)
+    )
     found = decode_image(encode(image, format))
     assert found.shape == (12, 18, 3) and found.dtype == np.uint8
     if format != "JPEG":
@@ -95,16 +114,32 @@ def test_rotation_of_the_camera(orientation):
     exif[0x0112] = orientation
     found = decode_image(encode(image, "JPEG", exif=exif, quality=95))
     # EXIF 2.3: where the stored first row and first column are seen
-    down, right = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}[orientation]
+    down, right = {
+        1: (0, 0),
+        2: (0, 1),
+        3: (1, 1),
+        4: (1, 0),
+        5: (0, 0),
+        6: (0, 1),
+        7: (1, 1),
+        8: (1, 0),
+    }[orientation]
     assert found.shape[:2] == ((16, 32) if orientation < 5 else (32, 16))
     corners = found[[2, -3]][:, [2, -3], 0]
     assert (corners < 128).tolist() == [[(y, x) == (down, right) for x in (0, 1)] for y in (0, 1)]
 
 
 def test_broken_exif_does_not_cost_the_picture(colors):
-    entry = b"\0\x03\x01\x01\0\x02\0\0\0\x06\0\0\0\x32\x01\x12\0\x03\0\0\0\x01\0\x06\0\0" + bytes(40)
-    for start, shape in [(b"XX\0*\0\0\0\x08", (12, 18, 3)), (b"MM\0*\0", (12, 18, 3)), (b"MM\0*\0\0\0\x08", (18, 12, 3))]:
-        exif = b"Exif\0\0" + start + entry * (len(start) == 8)  # the last says which way is up, and then nonsense
+    entry = b"\0\x03\x01\x01\0\x02\0\0\0\x06\0\0\0\x32\x01\x12\0\x03\0\0\0\x01\0\x06\0\0" + bytes(
+        40
+    )
+    for start, shape in [
+        (b"XX\0*\0\0\0\x08", (12, 18, 3)),
+        (b"MM\0*\0", (12, 18, 3)),
+        (b"MM\0*\0\0\0\x08", (18, 12, 3)),
+    ]:
+        # The last says which way is up, and then nonsense.
+        exif = b"Exif\0\0" + start + entry * (len(start) == 8)
         assert decode_image(encode(Image.fromarray(colors), "PNG", exif=exif)).shape == shape
 
 
@@ -116,18 +151,25 @@ def test_first_frame_of_an_animation():
 
 def test_damaged_files_raise(colors):
     data = encode(Image.fromarray(colors))
-    noisy = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)), "JPEG")
+    noisy = encode(
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)),
+        "JPEG",
+    )
     for bad in (b"", b"not an image", data[:60], noisy[: len(noisy) // 2]):
         with pytest.raises((OSError, ValueError, SyntaxError)):
             decode_image(bad)
 
 
-@pytest.mark.parametrize("size", [(12000, 12000), (64001, 1000), (1, 1), (1, 10000), (3, 3), (4, 129)])
+@pytest.mark.parametrize(
+    "size", [(12000, 12000), (64001, 1000), (1, 1), (1, 10000), (3, 3), (4, 129)]
+)
 def test_size_is_checked_before_decoding(size, monkeypatch):
     width, height = size
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + header
-    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    data = (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    )
     data += struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(ValueError, match=f"{width} x {height}"):
@@ -145,7 +187,9 @@ def test_formats_that_start_other_programs_are_not_tried():
     assert set(decoder.FORMATS) <= {format for format in Image.OPEN} | {"AVIF", "JPEG2000"}
 
 
-@pytest.mark.parametrize("data", [b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"\0\0\0\x18ftypmif1\0\0\0\0mif1heix"])
+@pytest.mark.parametrize(
+    "data", [b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"\0\0\0\x18ftypmif1\0\0\0\0mif1heix"]
+)
 def test_heic_without_the_extra_names_it(data, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     decoder._heic_file.cache_clear()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlc_jax.data import files, listing, records
+from dlc_jax.data import files, folder, listing, naming, records
 from dlc_jax.errors import UserError
 
 
@@ -55,12 +55,21 @@ def test_a_folder(tmp_path):
     names = ["x/2.png", "x/10.JPG", "y/deep/1.webp", "z/a b.png", "z/ünï.png"]
     touch(tmp_path, *names, "notes.txt", "x/.hidden.png")
     found = files.open_files(tmp_path)
-    assert found.kind == "folder" and found.names == sorted(names) and found.classes == ["x", "y", "z"]
+    assert (
+        found.kind == "folder" and found.names == sorted(names) and found.classes == ["x", "y", "z"]
+    )
     assert [found.read(k) for k in range(5)] == [b"1", b"0", b"2", b"3", b"4"]
-    assert found.labels.tolist() == [0, 0, 1, 2, 2] and found.skipped == {"not an image by its name": 1}
+    assert found.labels.tolist() == [0, 0, 1, 2, 2] and found.skipped == {
+        "not an image by its name": 1
+    }
     assert pickle.loads(pickle.dumps(found)).read(2) == b"2"
-    train, held = (files.open_files(tmp_path, split=split, validation=0.4) for split in ("train", "validation"))
-    assert sorted(train.names + held.names) == sorted(names) and train.classes == held.classes == found.classes
+    train, held = (
+        files.open_files(tmp_path, split=split, validation=0.4) for split in ("train", "validation")
+    )
+    assert (
+        sorted(train.names + held.names) == sorted(names)
+        and train.classes == held.classes == found.classes
+    )
 
 
 def test_names_that_are_no_text(tmp_path):
@@ -90,7 +99,9 @@ def test_links_in_a_folder(tmp_path):
 
 
 def test_a_folder_that_is_linked_is_read_once(tmp_path):
-    """By its own name where it is inside, else by the first link; what cannot be followed is named and costs nothing else."""
+    """By its own name where it is inside, else by the first link; what cannot be followed is named
+    and costs nothing else.
+    """
     place = touch(tmp_path / "place", "real/1.png", "real/deep/2.png")
     touch(tmp_path / "else", "3.png", "deep/4.png")
     (place / "again").symlink_to(place / "real" / "deep")
@@ -124,7 +135,9 @@ SYSTEMS = ("@eaDir", "#recycle", ".@__thumb", ".thumbnails", ".picasaoriginals",
 def test_folders_of_servers_and_systems_are_no_classes(tmp_path):
     names = [f"cat/{folder}/1.jpg/SYNOFILE_THUMB_M.jpg" for folder in SYSTEMS]
     names += ["@eaDir/cat/1.png", "@eaDir/cat/2.png", "#recycle/2.png"]
-    place = touch(tmp_path / "place", *names, "cat/1.png", "dog/1.png", ".git/1.png", "dog/lost+found.png")
+    place = touch(
+        tmp_path / "place", *names, "cat/1.png", "dog/1.png", ".git/1.png", "dog/lost+found.png"
+    )
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(place, "top")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -133,7 +146,11 @@ def test_folders_of_servers_and_systems_are_no_classes(tmp_path):
                 archive.write(file, file.relative_to(place))
     for path in (place, tmp_path / "a.tar", tmp_path / "a.zip"):
         found = files.open_files(path)
-        assert found.names == ["cat/1.png", "dog/1.png", "dog/lost+found.png"] and found.classes == ["cat", "dog"]
+        assert found.names == [
+            "cat/1.png",
+            "dog/1.png",
+            "dog/lost+found.png",
+        ] and found.classes == ["cat", "dog"]
         assert found.skipped["folders of thumbnails, trash or a system"] == len(SYSTEMS) + 2
 
 
@@ -142,25 +159,33 @@ def test_photographs_that_an_extra_reads_are_named_without_it(tmp_path, monkeypa
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(place, "top")
     for there in (False, True, False):  # the index of an archive is made again
-        monkeypatch.setattr(listing, "reads_heic", lambda there=there: there)
+        monkeypatch.setattr(naming, "reads_heic", lambda there=there: there)
         for path in (place, tmp_path / "a.tar"):
             found = files.open_files(path, cache=tmp_path / "cache")
             assert found.names == ["a.HEIC", "b.heif", "c.hif"] * there + ["d.png", "f.avif"]
-            wanted = {} if there else {"photographs in HEIC (pip install 'dlc_jax[heic]' reads them)": 3}
-            assert found.skipped == wanted | {"images in JPEG XL (not read: convert them to PNG)": 1}
+            wanted = (
+                {} if there else {"photographs in HEIC (pip install 'dlc_jax[heic]' reads them)": 3}
+            )
+            assert found.skipped == wanted | {
+                "images in JPEG XL (not read: convert them to PNG)": 1
+            }
     touch(tmp_path / "only", "a.heic")
-    assert "; 1 left out: photographs in HEIC (pip install 'dlc_jax[heic]' reads them)" in refused(tmp_path / "only")
+    assert "; 1 left out: photographs in HEIC (pip install 'dlc_jax[heic]' reads them)" in refused(
+        tmp_path / "only"
+    )
 
 
 def test_a_file_too_large_for_an_image(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_BYTES", 0)
+    monkeypatch.setattr(folder, "MAX_BYTES", 0)
     found = files.open_files(touch(tmp_path, "a.png"))
     with pytest.raises(ValueError, match="more than 0 bytes"):
         found.read(0)
 
 
 def test_a_set_of_records(tmp_path):
-    images = files.open_files(touch(tmp_path / "images", *(f"{top}/{k}.png" for top in "xy" for k in range(9))))
+    images = files.open_files(
+        touch(tmp_path / "images", *(f"{top}/{k}.png" for top in "xy" for k in range(9)))
+    )
     records.write(tmp_path / "records", images, shard_size=4)
     found = files.open_files(tmp_path / "records")
     assert (found.kind, found.names, found.classes) == ("records", images.names, ["x", "y"])
@@ -194,7 +219,12 @@ def test_idx_files_that_are_damaged(tmp_path):
     assert "not an IDX file of labels" in refused(path)
     labels.write_bytes(np.array([0x801, 3], ">u4").tobytes() + b"\0\1\2")
     assert files.open_files(path).labels.tolist() == [0, 1, 2]
-    for data in (b"", header[:9], b"text" * 20, np.array([0x803, 2**31, 2**15, 2**15], ">u4").tobytes()):
+    for data in (
+        b"",
+        header[:9],
+        b"text" * 20,
+        np.array([0x803, 2**31, 2**15, 2**15], ">u4").tobytes(),
+    ):
         path.write_bytes(data)
         assert "cannot read" in refused(path)
     path.write_bytes((header + bytes(48))[:-1])

@@ -15,7 +15,9 @@ from dlc_jax.data.convert import convert
 from dlc_jax.data.decoder import Picture, decode_image
 from dlc_jax.data.survey import survey
 
-pillow_heif = pytest.importorskip("pillow_heif", reason="photographs in HEIC are read with the extra `heic`")
+pillow_heif = pytest.importorskip(
+    "pillow_heif", reason="photographs in HEIC are read with the extra `heic`"
+)
 pillow_heif.register_heif_opener()  # to write such files; the decoder does without
 LOSSLESS = dict(quality=-1, chroma=444)
 
@@ -39,7 +41,9 @@ def test_colors_gray_transparency_and_ten_bits():
     gray = decode_image(encode(Image.fromarray(colors[..., 0])))
     np.testing.assert_allclose(gray, np.repeat(colors[..., :1], 3, -1), atol=2)
     half = np.dstack([colors, np.full((48, 64), 128, np.uint8)])
-    np.testing.assert_allclose(decode_image(encode(Image.fromarray(half))), colors * (128 / 255), atol=2)
+    np.testing.assert_allclose(
+        decode_image(encode(Image.fromarray(half))), colors * (128 / 255), atol=2
+    )
     values = np.linspace(0, 65535, 48 * 64 * 3).astype(np.uint16).reshape(48, 64, 3)
     file = io.BytesIO()
     pillow_heif.from_bytes("RGB;16", (64, 48), values.tobytes()).save(file, **LOSSLESS)
@@ -90,7 +94,8 @@ def test_sizes_are_checked_before_decoding(monkeypatch):
     data = encode(Image.fromarray(scene(512, 512)))
     place = data.index(b"ispe") + 8  # what the container says of the size
     small = data[:place] + np.array([64, 64], ">u4").tobytes() + data[place + 8 :]
-    with pytest.raises((ValueError, RuntimeError)):  # the decoder does not make more pixels than were said
+    # The decoder does not make more pixels than were said.
+    with pytest.raises((ValueError, RuntimeError)):
         decode_image(small)
     monkeypatch.setattr(pillow_heif.HeifImageFile, "load", lambda self: pytest.fail("decoded"))
     for size in ((20000, 20000), (512, 3), (8192, 64)):
@@ -99,18 +104,27 @@ def test_sizes_are_checked_before_decoding(monkeypatch):
 
 
 def test_a_folder_of_photographs(tmp_path):
-    """Counted, converted, read in other processes; a file that only calls itself a JPEG is read too."""
+    """Counted, converted, read in other processes; a file that only calls itself a JPEG is read
+    too.
+    """
     place = tmp_path / "photographs"
     for k, name in enumerate(("a/1.HEIC", "a/2.heif", "b/3.jpg", "b/4.heic")):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_bytes(encode(Image.fromarray(scene(48, 64 + k))))
     (place / "b" / "4.heic").write_bytes(encode(Image.fromarray(scene()))[:-9])
     found, _ = survey(place, workers=2)
-    assert found.formats == {"HEIF": 4} and found.widths.tolist() == [64, 65, 66, 64] and found.skipped == {}
+    assert (
+        found.formats == {"HEIF": 4}
+        and found.widths.tolist() == [64, 65, 66, 64]
+        and found.skipped == {}
+    )
     ((name, reason),) = found.broken
     assert name == "b/4.heic" and "Unexpected end of file" in reason and "\n" not in reason
     convert(place, tmp_path / "records", workers=2)
-    want, copy = (sources.source("images", "train", path=p, image=16, validation=0) for p in (place, tmp_path / "records"))
+    want, copy = (
+        sources.source("images", "train", path=p, image=16, validation=0)
+        for p in (place, tmp_path / "records")
+    )
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         there = pool.map(copy.source.__getitem__, range(3))
     for k in range(3):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from dlc_jax.data import codes, files, records, sources
+from dlc_jax.data import code_writer, codes, files, records, sources
 from dlc_jax.data.loader import Resilient, batches
 from dlc_jax.data.transforms import MultiCrop
 from dlc_jax.errors import UserError
@@ -33,7 +33,9 @@ def picture(number):
     """The bytes of an image: JPEG, gray or PNG, of any size."""
     rng = np.random.default_rng(number)
     height, width = rng.integers(20, 60, 2)
-    pixels = np.kron(rng.integers(0, 256, (5, 5, 3)), np.ones((12, 12, 1))).astype(np.uint8)[:height, :width]
+    pixels = np.kron(rng.integers(0, 256, (5, 5, 3)), np.ones((12, 12, 1))).astype(np.uint8)[
+        :height, :width
+    ]
     return encode(pixels, ["JPEG", "PNG"][number % 2], ["RGB", "L"][number % 5 == 0])
 
 
@@ -66,7 +68,9 @@ def write_tar(path, images, mode):
 def write_zip(path, images):
     with zipfile.ZipFile(path, "w") as archive:
         for k, name in enumerate(reversed(sorted(images))):
-            archive.writestr(f"top/{name}", images[name], zipfile.ZIP_DEFLATED if k % 2 else zipfile.ZIP_STORED)
+            archive.writestr(
+                f"top/{name}", images[name], zipfile.ZIP_DEFLATED if k % 2 else zipfile.ZIP_STORED
+            )
     return path
 
 
@@ -75,9 +79,17 @@ def write_parquet(place, images, *, paths):
     for split in ("train", "val"):
         names = [name for name in sorted(images) if name.startswith(split)]
         struct_type = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-        column = [{"bytes": images[name], "path": name.split("/", 1)[1] if paths else None} for name in names]
+        column = [
+            {"bytes": images[name], "path": name.split("/", 1)[1] if paths else None}
+            for name in names
+        ]
         labels = [CLASSES.index(name.split("/")[1]) for name in names]
-        table = pyarrow.table({"image": pyarrow.array(column, struct_type), "label": pyarrow.array(labels, pyarrow.int64())})
+        table = pyarrow.table(
+            {
+                "image": pyarrow.array(column, struct_type),
+                "label": pyarrow.array(labels, pyarrow.int64()),
+            }
+        )
         meta = b'{"info": {"features": {"label": {"names": ["ant", "bee", "cat"], "_type": "ClassLabel"}}}}'
         table = table.replace_schema_metadata({b"huggingface": meta})
         for part, start in enumerate(range(0, len(names), 7)):
@@ -93,11 +105,19 @@ def write_tfds(place, images):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
-            features = {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(names=CLASSES)}
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "label": tfds.features.ClassLabel(names=CLASSES),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+            )
 
         def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples("train"), "validation": self._generate_examples("val")}
+            return {
+                "train": self._generate_examples("train"),
+                "validation": self._generate_examples("val"),
+            }
 
         def _generate_examples(self, split):
             for k, name in enumerate(name for name in sorted(images) if name.startswith(split)):
@@ -115,7 +135,9 @@ KINDS = {
     "tar.xz": lambda place, images: write_tar(place / "a.tar.xz", images, "w:xz"),
     "tar.gz": lambda place, images: write_tar(place / "a.tgz", images, "w:gz"),
     "parquet": lambda place, images: write_parquet(place / "parquet", images, paths=True),
-    "parquet without names": lambda place, images: write_parquet(place / "parquet", images, paths=False),
+    "parquet without names": lambda place, images: write_parquet(
+        place / "parquet", images, paths=False
+    ),
     "tfds": write_tfds,
 }
 
@@ -133,7 +155,16 @@ def convert(folder, place):
 def draw(path, cache, transform, *, split="train", image=None, fields=("image", "label", "index")):
     source = sources.source("images", split, path=path, image=image, cache=str(cache))
     assert isinstance(source, Resilient)
-    iterator = batches(source, batch=6, seed=1, transform=transform, threads=2, fields=fields, process_index=0, process_count=1)
+    iterator = batches(
+        source,
+        batch=6,
+        seed=1,
+        transform=transform,
+        threads=2,
+        fields=fields,
+        process_index=0,
+        process_count=1,
+    )
     found = [next(iterator) for _ in range(6)]  # two epochs
     iterator.close()
     return found
@@ -142,7 +173,9 @@ def draw(path, cache, transform, *, split="train", image=None, fields=("image", 
 @pytest.mark.parametrize("kind", [*KINDS, "records", "records of a tar"])
 def test_every_kind_gives_the_same_batches(kind, folder, tmp_path):
     if kind.startswith("records"):
-        place = convert(folder if kind == "records" else KINDS["tar"](tmp_path, content()), tmp_path / "records")
+        place = convert(
+            folder if kind == "records" else KINDS["tar"](tmp_path, content()), tmp_path / "records"
+        )
     else:
         place = KINDS[kind](tmp_path, content())
     crops = MultiCrop(global_size=16, local_crops=2, local_size=8)
@@ -152,13 +185,20 @@ def test_every_kind_gives_the_same_batches(kind, folder, tmp_path):
         dict(transform=crops, fields=("global", "local", "label")),
         dict(transform=crops, fields=("global", "local", "label"), image="encoded"),
     ]:
-        want, found = draw(folder, tmp_path / "cache", **options), draw(place, tmp_path / "cache", **options)
+        want, found = (
+            draw(folder, tmp_path / "cache", **options),
+            draw(place, tmp_path / "cache", **options),
+        )
         for a, b in zip(found, want, strict=True):
             assert a.keys() == b.keys()
             for name in a:
                 np.testing.assert_array_equal(a[name], b[name])
-    same = [sources.identity("images", "train", path=p, image=24, cache=str(tmp_path / "cache")) for p in (folder, place)]
-    assert (same[0] == same[1]) == (kind not in ("parquet", "parquet without names", "tfds"))  # these keep no file sizes
+    same = [
+        sources.identity("images", "train", path=p, image=24, cache=str(tmp_path / "cache"))
+        for p in (folder, place)
+    ]
+    # These keep no file sizes.
+    assert (same[0] == same[1]) == (kind not in ("parquet", "parquet without names", "tfds"))
     assert "tensorflow" not in sys.modules
 
 
@@ -169,11 +209,15 @@ def test_records_of_the_source(folder):
     record = source[2]
     assert record["image"].shape == (16, 16, 3) and record["image"].dtype == np.uint8
     assert (record["index"], record["label"], record["factors"].tolist()) == (2, 0, [0])
-    np.testing.assert_array_equal(record["image"], sources.decode_image(content()[names[2]], image=16))
+    np.testing.assert_array_equal(
+        record["image"], sources.decode_image(content()[names[2]], image=16)
+    )
     assert sources.factors("images", path=folder, image=16) == {"label": list(CLASSES)}
     native = sources.source("images", "train", path=folder, image=None)
     assert len({native[index]["image"].shape for index in range(4)}) > 1
-    assert sources.source("images", "train", path=folder, image=16, crop="stretch")[2]["image"].shape == (16, 16, 3)
+    assert sources.source("images", "train", path=folder, image=16, crop="stretch")[2][
+        "image"
+    ].shape == (16, 16, 3)
     with pytest.raises(UserError, match="unknown crop 'centre'; use one of center, stretch"):
         sources.source("images", "train", path=folder, image=16, crop="centre")
 
@@ -184,7 +228,8 @@ def test_without_classes(tmp_path):
     assert set(sources.source("images", "train", **options)[0]) == {"image", "index"}
     assert sources.factors("images", **options) == {}
     write_folder(tmp_path / "one", {f"only/{k}.png": picture(2 * k + 1) for k in range(6)})
-    assert sources.factors("images", path=tmp_path / "one", image=16) == {}  # one class says nothing
+    # One class says nothing.
+    assert sources.factors("images", path=tmp_path / "one", image=16) == {}
 
 
 BROKEN = {
@@ -209,14 +254,20 @@ def test_broken_images_are_replaced_and_counted(tmp_path, capsys):
     again = sources.source("images", "train", **options, limit=6)
     for index in reversed(range(len(again))):
         np.testing.assert_array_equal(again[index]["image"], images[index]["image"])
-        assert f"train/good{index}" not in again.source.names[index] or images[index]["index"] == index
+        assert (
+            f"train/good{index}" not in again.source.names[index] or images[index]["index"] == index
+        )
     assert "replaced by others: 4, last" in capsys.readouterr().err
     few = sources.source("images", "train", **options, limit=5)
     with pytest.raises(UserError) as caught:
         [few[index] for index in range(len(few))]
     message = str(caught.value)
     assert "6 of 16 records cannot be read (limit 5)" in message and "\n" not in message
-    assert all(name in message for name in broken) and "12000 x 12000" in message and "1 x 10000" in message
+    assert (
+        all(name in message for name in broken)
+        and "12000 x 12000" in message
+        and "1 x 10000" in message
+    )
 
 
 def test_the_codes_of_damaged_data_belong_to_the_replacements(folder, tmp_path):
@@ -225,9 +276,21 @@ def test_the_codes_of_damaged_data_belong_to_the_replacements(folder, tmp_path):
     identity = sources.identity("images", "train", path=folder, image=8)
 
     def encode_rows(start, stop):
-        return {"codes": np.stack([source[index]["image"].reshape(-1)[:3] for index in range(start, stop)])}
+        return {
+            "codes": np.stack(
+                [source[index]["image"].reshape(-1)[:3] for index in range(start, stop)]
+            )
+        }
 
-    codes.write(tmp_path, encode_rows, total=len(source), positions=3, values=256, identity="e", source=identity)
+    code_writer.write(
+        tmp_path,
+        encode_rows,
+        total=len(source),
+        positions=3,
+        values=256,
+        identity="e",
+        source=identity,
+    )
     fresh = sources.source("images", "train", path=folder, image=8)
     both = codes.WithCodes(fresh, codes.CodeStore(tmp_path), identity=identity)
     for index in range(len(both)):
@@ -240,7 +303,9 @@ def test_identity_is_of_what_is_there_not_of_where(tmp_path):
 
     def identity(name, images, **options):
         write_folder(tmp_path / name, images)
-        return sources.identity("images", "train", **(dict(path=tmp_path / name, image=16, limit=3) | options))
+        return sources.identity(
+            "images", "train", **(dict(path=tmp_path / name, image=16, limit=3) | options)
+        )
 
     first = identity("a", images)
     assert first == identity("b", images, cache="c", limit=9, cache_gb=1.0)
@@ -273,7 +338,9 @@ def test_idx_pair_and_its_conversion(tmp_path):
         with gzip.open(tmp_path / f"{name}-images-idx3-ubyte.gz", "wb") as file:
             file.write(struct.pack(">IIII", 0x803, len(part), 9, 7) + part.tobytes())
         with gzip.open(tmp_path / f"{name}-labels-idx1-ubyte.gz", "wb") as file:
-            file.write(struct.pack(">II", 0x801, len(part)) + bytes(k % 10 for k in range(len(part))))
+            file.write(
+                struct.pack(">II", 0x801, len(part)) + bytes(k % 10 for k in range(len(part)))
+            )
     source = sources.source("images", "train", path=tmp_path, image=None)
     assert len(source) == 20 and source[7]["label"] == 7
     np.testing.assert_array_equal(source[7]["image"], np.repeat(pixels[7][..., None], 3, -1))
@@ -301,7 +368,13 @@ def test_real_archive(shared_data, tmp_path, capsys):
     path = shared_data / "cifar10_jpeg" / "cifar10_train50k_test5k.tar.xz"
     options = dict(path=path, image=32, cache=str(tmp_path))
     source = sources.source("images", "train", **options)
-    assert (len(source), len(source.source.classes)) == (50000, 10) and "55000 images, 50.6 MB" in capsys.readouterr().out
-    assert len(sources.source("images", "validation", **options)) == 5000 and capsys.readouterr().out == ""
+    assert (len(source), len(source.source.classes)) == (
+        50000,
+        10,
+    ) and "55000 images, 50.6 MB" in capsys.readouterr().out
+    assert (
+        len(sources.source("images", "validation", **options)) == 5000
+        and capsys.readouterr().out == ""
+    )
     labels = [source[int(index)]["label"] for index in sources.choose(source, 100)]
     assert labels == sorted(labels) and len(set(labels)) == 10

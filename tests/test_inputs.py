@@ -30,7 +30,9 @@ def test_files_of_folders_and_named_ones(folder):
     assert found == [folder / "b.png", folder / "deep" / "a.PNG", folder / "text.jpg"]
 
 
-@pytest.mark.parametrize("make", [lambda path: path / "nowhere", lambda path: (path / "empty").mkdir() or path / "empty"])
+@pytest.mark.parametrize(
+    "make", [lambda path: path / "nowhere", lambda path: (path / "empty").mkdir() or path / "empty"]
+)
 def test_paths_without_images_are_refused(tmp_path, make):
     path = make(tmp_path)
     with pytest.raises(UserError, match=path.name):
@@ -52,17 +54,27 @@ def test_fit_scales_crops_and_colors():
     fitted = inputs.fit([same, wide, gray], size=16)
     assert fitted.dtype == np.uint8 and fitted.shape == (3, 16, 16, 3)
     np.testing.assert_array_equal(fitted[0], same)
-    np.testing.assert_array_equal(fitted[1], np.asarray(center_crop(Image.fromarray(wide), size=16)))
+    np.testing.assert_array_equal(
+        fitted[1], np.asarray(center_crop(Image.fromarray(wide), size=16))
+    )
     np.testing.assert_array_equal(fitted[2], np.repeat(gray, 3, -1))
     np.testing.assert_array_equal(
-        inputs.fit(pixels(2, 30, 30, 1), size=16)[..., 0], inputs.fit(pixels(2, 30, 30, 1), size=16)[..., 2]
+        inputs.fit(pixels(2, 30, 30, 1), size=16)[..., 0],
+        inputs.fit(pixels(2, 30, 30, 1), size=16)[..., 2],
     )
     assert inputs.fit([], size=16).shape == (0, 16, 16, 3)
 
 
 @pytest.mark.parametrize(
     "images",
-    [pixels(16, 16, 3), pixels(2, 16, 16, 3) / 255, pixels(2, 16, 16, 4), pixels(2, 16, 16), pixels(2, 0, 16, 3), [1, 2]],
+    [
+        pixels(16, 16, 3),
+        pixels(2, 16, 16, 3) / 255,
+        pixels(2, 16, 16, 4),
+        pixels(2, 16, 16),
+        pixels(2, 0, 16, 3),
+        [1, 2],
+    ],
     ids="single floats alpha no_channels no_pixels numbers".split(),
 )
 def test_what_is_no_image_is_refused(images):
@@ -71,7 +83,9 @@ def test_what_is_no_image_is_refused(images):
 
 
 def test_codes_hard_and_soft():
-    hard = inputs.check_codes(np.array([[0, 1, 2], [2, 2, 0]], np.uint8), length=3, values=3, where="here")
+    hard = inputs.check_codes(
+        np.array([[0, 1, 2], [2, 2, 0]], np.uint8), length=3, values=3, where="here"
+    )
     assert hard.dtype == np.int32
     soft = inputs.check_codes(np.eye(3)[hard], length=3, values=3, where="here")
     assert soft.dtype == np.float32 and soft.shape == (2, 3, 3)

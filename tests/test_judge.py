@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from dlc_jax.data import shapes
+from dlc_jax.data import counterexamples, shapes, sources
+from dlc_jax.data import judge as judging
 from dlc_jax.errors import UserError
-from dlc_jax.evals import judge as judging
 
 
 @pytest.fixture(scope="module")
@@ -14,13 +14,17 @@ def judge():
 
 
 def real(count, **arguments):
-    factors, nuisances = shapes.draw(np.arange(count), **{"split": "held_out", "seed": 7, **arguments})
+    factors, nuisances = shapes.draw(
+        np.arange(count), **{"split": "held_out", "seed": 7, **arguments}
+    )
     return shapes.render(factors, nuisances), factors, nuisances
 
 
-@pytest.mark.parametrize(("image", "positions", "count"), [(16, False, 150), (16, True, 60), (32, False, 60)])
+@pytest.mark.parametrize(
+    ("image", "positions", "count"), [(16, False, 150), (16, True, 60), (32, False, 60)]
+)
 def test_proof(image, positions, count):
-    result = judging.proof(judging.Judge(image=image, positions=positions), count=count)
+    result = judging.Judge(image=image, positions=positions).proof(count)
     names = list(shapes.NAMES)[: 5 if positions else 4]
     assert {f"told_{name}" for name in names} < set(result)
     for name, value in result.items():
@@ -31,7 +35,9 @@ def test_proof(image, positions, count):
 def test_threshold_lies_between_real_and_bad():
     found = judging.calibration(image=16, count=250)
     assert found["real_99"] < 0.003
-    assert found["threshold"] == min(found[f"{kind}_1"] for kind in ("blank", "blur", "noise", "mixture", "halves"))
+    assert found["threshold"] == min(
+        found[f"{kind}_1"] for kind in ("blank", "blur", "noise", "mixture", "halves")
+    )
     assert abs(found["threshold"] - judging.THRESHOLD[16]) < 0.005
 
 
@@ -43,7 +49,9 @@ def test_distance_is_the_root_mean_square_to_a_rendering(judge):
     assert reading.valid.all()
     # Noise of a known size is far from every rendering by just that size.
     random = np.random.default_rng(0)
-    noisy = np.clip(np.round(images + random.choice([-20, 20], images.shape)), 0, 255).astype(np.uint8)
+    noisy = np.clip(np.round(images + random.choice([-20, 20], images.shape)), 0, 255).astype(
+        np.uint8
+    )
     off = np.sqrt(np.square((noisy - images.astype(np.float64)) / 255).mean(axis=(1, 2, 3)))
     np.testing.assert_allclose(judge.read(noisy).distance, off, rtol=0.05)
 
@@ -63,21 +71,32 @@ def test_nearest_is_the_nearest_of_the_whole_grid(judge):
             painted = below + bank.masks[:, :, None] * (above - below)  # [k, pixels, c]
             flat = np.float32(painted.reshape(len(painted), -1))
             x = pixels.reshape(6, -1)
-            brute = np.minimum(brute, (np.square(x).sum(1)[:, None] - 2 * x @ flat.T + np.square(flat).sum(1)).min(axis=1))
+            brute = np.minimum(
+                brute,
+                (np.square(x).sum(1)[:, None] - 2 * x @ flat.T + np.square(flat).sum(1)).min(
+                    axis=1
+                ),
+            )
         np.testing.assert_allclose(square, brute, rtol=2e-3, atol=2e-2)
         above = shapes.paint(np.full(6, pair // 4), hue)
         painted = below + bank.masks[mask][:, :, None] * (above - below)[:, None]
-        np.testing.assert_allclose(square, np.square(painted - pixels).sum(axis=(1, 2)), rtol=1e-3, atol=1e-2)
+        np.testing.assert_allclose(
+            square, np.square(painted - pixels).sum(axis=(1, 2)), rtol=1e-3, atol=1e-2
+        )
 
 
 def test_no_rendering_of_the_grid_is_nearer_than_the_reading(judge):
     images, factors, _ = real(60)
-    images = np.concatenate([images, *judging.bad(images, factors, seed=0).values()])
+    images = np.concatenate([images, *counterexamples.bad(images, factors, seed=0).values()])
     pixels = np.float32(images.reshape(len(images), -1, 3)) / 255
     products = judge._bank.products(pixels)
-    square = [judge._bank.nearest(pixels, np.full(len(images), pair), products=products)[0] for pair in range(24)]
+    square = [
+        judge._bank.nearest(pixels, np.full(len(images), pair), products=products)[0]
+        for pair in range(24)
+    ]
     excess = judge.read(images).distance - np.sqrt(np.min(square, axis=0) / (3 * 256))
-    assert np.quantile(excess, 0.99) < 1e-4 and excess.max() < 0.01  # a few bad images lose their pair
+    # A few bad images lose their pair.
+    assert np.quantile(excess, 0.99) < 1e-4 and excess.max() < 0.01
 
 
 def test_reading_does_not_depend_on_the_company(judge):
@@ -90,11 +109,13 @@ def test_reading_does_not_depend_on_the_company(judge):
 
 def test_bad_images_are_bad():
     images, factors, _ = real(120)
-    made = judging.bad(images, factors, seed=0)
+    made = counterexamples.bad(images, factors, seed=0)
     assert all(x.shape == images.shape and x.dtype == np.uint8 for x in made.values())
     assert (np.ptp(made["blank"], axis=(1, 2)) == 0).all()
-    np.testing.assert_allclose(made["blur"].mean(axis=(0, 1, 2)), images.mean(axis=(0, 1, 2)), atol=2)
-    partner = judging._partners(factors, np.random.default_rng(0))
+    np.testing.assert_allclose(
+        made["blur"].mean(axis=(0, 1, 2)), images.mean(axis=(0, 1, 2)), atol=2
+    )
+    partner = counterexamples._partners(factors, np.random.default_rng(0))
     assert (factors[partner] != factors).all()
 
 
@@ -104,3 +125,12 @@ def test_wrong_input(judge):
     for wrong in (np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 16, 16, 3), np.float32)):
         with pytest.raises(ValueError, match="reads uint8"):
             judge.read(wrong)
+
+
+def test_the_judge_comes_with_its_data_set():
+    found = sources.judge("shapes", image=16, count=9, seed=3, positions=True)
+    assert found.image == 16 and found.positions and found.held_out == shapes.HELD_OUT
+    assert not sources.judge("shapes").positions
+    assert sources.judge("images", path="anywhere", image=16) is None
+    with pytest.raises(UserError, match="threshold"):
+        sources.judge("shapes", image=24)

@@ -1,7 +1,11 @@
 """Batches: the same for any number of processes, threads and restarts; sources and bad records."""
 
+import ast
+import inspect
 import io
 import json
+import re
+from pathlib import Path
 
 import grain
 import numpy as np
@@ -26,7 +30,12 @@ class Tiny:
     def __getitem__(self, index):
         if index in self.broken:
             raise OSError(f"cannot read {index}")
-        return {"image": np.full((4, 4, 3), index, np.uint8), "index": index, "weight": index / 2, "name": f"n{index}"}
+        return {
+            "image": np.full((4, 4, 3), index, np.uint8),
+            "index": index,
+            "weight": index / 2,
+            "name": f"n{index}",
+        }
 
 
 def noisy(record, rng):
@@ -49,7 +58,14 @@ def assert_same(got, want):
 
 
 def make(source=None, **options):
-    options = {"batch": 8, "seed": 3, "transform": noisy, "process_index": 0, "process_count": 1, **options}
+    options = {
+        "batch": 8,
+        "seed": 3,
+        "transform": noisy,
+        "process_index": 0,
+        "process_count": 1,
+        **options,
+    }
     return batches(Tiny() if source is None else source, **options)
 
 
@@ -79,7 +95,10 @@ def test_every_epoch_has_every_record_once_in_another_order():
 def test_global_batch_does_not_depend_on_processes(processes):
     whole = take(make(), 6)
     parts = [take(make(process_index=p, process_count=processes), 6) for p in range(processes)]
-    joined = [{name: np.concatenate([part[k][name] for part in parts]) for name in whole[k]} for k in range(6)]
+    joined = [
+        {name: np.concatenate([part[k][name] for part in parts]) for name in whole[k]}
+        for k in range(6)
+    ]
     assert_same(joined, whole)
 
 
@@ -145,7 +164,10 @@ def test_resume_on_other_processes_and_with_another_batch():
         part = make(process_index=p, process_count=4)
         part.set_state(state)
         parts.append(take(part, 4))
-    joined = [{name: np.concatenate([part[k][name] for part in parts]) for name in want[0]} for k in range(4)]
+    joined = [
+        {name: np.concatenate([part[k][name] for part in parts]) for name in want[0]}
+        for k in range(4)
+    ]
     assert_same(joined, want[2:])
     half = make(batch=4)
     half.set_state({"global_next_index": 20})
@@ -177,7 +199,7 @@ def test_batch_larger_than_the_source():
 
 
 def test_multi_crop_through_the_loader():
-    options = dict(transform=MultiCrop(global_size=4), fields=("global",))
+    options = dict(transform=MultiCrop(global_size=4, local_crops=0), fields=("global",))
     (want,) = take(make(**options), 1)
     assert want["global"].shape == (8, 2, 4, 4, 3)
     assert_same(take(make(threads=2, **options), 1), [want])
@@ -212,7 +234,9 @@ def test_bad_records_are_replaced_deterministically_and_counted():
     assert not {3, 7} & set(index.tolist())
     again = Resilient(Tiny(broken=(3, 7)), limit=2)
     parts = [take(make(again, process_index=p, process_count=2, threads=2), 5) for p in range(2)]
-    np.testing.assert_array_equal(np.concatenate([np.concatenate([p[k]["index"] for p in parts]) for k in range(5)]), index)
+    np.testing.assert_array_equal(
+        np.concatenate([np.concatenate([p[k]["index"] for p in parts]) for k in range(5)]), index
+    )
     clean = np.concatenate([b["index"] for b in take(make(), 5)])
     good = ~np.isin(clean, (3, 7))
     np.testing.assert_array_equal(index[good], clean[good])  # the others are where they were
@@ -235,7 +259,10 @@ def test_a_failing_transform_is_a_bad_record():
 
 
 def test_too_many_bad_records_stop_the_run():
-    with pytest.raises(UserError, match=r"3 of 20 records cannot be read \(limit 2\), such as 0 \(OSError: cannot read 0\); 1"):
+    with pytest.raises(
+        UserError,
+        match=r"3 of 20 records cannot be read \(limit 2\), such as 0 \(OSError: cannot read 0\); 1",
+    ):
         list(make(Resilient(Tiny(broken=(0, 1, 2)), limit=2), shuffle=False, repeat=False))
     with pytest.raises(UserError, match="20 of 20"):
         next(make(Resilient(Tiny(broken=range(20)), limit=1000)))
@@ -246,11 +273,40 @@ def test_too_many_bad_records_stop_the_run():
 def test_sources_by_name():
     shapes = sources.source("shapes", "train", image=16, count=5)
     assert len(shapes) == 5 and shapes[0]["image"].shape == (16, 16, 3)
-    with pytest.raises(UserError, match="unknown data source 'cifar'; use one of images, shapes, tfds"):
+    with pytest.raises(
+        UserError, match="unknown data source 'cifar'; use one of images, shapes, tfds"
+    ):
         sources.source("cifar", "train")
     with pytest.raises(UserError, match="no option colour"):
         sources.source("shapes", "train", colour=1)
-    assert sources.identity("tfds", "train", dataset="d", data_dir="a") == sources.identity("tfds", "train", dataset="d")
+    with pytest.raises(UserError, match="no images: say where they are, --config.data.path=PATH"):
+        sources.source("images", "train")
+    assert sources.identity("tfds", "train", dataset="d", data_dir="a") == sources.identity(
+        "tfds", "train", dataset="d"
+    )
+
+
+TYPES = {"int", "float", "str", "bool", "None", "tuple"}
+
+
+@pytest.mark.parametrize("kind", [*sources.SOURCES.values(), MultiCrop])
+def test_every_field_of_a_recipe_has_a_type_a_default_and_a_line(kind):
+    """A recipe's sections are expanded from the source alone."""
+    (found,) = [
+        inner
+        for inner in ast.walk(ast.parse(Path(inspect.getfile(kind)).read_text()))
+        if isinstance(inner, ast.FunctionDef)
+        and inner.name == "__init__"
+        and "Args:" in kind.__doc__
+        and inner.lineno == kind.__init__.__code__.co_firstlineno
+    ]
+    documented = inspect.cleandoc(kind.__doc__).partition("Args:")[2]
+    for argument, default in zip(found.args.kwonlyargs, found.args.kw_defaults, strict=True):
+        if argument.arg in ("split", "place"):
+            continue
+        assert set(re.findall(r"\w+", ast.unparse(argument.annotation))) <= TYPES, argument.arg
+        ast.literal_eval(default)
+        assert re.search(rf"^  {argument.arg}: .", documented, re.M), argument.arg
 
 
 def png(pixels, mode=None, format="PNG"):
@@ -293,7 +349,9 @@ def test_tfds_without_tensorflow(tmp_path):
                 "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
                 "label": tfds.features.Scalar(np.int64),
             }
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
 
         def _split_generators(self, dl_manager):
             return {"train": self._generate_examples()}
@@ -303,12 +361,21 @@ def test_tfds_without_tensorflow(tmp_path):
                 yield i, {"image": io.BytesIO(png(image)), "label": i}
 
     Few(data_dir=tmp_path, file_format="array_record").download_and_prepare()
-    source = sources.source("tfds", "train", dataset="few", data_dir=str(tmp_path), validation="train[:1]")
+    source = sources.source(
+        "tfds", "train", dataset="few", image=None, data_dir=str(tmp_path), validation="train[:1]"
+    )
     assert len(source) == 4
     for i in range(4):
         np.testing.assert_array_equal(source[i]["image"], pixels[source[i]["label"]])
         assert source[i]["index"] == i
-    assert len(sources.source("tfds", "validation", dataset="few", data_dir=str(tmp_path), validation="train[:1]")) == 1
+    assert (
+        len(
+            sources.source(
+                "tfds", "validation", dataset="few", data_dir=str(tmp_path), validation="train[:1]"
+            )
+        )
+        == 1
+    )
     small = sources.source("tfds", "train[:50%]", dataset="few", data_dir=str(tmp_path), image=4)
     assert len(small) == 2 and small[0]["image"].shape == (4, 4, 3)
     files = sources.source("tfds", "train", dataset="few", data_dir=str(tmp_path), image="encoded")

@@ -1,4 +1,6 @@
-"""Block masks: how many, how large, of what shape; what they depend on, and the buffer that holds what they hide."""
+"""Block masks: how many, how large, of what shape; what they depend on, and the buffer that holds
+what they hide.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +25,12 @@ def test_half_of_the_crops_hide_ratios_spread_over_the_range():
     targets = np.sort(counts)[:, 64:]
     low, high = (256 * bins[:-1]).astype(int), (256 * bins[1:]).astype(int)
     assert (targets <= high).all()  # never more than was asked
-    assert np.mean(targets >= low) > 0.9  # blocks may stop a little short, and then the order of the next ones shifts
+    # Blocks may stop a little short, and then the order of the next ones shifts.
+    assert np.mean(targets >= low) > 0.9
     assert 256 * 0.28 < targets.mean() < 256 * 0.3
     where = np.nonzero(counts[0])[0]
-    assert (np.diff(where) > 1).any() and where[0] < 64 < where[-1]  # dealt out over the group, not the first half of it
+    # Dealt out over the group, not the first half of it.
+    assert (np.diff(where) > 1).any() and where[0] < 64 < where[-1]
     assert abs(np.corrcoef(where, counts[0][where])[0, 1]) < 0.4
 
 
@@ -37,7 +41,8 @@ def test_masks_are_blocks_all_over_the_image():
     assert neighbors / drawn.sum() > 1.4  # 2 inside a block, 0.6 for single patches at this share
     share = drawn.mean(0)
     assert share.min() > 0.02 and share.max() < 0.6  # few boxes reach a corner
-    assert share[4:12, 4:12].mean() > share.mean()  # boxes that lie within the image cover its middle more often
+    # Boxes that lie within the image cover its middle more often.
+    assert share[4:12, 4:12].mean() > share.mean()
 
 
 def test_one_block_has_the_shapes_it_should():
@@ -50,7 +55,8 @@ def test_one_block_has_the_shapes_it_should():
         if height * width == mask.sum() > 6:  # a single block
             shapes.append(width / height)
     assert len(shapes) > 30 and min(shapes) < 0.5 and max(shapes) > 2
-    assert 1 / 6 <= min(shapes) and max(shapes) <= 6  # 0.3 to 1 / 0.3, sides rounded to whole patches
+    # 0.3 to 1 / 0.3, sides rounded to whole patches.
+    assert 1 / 6 <= min(shapes) and max(shapes) <= 6
     assert abs(np.log(shapes).mean()) < 0.25
 
 
@@ -74,7 +80,9 @@ def test_buffer_is_the_most_that_a_group_hides():
     assert masks.buffer(images=3, patches=16, share=0.0, ratio=(0.1, 0.5)) == 0
 
 
-@pytest.mark.parametrize("share, ratio", [(1.5, (0.1, 0.5)), (0.5, (0.5, 0.1)), (0.5, (-0.1, 0.5)), (0.5, (0.1, 1.5))])
+@pytest.mark.parametrize(
+    "share, ratio", [(1.5, (0.1, 0.5)), (0.5, (0.5, 0.1)), (0.5, (-0.1, 0.5)), (0.5, (0.1, 1.5))]
+)
 def test_shares_that_are_none(share, ratio):
     with pytest.raises(UserError, match="mask_share"):
         masks.GroupMasks({"all": (2, 4)}, group=2, seed=0, share=share, ratio=ratio)
@@ -94,13 +102,22 @@ def collect(steps, *, batch=8, processes=1, start=0, seed=0):
     parts = []
     for process in range(processes):
         batches = loader.batches(
-            Numbers(), batch=batch, seed=seed, grouped=grouped, process_index=process, process_count=processes
+            Numbers(),
+            batch=batch,
+            seed=seed,
+            grouped=grouped,
+            process_index=process,
+            process_count=processes,
         )
         batches.set_state({"global_next_index": start})
         parts.append([next(batches) for _ in range(steps)])
         batches.close()
     return [
-        {name: np.concatenate([part[i][name] for part in parts]) for name in ("a/masked", "b/masked", "x")} for i in range(steps)
+        {
+            name: np.concatenate([part[i][name] for part in parts])
+            for name in ("a/masked", "b/masked", "x")
+        }
+        for i in range(steps)
     ]
 
 
@@ -111,7 +128,9 @@ def same(one, other):
 
 
 def test_masks_are_the_groups_own():
-    """They depend neither on processes, even where a group lies on two, nor on the size of the batch, nor on a restart."""
+    """They depend neither on processes, even where a group lies on two, nor on the size of the
+    batch, nor on a restart.
+    """
     whole = collect(4)
     assert whole[0]["a/masked"].shape == (8, 2, 9) and whole[0]["b/masked"].shape == (8, 1, 16)
     assert whole[0]["a/masked"].dtype == bool
@@ -120,7 +139,9 @@ def test_masks_are_the_groups_own():
     same(whole[2:], collect(2, start=16))
     wide = collect(2, batch=16)
     for name in ("a/masked", "b/masked"):
-        np.testing.assert_array_equal(np.concatenate([b[name] for b in whole]), np.concatenate([b[name] for b in wide]))
+        np.testing.assert_array_equal(
+            np.concatenate([b[name] for b in whole]), np.concatenate([b[name] for b in wide])
+        )
     assert (whole[0]["a/masked"] != whole[1]["a/masked"]).any()
     assert (whole[0]["a/masked"][:4] != whole[0]["a/masked"][4:]).any()
     assert (collect(1, seed=1)[0]["a/masked"] != whole[0]["a/masked"]).any()
@@ -141,6 +162,8 @@ def test_buffer_of_places_and_shares():
 def test_every_masked_patch_is_in_the_buffer_and_the_shares_sum_to_the_images():
     drawn = np.stack([paper(seed) for seed in range(2)]).reshape(128, 2, 256)
     size = masks.buffer(images=128, patches=256, share=0.5, ratio=(0.1, 0.5))
-    place, share = jax.jit(masked.fill, static_argnames=("group", "size"))(drawn, group=64, size=size)
+    place, share = jax.jit(masked.fill, static_argnames=("group", "size"))(
+        drawn, group=64, size=size
+    )
     assert (share > 0).sum(1).tolist() == drawn.reshape(2, -1).sum(1).tolist()
     np.testing.assert_allclose(share.sum(1), 64, rtol=1e-5)

@@ -1,4 +1,6 @@
-"""Arrays of images in .npz files: the same as a folder of the same pixels, read in place, refused in one line."""
+"""Arrays of images in .npz files: the same as a folder of the same pixels, read in place, refused
+in one line.
+"""
 
 import io
 import pickle
@@ -55,8 +57,13 @@ def test_it_gives_the_batches_of_a_folder(compressed, tmp_path, capsys):
     order = {word: [int(np.flatnonzero(np.all(PIXELS == Image.open(io.BytesIO(images[name])), (1, 2, 3)))[0])
                     for name in sorted(images) if name.startswith(word)] for word in split}  # fmt: skip
     arrays = {f"{word}_images": PIXELS[rows] for word, rows in order.items()}
-    arrays |= {f"{word}_labels": LABELS[rows][:, None].astype(np.uint8) for word, rows in order.items()}
-    folder, path = write_folder(tmp_path / "folder", images), save(tmp_path / "a.npz", compressed=compressed, **arrays)
+    arrays |= {
+        f"{word}_labels": LABELS[rows][:, None].astype(np.uint8) for word, rows in order.items()
+    }
+    folder, path = (
+        write_folder(tmp_path / "folder", images),
+        save(tmp_path / "a.npz", compressed=compressed, **arrays),
+    )
     convert(path, tmp_path / "records", shard_size=5)
     assert verify(path, tmp_path / "records") == 12
     crops = MultiCrop(global_size=8, local_crops=1, local_size=4)
@@ -71,9 +78,13 @@ def test_it_gives_the_batches_of_a_folder(compressed, tmp_path, capsys):
                 for name in a:
                     np.testing.assert_array_equal(a[name], b[name])
     assert ("converting" in capsys.readouterr().out) == compressed
-    both = [sources.identity("images", "train", path=p, image=8) for p in (path, tmp_path / "records")]
+    both = [
+        sources.identity("images", "train", path=p, image=8) for p in (path, tmp_path / "records")
+    ]
     assert both[0] == both[1]
-    source = pickle.loads(pickle.dumps(sources.source("images", "train", path=path, image=None).source))
+    source = pickle.loads(
+        pickle.dumps(sources.source("images", "train", path=path, image=None).source)
+    )
     np.testing.assert_array_equal(source[3]["image"], PIXELS[order["train"][3]])
 
 
@@ -94,28 +105,48 @@ def test_names_and_layouts(tmp_path):
         for compressed in (False, True):
             path = save(tmp_path / f"{k}{compressed}.npz", compressed=compressed, **arrays)
             found = files.scan(path)
-            assert (found.kind, found.classes, found.sequential, found.size) == ("npz", classes, compressed, want.size), k
+            assert (found.kind, found.classes, found.sequential, found.size) == (
+                "npz",
+                classes,
+                compressed,
+                want.size,
+            ), k
             np.testing.assert_array_equal(pixels_of(found), want)
     found = files.scan(save(tmp_path / "other.npz", mine=PIXELS, arr_0=gray), field="mine")
     np.testing.assert_array_equal(pixels_of(found), PIXELS)
     assert found.skipped == {"arrays of other names": 1}
-    assert "no array of images called arr_0, images, train_images, x_train; it has mu; say which by `field`" in refused(
-        save(tmp_path / "none.npz", mu=PIXELS)
+    assert (
+        "no array of images called arr_0, images, train_images, x_train; it has mu; say which by "
+        "`field`" in refused(save(tmp_path / "none.npz", mu=PIXELS))
     )
 
 
 def test_splits(tmp_path):
-    found = files.scan(save(tmp_path / "a.npz", x_train=PIXELS, x_test=PIXELS[:5], y_train=LABELS, y_test=LABELS[:5]))
-    assert found.names[11:13] == ["train/00000011.png", "test/00000000.png"] and found.labels[-1] == 1
+    found = files.scan(
+        save(
+            tmp_path / "a.npz", x_train=PIXELS, x_test=PIXELS[:5], y_train=LABELS, y_test=LABELS[:5]
+        )
+    )
+    assert (
+        found.names[11:13] == ["train/00000011.png", "test/00000000.png"] and found.labels[-1] == 1
+    )
     assert len(files.open_files(tmp_path / "a.npz", split="test")) == 5
-    alone = files.scan(save(tmp_path / "b.npz", val_images=PIXELS, test_images=PIXELS[:5], val_labels=LABELS))
-    assert alone.names[0] == "00000000.png" and alone.names[-1] == "00000016.png" and alone.classes == []
+    alone = files.scan(
+        save(tmp_path / "b.npz", val_images=PIXELS, test_images=PIXELS[:5], val_labels=LABELS)
+    )
+    assert (
+        alone.names[0] == "00000000.png"
+        and alone.names[-1] == "00000016.png"
+        and alone.classes == []
+    )
 
 
 def test_labels_that_are_none_are_said(tmp_path):
     for labels in (np.eye(3)[LABELS], np.eye(3, dtype=int)[LABELS], LABELS - 1, np.zeros(12)):
         found = files.scan(save(tmp_path / "a.npz", PIXELS, labels))
-        assert found.classes == [] and found.skipped == {"arrays of labels that are not one number or name an image": 1}
+        assert found.classes == [] and found.skipped == {
+            "arrays of labels that are not one number or name an image": 1
+        }
     assert "11 labels for 12 images" in refused(save(tmp_path / "a.npz", PIXELS, LABELS[:11]))
 
 
@@ -124,24 +155,67 @@ def test_only_the_rows_that_are_asked_for_are_read(tmp_path, monkeypatch):
     count, shape = 50_000, (256, 256, 3)
     row = int(np.prod(shape))
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)})
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+    )
     path, size = tmp_path / "large.npz", len(header.getvalue()) + count * row
     extra = struct.pack("<HHQQ", 1, 16, size, size)
     name, wide = b"arr_0.npy", 0xFFFFFFFF
     with open(path, "wb") as file:
-        file.write(struct.pack("<4sHHHHHIIIHH", b"PK\3\4", 45, 0, 0, 0, 0, 7, wide, wide, len(name), len(extra)) + name + extra)
+        file.write(
+            struct.pack(
+                "<4sHHHHHIIIHH", b"PK\3\4", 45, 0, 0, 0, 0, 7, wide, wide, len(name), len(extra)
+            )
+            + name
+            + extra
+        )
         start = file.tell() + len(header.getvalue())
         file.write(header.getvalue())
         file.seek(start + (count - 1) * row)
         file.write(bytes([9]) * row)
         at = file.tell()
         file.write(
-            struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\1\2", 45, 45, 0, 0, 0, 0, 7, wide, wide, len(name), len(extra), 0, 0, 0, 0, 0)
+            struct.pack(
+                "<4sHHHHHHIIIHHHHHII",
+                b"PK\1\2",
+                45,
+                45,
+                0,
+                0,
+                0,
+                0,
+                7,
+                wide,
+                wide,
+                len(name),
+                len(extra),
+                0,
+                0,
+                0,
+                0,
+                0,
+            )
         )
         file.write(name + extra)
         length = file.tell() - at
         file.write(struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, length, at))
-        file.write(struct.pack("<4sIQI4sHHHHIIH", b"PK\6\7", 0, at + length, 1, b"PK\5\6", 0, 0, 1, 1, length, wide, 0))
+        file.write(
+            struct.pack(
+                "<4sIQI4sHHHHIIH",
+                b"PK\6\7",
+                0,
+                at + length,
+                1,
+                b"PK\5\6",
+                0,
+                0,
+                1,
+                1,
+                length,
+                wide,
+                0,
+            )
+        )
     found = files.scan(path)
     assert len(found) == count and found.size == count * row
     assert (np.asarray(Image.open(io.BytesIO(found.read(count - 1)))) == 9).all()
@@ -173,7 +247,9 @@ class Trap:
 def test_nothing_is_unpickled(tmp_path):
     trap = np.array([Trap()] * 12, object)
     for compressed in (False, True):
-        assert "arr_0 is object [12]" in refused(save(tmp_path / "a.npz", trap, compressed=compressed))
+        assert "arr_0 is object [12]" in refused(
+            save(tmp_path / "a.npz", trap, compressed=compressed)
+        )
         found = files.scan(save(tmp_path / "a.npz", PIXELS, trap, compressed=compressed))
         assert found.classes == []
 
@@ -187,7 +263,9 @@ def test_files_that_are_damaged(compressed, tmp_path):
         assert "is it complete" in refused(path)
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         data = archive.read("arr_0.npy")
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(
+        path, "w", zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    ) as archive:
         archive.writestr("arr_0.npy", data[:-9])
     assert "arr_0 has 2259 bytes of numbers and says [12, 9, 7, 3]" in refused(path)
     if compressed:
@@ -210,15 +288,24 @@ def test_a_folder_of_them(tmp_path):
     assert found.skipped == {"not an image by its name": 1}
     save(place / "a.npz", PIXELS[4:], LABELS[4:] + 2, compressed=True)
     found = files.scan(place)
-    assert (found.kind, found.sequential, found.names[0], found.names[8]) == ("npz", True, "a/00000000.png", "b/00000000.png")
+    assert (found.kind, found.sequential, found.names[0], found.names[8]) == (
+        "npz",
+        True,
+        "a/00000000.png",
+        "b/00000000.png",
+    )
     assert found.classes == ["0", "1", "2", "3", "4"]
-    np.testing.assert_array_equal(pixels_of(files.open_files(place)), np.concatenate([PIXELS[4:], PIXELS[:4]]))
+    np.testing.assert_array_equal(
+        pixels_of(files.open_files(place)), np.concatenate([PIXELS[4:], PIXELS[:4]])
+    )
     assert files.open_files(place).labels.tolist() == [*(LABELS[4:] + 2), *LABELS[:4]]
 
 
 def test_the_cache_has_room_or_the_way_out_is_said(tmp_path):
     path = save(tmp_path / "a.npz", PIXELS, compressed=True)
-    assert "to be converted to read them at random, and cache_gb allows 1e-06" in refused(path, cache_gb=1e-6)
+    assert "to be converted to read them at random, and cache_gb allows 1e-06" in refused(
+        path, cache_gb=1e-6
+    )
     assert len(files.open_files(save(tmp_path / "b.npz", PIXELS), cache_gb=1e-6)) == 12
 
 

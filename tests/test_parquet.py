@@ -13,9 +13,14 @@ STRUCT = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())
 def write(path, count=5, *, start=0, field="image", kind=None, names=None, **columns):
     data = [b"image %d" % k for k in range(start, start + count)]
     if kind is None:
-        kind, data = STRUCT, [{"bytes": item, "path": names and names[k]} for k, item in enumerate(data)]
+        kind, data = (
+            STRUCT,
+            [{"bytes": item, "path": names and names[k]} for k, item in enumerate(data)],
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pyarrow.table({field: pyarrow.array(data, kind), **columns}), path, row_group_size=2)
+    parquet.write_table(
+        pyarrow.table({field: pyarrow.array(data, kind), **columns}), path, row_group_size=2
+    )
     return path
 
 
@@ -26,7 +31,9 @@ def read(path, tmp_path, **options):
 
 @pytest.mark.parametrize("kind", [pyarrow.binary(), pyarrow.large_binary(), None])
 def test_a_file_of_bytes_or_structs(kind, tmp_path):
-    found, images = read(write(tmp_path / "a.parquet", kind=kind, label=["b", "a", "b", "a", "a"]), tmp_path)
+    found, images = read(
+        write(tmp_path / "a.parquet", kind=kind, label=["b", "a", "b", "a", "a"]), tmp_path
+    )
     assert images == {f"{k:08d}": b"image %d" % k for k in range(5)}
     assert found.classes == ["a", "b"] and found.labels.tolist() == [1, 0, 1, 0, 0]
 
@@ -42,10 +49,17 @@ def test_names_of_the_paths(tmp_path):
 
 
 def test_splits_of_the_file_names(tmp_path):
-    for k, name in enumerate(["data/train-00000-of-00002", "data/train-00001-of-00002", "data/test-00000-of-00001"]):
+    for k, name in enumerate(
+        ["data/train-00000-of-00002", "data/train-00001-of-00002", "data/test-00000-of-00001"]
+    ):
         write(tmp_path / "hub" / f"{name}.parquet", start=5 * k, label=pyarrow.array([k] * 5))
-    train, test = (read(tmp_path / "hub", tmp_path, split=split)[1] for split in ("train", "validation"))
-    assert list(train.values()) == [b"image %d" % k for k in range(10)] and list(train)[0] == "train/00000000"
+    train, test = (
+        read(tmp_path / "hub", tmp_path, split=split)[1] for split in ("train", "validation")
+    )
+    assert (
+        list(train.values()) == [b"image %d" % k for k in range(10)]
+        and list(train)[0] == "train/00000000"
+    )
     assert list(test.values()) == [b"image %d" % k for k in range(10, 15)]
     assert read(tmp_path / "hub", tmp_path)[0].classes == ["0", "1", "2"]
     (only,) = (tmp_path / "hub").glob("data/test*")
@@ -71,7 +85,13 @@ def test_tables_that_are_refused(tmp_path):
 
 
 def test_an_image_without_bytes_is_damaged(tmp_path):
-    table = pyarrow.table({"image": pyarrow.array([{"bytes": None, "path": "x"}, {"bytes": b"1", "path": None}], STRUCT)})
+    table = pyarrow.table(
+        {
+            "image": pyarrow.array(
+                [{"bytes": None, "path": "x"}, {"bytes": b"1", "path": None}], STRUCT
+            )
+        }
+    )
     parquet.write_table(table, tmp_path / "a.parquet")
     _, images = read(tmp_path / "a.parquet", tmp_path)
     assert list(images.values()) == [b"", b"1"]
@@ -82,6 +102,8 @@ def test_content_and_cache_follow_the_file(tmp_path):
     first, images = read(path, tmp_path)
     write(path, start=5)
     second, others = read(path, tmp_path)
-    assert set(images.values()) & set(others.values()) == set() and first.digest() != second.digest()
+    assert (
+        set(images.values()) & set(others.values()) == set() and first.digest() != second.digest()
+    )
     with pytest.raises(UserError, match="to be converted"):
         files.open_files(path, cache=tmp_path / "fresh", cache_gb=1e-9)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_configs import ROOT, load
 
-from dlc_jax.data import codes, sources
+from dlc_jax.data import code_writer, sources
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.stages import STAGES
 
@@ -44,7 +44,7 @@ def stores(tmp_path_factory):
         source = sources.identity(split=split, **config.data)
         sizes = dict(total=64, positions=LENGTH, values=VALUES)
         origin = dict(identity="counted", source=source)
-        codes.write(workdir / "codes" / split, encode, **sizes, **origin)
+        code_writer.write(workdir / "codes" / split, encode, **sizes, **origin)
     return workdir
 
 

@@ -25,7 +25,13 @@ def test_an_example_depends_on_its_index_alone(positions):
 def test_seeds_and_splits_draw_differently():
     draws = [
         shapes.draw(np.arange(50), split=split, seed=seed)[1]
-        for split, seed in (("train", 0), ("train", 1), ("validation", 0), ("held_out", 0), ("train", -1))
+        for split, seed in (
+            ("train", 0),
+            ("train", 1),
+            ("validation", 0),
+            ("held_out", 0),
+            ("train", -1),
+        )
     ]
     assert len(np.unique(np.concatenate(draws)[:, 0])) == 250
 
@@ -45,11 +51,25 @@ def test_factors_and_nuisances_are_uniform():
 def test_held_out_combinations_never_occur_in_training():
     held_out = set(shapes.HELD_OUT)
     assert len(held_out) == 22
-    seen = {split: set(map(tuple, shapes.draw(np.arange(5000), split=split)[0][:, :3].tolist())) for split in shapes.SPLITS}
-    assert seen["held_out"] == held_out == set(map(tuple, shapes.combinations(held_out=True).tolist()))
-    assert seen["train"] == seen["validation"] == set(map(tuple, shapes.combinations(held_out=False).tolist()))
+    seen = {
+        split: set(map(tuple, shapes.draw(np.arange(5000), split=split)[0][:, :3].tolist()))
+        for split in shapes.SPLITS
+    }
+    assert (
+        seen["held_out"] == held_out == set(map(tuple, shapes.combinations(held_out=True).tolist()))
+    )
+    assert (
+        seen["train"]
+        == seen["validation"]
+        == set(map(tuple, shapes.combinations(held_out=False).tolist()))
+    )
     assert len(seen["train"]) == 122 and not seen["train"] & held_out
-    for a, b in ((0, 1), (0, 2), (1, 2)):  # every pair of values is still seen in training: only the triple is new
+    # Every pair of values is still seen in training: only the triple is new.
+    for a, b in (
+        (0, 1),
+        (0, 2),
+        (1, 2),
+    ):
         pairs = [(triple[a], triple[b]) for triple in shapes.HELD_OUT]
         assert len(set(pairs)) == 22
     for column, values in enumerate((6, 6, 4)):
@@ -57,11 +77,14 @@ def test_held_out_combinations_never_occur_in_training():
 
 
 def test_no_two_images_are_equal():
-    images = [shapes.Shapes(split=split, count=2500)._everything[0] for split in ("train", "validation")]
+    images = [
+        shapes.Shapes(split=split, count=2500)._everything[0] for split in ("train", "validation")
+    ]
     assert len(np.unique(np.concatenate(images).reshape(5000, -1), axis=0)) == 5000
 
 
-# Areas of the outlines at radius 1, by hand: the triangle's circumradius is 1.25, the cross is two bars less what they share.
+# Areas of the outlines at radius 1, by hand: the triangle's circumradius is 1.25, the cross is two
+# bars less what they share.
 AREAS = {
     "disc": np.pi,
     "ring": np.pi * (1 - 0.55**2),
@@ -110,7 +133,9 @@ def test_colors_are_hues():
     for color in range(6):
         for hue, rgb in zip(hues, shapes.paint(np.full(5, color), hues)):
             low, span = shapes.DARK, shapes.BRIGHT - shapes.DARK
-            expected = low + span * np.array(colorsys.hsv_to_rgb(((60 * color + hue) / 360) % 1, 1, 1))
+            expected = low + span * np.array(
+                colorsys.hsv_to_rgb(((60 * color + hue) / 360) % 1, 1, 1)
+            )
             np.testing.assert_allclose(rgb, expected, atol=1e-12)
 
 
@@ -122,7 +147,11 @@ def test_source_reads_what_render_paints(image):
     assert len(source) == 20
     for i in (0, 19, 7):
         record = source[i]
-        assert record["index"] == i and record["image"].dtype == np.uint8 and record["factors"].dtype == np.int32
+        assert (
+            record["index"] == i
+            and record["image"].dtype == np.uint8
+            and record["factors"].dtype == np.int32
+        )
         np.testing.assert_array_equal(record["image"], images[i])
         np.testing.assert_array_equal(record["factors"], factors[i])
     for wrong in (20, -1):
@@ -144,7 +173,10 @@ def test_source_is_the_same_rendered_whole_or_one_by_one(monkeypatch):
 
 def test_captions():
     assert shapes.caption([1, 0, 2, 1]) == "a large red ring on a white background"
-    assert shapes.caption(np.array([5, 3, 3, 0, 8])) == "a small cyan bar on a brown background, bottom right"
+    assert (
+        shapes.caption(np.array([5, 3, 3, 0, 8]))
+        == "a small cyan bar on a brown background, bottom right"
+    )
 
 
 def test_user_errors():

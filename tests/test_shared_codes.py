@@ -10,7 +10,7 @@ from PIL import Image
 from test_configs import ROOT, load
 
 from dlc_jax import parallel
-from dlc_jax.data import codes, sources
+from dlc_jax.data import code_writer, codes, sources
 from dlc_jax.errors import UserError
 from dlc_jax.stages import STAGES
 from dlc_jax.step import make_init
@@ -27,7 +27,7 @@ def write(directory, config, *, identity="the encoder", seed=0, positions=POSITI
     for split in config.codes.splits:
         source = sources.identity(split=split, **config.data)
         count = len(sources.source(split=split, **config.data))
-        codes.write(directory / split, encode, total=count, positions=positions, values=VALUES, identity=identity, source=source)
+        code_writer.write(directory / split, encode, total=count, positions=positions, values=VALUES, identity=identity, source=source)
 
 
 @pytest.fixture

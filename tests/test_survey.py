@@ -27,8 +27,14 @@ def encoded(color, *, size=(20, 10), mode="RGB", form="PNG"):
 
 def huge():
     """A PNG file that says 12000 x 12000."""
-    chunks = [b"IHDR" + struct.pack(">IIBBBBB", 12000, 12000, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(bytes(100))]
-    packed = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    chunks = [
+        b"IHDR" + struct.pack(">IIBBBBB", 12000, 12000, 8, 2, 0, 0, 0),
+        b"IDAT" + zlib.compress(bytes(100)),
+    ]
+    packed = [
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for chunk in chunks
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
@@ -45,7 +51,13 @@ BROKEN = {
     "train/cat/long.png": encoded((1, 2, 3), size=(1, 10000)),
     "train/cat/text.jpg": b"this is no image",
 }
-REASONS = {"empty": "no bytes", "huge": "12000 x 12000", "long": "1 x 10000", "text": "not an image of a known format", "cut": ""}
+REASONS = {
+    "empty": "no bytes",
+    "huge": "12000 x 12000",
+    "long": "1 x 10000",
+    "text": "not an image of a known format",
+    "cut": "",
+}
 
 
 def write(path, images):
@@ -67,7 +79,9 @@ def test_counts_sizes_and_what_is_broken(tmp_path):
     assert sorted(zip(found.widths.tolist(), found.heights.tolist())) == sorted(sizes)
     assert [name for name, _ in found.broken] == sorted(BROKEN)
     for name, reason in found.broken:
-        assert REASONS[name.split("/")[-1].split(".")[0]] in reason and reason and "\n" not in reason, (name, reason)
+        assert (
+            REASONS[name.split("/")[-1].split(".")[0]] in reason and reason and "\n" not in reason
+        ), (name, reason)
     assert found.skipped == {"not an image by its name": 1} and found.damage is None
 
 
@@ -82,7 +96,10 @@ def test_broken_is_what_training_replaces(tmp_path):
 
 def test_contact_sheet_spreads_over_the_names_and_leaves_out_what_is_broken(tmp_path):
     shades = np.linspace(0, 250, 100).astype(int).tolist()
-    images = {f"{k:03d}.png": encoded((shade, shade, shade), size=(30, 20)) for k, shade in enumerate(shades)}
+    images = {
+        f"{k:03d}.png": encoded((shade, shade, shade), size=(30, 20))
+        for k, shade in enumerate(shades)
+    }
     place = write(tmp_path / "images", images)
     sheet = survey(place)[1]
     assert sheet.size == (GAP + 8 * (TILE + GAP),) * 2
@@ -91,7 +108,9 @@ def test_contact_sheet_spreads_over_the_names_and_leaves_out_what_is_broken(tmp_
     assert seen == [shades[k * 100 // 64] for k in range(64)]
     (place / "000.png").write_bytes(b"")
     found, sheet = survey(place)
-    assert [name for name, _ in found.broken] == ["000.png"] and sheet.getpixel((centers[0],) * 2)[0] == shades[1]
+    assert [name for name, _ in found.broken] == ["000.png"] and sheet.getpixel((centers[0],) * 2)[
+        0
+    ] == shades[1]
     assert sheet.getpixel((centers[7],) * 2) == (238, 238, 238)  # paper, 63 images
 
 
@@ -102,9 +121,14 @@ def test_few_images_make_a_small_sheet(tmp_path):
 
 
 def test_a_sample_looks_at_some(tmp_path):
-    place = write(tmp_path / "images", {f"{k:02d}.png": encoded((k, k, k)) for k in range(50)} | {"25.png": b"", "26.png": b""})
+    place = write(
+        tmp_path / "images",
+        {f"{k:02d}.png": encoded((k, k, k)) for k in range(50)} | {"25.png": b"", "26.png": b""},
+    )
     found, sheet = survey(place, sample=10)
-    assert (found.count, found.looked, len(found.widths)) == (50, 10, 9) and [name for name, _ in found.broken] == ["25.png"]
+    assert (found.count, found.looked, len(found.widths)) == (50, 10, 9) and [
+        name for name, _ in found.broken
+    ] == ["25.png"]
     assert sheet.size[0] == GAP + 8 * (TILE + GAP)
 
 
@@ -112,7 +136,12 @@ def test_a_sample_looks_at_some(tmp_path):
 def test_spread(length, count):
     chosen = spread(list(range(length)), count)
     gaps = np.diff([*chosen, length])
-    assert len(chosen) == min(length, count) and chosen[0] == 0 and gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
+    assert (
+        len(chosen) == min(length, count)
+        and chosen[0] == 0
+        and gaps.min() >= 1
+        and gaps.max() - gaps.min() <= 1
+    )
 
 
 def test_records_also_by_their_checksums(tmp_path):

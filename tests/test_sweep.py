@@ -17,7 +17,9 @@ def test_results_come_in_order_and_progress_ends_at_all(count):
         return row * row
 
     rows = list(range(count))[::-1]
-    assert list(sweep(work, rows, workers=4, progress=lambda *now: told.append(now))) == [row * row for row in rows]
+    assert list(sweep(work, rows, workers=4, progress=lambda *now: told.append(now))) == [
+        row * row for row in rows
+    ]
     assert told == sorted(told) and (not count or told[-1] == (count, count))
 
 
@@ -32,15 +34,24 @@ def test_results_that_wait_are_few():
 
 def test_who_wants_no_more_does_not_wait_for_it():
     started = []
-    results = sweep(lambda row: started.append(row) or time.sleep(0.02 * (row >= CHUNK)), range(1000), workers=2)
+    results = sweep(
+        lambda row: started.append(row) or time.sleep(0.02 * (row >= CHUNK)), range(1000), workers=2
+    )
     next(results)
     results.close()
-    assert max(started) < 3 * CHUNK  # the chunk that was taken and two that were begun; not the one that waited
+    # The chunk that was taken and two that were begun; not the one that waited.
+    assert max(started) < 3 * CHUNK
 
 
 def test_workers_work_at_the_same_time():
     meeting = threading.Barrier(3)
-    list(sweep(lambda row: meeting.wait(timeout=20) if row % CHUNK == 0 else None, range(3 * CHUNK), workers=3))
+    list(
+        sweep(
+            lambda row: meeting.wait(timeout=20) if row % CHUNK == 0 else None,
+            range(3 * CHUNK),
+            workers=3,
+        )
+    )
 
 
 def test_an_error_ends_it():

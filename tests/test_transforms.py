@@ -11,7 +11,14 @@ from dlc_jax.data.decoder import Picture, decode_image
 from dlc_jax.data.loader import batches
 from dlc_jax.errors import UserError
 
-PLAIN = dict(flip=0.0, jitter_probability=0.0, gray=0.0, blur=(0, 0, 0), solarize=(0, 0, 0))
+PLAIN = dict(
+    flip=0.0,
+    jitter_probability=0.0,
+    gray=0.0,
+    blur=(0, 0, 0),
+    blur_quirk=False,
+    solarize=(0, 0, 0),
+)
 
 
 def noise(height=16, width=16, seed=0):
@@ -29,7 +36,9 @@ def scene(height, width, seed=0):
 
 def encode(pixels, format="JPEG", **options):
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format, **({"quality": 90} | options if format == "JPEG" else options))
+    Image.fromarray(pixels).save(
+        file, format, **({"quality": 90} | options if format == "JPEG" else options)
+    )
     return file.getvalue()
 
 
@@ -44,7 +53,11 @@ def test_box_has_the_area_and_the_ratio_asked_for():
     rng = np.random.default_rng(0)
     boxes = np.array([crop.box(40, 30, rng) for _ in range(500)])
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2] <= 40 + 1e-9).all() and (boxes[:, 3] <= 30 + 1e-9).all()
+    assert (
+        (boxes[:, :2] >= 0).all()
+        and (boxes[:, 2] <= 40 + 1e-9).all()
+        and (boxes[:, 3] <= 30 + 1e-9).all()
+    )
     share = w * h / 1200
     assert 0.2 - 1e-9 <= share.min() < 0.22 and 0.48 < share.max() <= 0.5 + 1e-9
     assert 0.5 - 1e-9 <= (w / h).min() < 0.55 and 1.8 < (w / h).max() <= 2 + 1e-9
@@ -72,7 +85,9 @@ def test_crop_of_the_whole_image_is_the_image():
 
 
 def test_crop_shows_the_box_it_drew():
-    crop = transforms.RandomResizedCrop(16, scale=(0.25, 0.25), ratio=(1.0, 1.0), interpolation="bilinear")
+    crop = transforms.RandomResizedCrop(
+        16, scale=(0.25, 0.25), ratio=(1.0, 1.0), interpolation="bilinear"
+    )
     left, top, right, bottom = crop.box(64, 64, np.random.default_rng(5))
     out = np.asarray(crop(Image.fromarray(ramp(64, 64)), np.random.default_rng(5))).astype(float)
     assert abs(out[..., 0].mean() - ((left + right) / 2 - 0.5) * 200 / 64) < 1.5
@@ -80,20 +95,26 @@ def test_crop_shows_the_box_it_drew():
 
 
 def test_shift_repeats_the_edge():
-    crop = transforms.RandomResizedCrop(16, scale=(1.0, 1.0), ratio=(1.0, 1.0), shift=0.4, interpolation="bilinear")
+    crop = transforms.RandomResizedCrop(
+        16, scale=(1.0, 1.0), ratio=(1.0, 1.0), shift=0.4, interpolation="bilinear"
+    )
     outs = [np.asarray(crop(Image.fromarray(ramp()), np.random.default_rng(s))) for s in range(30)]
     assert len({out.tobytes() for out in outs}) > 25
-    assert all(out[..., :2].max() <= ramp().max() and out[..., 2].max() == 0 for out in outs)  # no black or foreign filling
+    # No black or foreign filling.
+    assert all(out[..., :2].max() <= ramp().max() and out[..., 2].max() == 0 for out in outs)
     means = np.array([out[..., 0].mean() for out in outs])
     assert means.min() < ramp()[..., 0].mean() - 20 and means.max() > ramp()[..., 0].mean() + 20
     pixels = noise(5, 7)
     np.testing.assert_array_equal(
-        transforms._extend(Image.fromarray(pixels), 3, 2), np.pad(pixels, ((2, 2), (3, 3), (0, 0)), "edge")
+        transforms._extend(Image.fromarray(pixels), 3, 2),
+        np.pad(pixels, ((2, 2), (3, 3), (0, 0)), "edge"),
     )
 
 
 def test_extreme_images_have_boxes_of_the_ratio_asked_for():
-    """torchvision's rule: what does not fit after ten draws becomes the largest box of an allowed ratio, in the center."""
+    """torchvision's rule: what does not fit after ten draws becomes the largest box of an allowed
+    ratio, in the center.
+    """
     crop = transforms.RandomResizedCrop(8, scale=(0.3, 1.0), ratio=(3 / 4, 4 / 3))
     rng = np.random.default_rng(0)
     assert crop.box(3200, 100, rng) == pytest.approx((1600 - 200 / 3, 0, 1600 + 200 / 3, 100))
@@ -111,13 +132,19 @@ def test_extreme_images_have_boxes_of_the_ratio_asked_for():
 
 @pytest.mark.parametrize("interpolation, support", [("bilinear", 1), ("bicubic", 2)])
 def test_filters_are_the_antialiased_ones_of_torch(interpolation, support):
-    """Written from their definition: a = -0.5, widened by the reduction, weights normalized, edges of the image left out."""
+    """Written from their definition: a = -0.5, widened by the reduction, weights normalized, edges
+    of the image left out.
+    """
 
     def weigh(x):
         x = np.abs(x)
         if support == 1:
             return np.clip(1 - x, 0, None)
-        return np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0.0))
+        return np.where(
+            x < 1,
+            1.5 * x**3 - 2.5 * x**2 + 1,
+            np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0.0),
+        )
 
     def matrix(length, size, low, high):
         scale = (high - low) / size
@@ -130,7 +157,9 @@ def test_filters_are_the_antialiased_ones_of_torch(interpolation, support):
         left, top, right, bottom = box
         across, down = matrix(50, 16, left, right), matrix(40, 16, top, bottom)
         want = np.einsum("yr,rsc,xs->yxc", down, x.astype(float), across)
-        found = transforms.RandomResizedCrop(16, interpolation=interpolation).cut(Image.fromarray(x), box)
+        found = transforms.RandomResizedCrop(16, interpolation=interpolation).cut(
+            Image.fromarray(x), box
+        )
         assert np.abs(np.asarray(found) - want).max() < 1.5
 
 
@@ -145,7 +174,11 @@ def test_multi_crop_shapes_and_fields():
     record = {"image": noise(20, 24), "index": 3}
     crop = transforms.MultiCrop(global_size=16, local_crops=3, local_size=8)
     out = crop(record, np.random.default_rng(0))
-    assert set(out) == {"global", "local", "index"} and out["index"] == 3 and set(record) == {"image", "index"}
+    assert (
+        set(out) == {"global", "local", "index"}
+        and out["index"] == 3
+        and set(record) == {"image", "index"}
+    )
     assert out["global"].shape == (2, 16, 16, 3) and out["local"].shape == (3, 8, 8, 3)
     assert out["global"].dtype == out["local"].dtype == np.uint8
     again = crop(record, np.random.default_rng(0))
@@ -153,26 +186,58 @@ def test_multi_crop_shapes_and_fields():
     np.testing.assert_array_equal(out["local"], again["local"])
     assert (out["global"][0] != out["global"][1]).any()
     assert (out["global"] != crop(record, np.random.default_rng(1))["global"]).any()
-    assert "local" not in transforms.MultiCrop(global_size=16)(record, np.random.default_rng(0))
+    alone = transforms.MultiCrop(global_size=16, local_crops=0)
+    assert "local" not in alone(record, np.random.default_rng(0))
 
 
 def test_multi_crop_gives_each_kind_of_crop_its_own_probabilities():
-    whole = dict(global_scale=(1, 1), local_scale=(1, 1), ratio=(1, 1), local_size=16, local_crops=2, global_crops=3)
+    whole = dict(
+        global_scale=(1, 1),
+        local_scale=(1, 1),
+        ratio=(1, 1),
+        local_size=16,
+        local_crops=2,
+        global_crops=3,
+    )
     record, x = {"image": noise()}, noise()
     inverted = np.where(x < 128, x, 255 - x)
-    out = transforms.MultiCrop(global_size=16, **{**PLAIN, **whole, "solarize": (0, 1, 0)})(record, np.random.default_rng(0))
+    out = transforms.MultiCrop(global_size=16, **{**PLAIN, **whole, "solarize": (0, 1, 0)})(
+        record, np.random.default_rng(0)
+    )
     for got, want in zip([*out["global"], *out["local"]], [x, inverted, inverted, x, x]):
         np.testing.assert_array_equal(got, want)
-    out = transforms.MultiCrop(global_size=16, **{**PLAIN, **whole, "blur": (1, 0, 1)})(record, np.random.default_rng(0))
-    assert [(crop == x).all() for crop in [*out["global"], *out["local"]]] == [False, True, True, False, False]
+    out = transforms.MultiCrop(global_size=16, **{**PLAIN, **whole, "blur": (1, 0, 1)})(
+        record, np.random.default_rng(0)
+    )
+    assert [(crop == x).all() for crop in [*out["global"], *out["local"]]] == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_a_crop_is_flipped_jittered_grayed_blurred_and_solarized_in_that_order():
-    always = dict(flip=1.0, jitter_probability=1.0, gray=1.0, blur=(1.0,) * 3, solarize=(1.0,) * 3)
-    crop = transforms.MultiCrop(global_size=16, global_crops=1, local_crops=1, local_size=8, **always)
+    always = dict(
+        flip=1.0,
+        jitter_probability=1.0,
+        gray=1.0,
+        blur=(1.0,) * 3,
+        blur_quirk=False,
+        solarize=(1.0,) * 3,
+    )
+    crop = transforms.MultiCrop(
+        global_size=16, global_crops=1, local_crops=1, local_size=8, **always
+    )
     found, rng = crop({"image": noise(40, 40)}, np.random.default_rng(0)), np.random.default_rng(0)
     boxes = crop.boxes(40, 40, rng)
-    steps = (colors.ColorJitter(0.4, 0.4, 0.2, 0.1, probability=1.0), colors.Gray(1.0), colors.Blur(1.0), colors.Solarize(1.0))
+    steps = (
+        colors.ColorJitter(0.4, 0.4, 0.2, 0.1, probability=1.0),
+        colors.Gray(1.0),
+        colors.Blur(1.0),
+        colors.Solarize(1.0),
+    )
     for name, size in (("global", 16), ("local", 8)):
         cut = transforms.RandomResizedCrop(size).cut(Image.fromarray(noise(40, 40)), boxes[name][0])
         pixels = np.asarray(transforms.Flip(1.0)(cut, rng))
@@ -185,7 +250,7 @@ def test_blur_quirk_takes_one_minus_the_probabilities():
     record = {"image": noise(40, 40)}
     sizes = dict(global_size=16, local_crops=2, local_size=8)
     one = transforms.MultiCrop(**sizes, blur=(1.0, 0.1, 0.5), blur_quirk=True)
-    two = transforms.MultiCrop(**sizes, blur=(0.0, 0.9, 0.5))
+    two = transforms.MultiCrop(**sizes, blur=(0.0, 0.9, 0.5), blur_quirk=False)
     for seed in range(5):
         a, b = (crop(record, np.random.default_rng(seed)) for crop in (one, two))
         np.testing.assert_array_equal(a["global"], b["global"])
@@ -225,8 +290,16 @@ def test_no_crop_is_enlarged_by_a_coarse_decoding():
 @pytest.mark.parametrize("shrink", [2, 4, 8])
 def test_crops_of_a_coarse_decoding_are_those_of_the_full_one(shrink):
     """PSNR of 30 dB; boxes that are off by one coarse pixel have 10 dB less."""
-    data = encode(scene(515, 773), "JPEG")  # sides that nothing divides: the decoder completes the last row and column
-    crop = transforms.MultiCrop(global_size=24, global_crops=4, global_scale=(0.3, 0.3), ratio=(1.0, 1.0), **PLAIN)
+    # Sides that nothing divides: the decoder completes the last row and column.
+    data = encode(scene(515, 773), "JPEG")
+    crop = transforms.MultiCrop(
+        global_size=24,
+        global_crops=4,
+        local_crops=0,
+        global_scale=(0.3, 0.3),
+        ratio=(1.0, 1.0),
+        **PLAIN,
+    )
     boxes = crop.boxes(773, 515, np.random.default_rng(0))["global"]
     (coarse, scale), (full, _) = Picture(data).decode(shrink), Picture(data).decode()
     assert scale == shrink
@@ -240,14 +313,23 @@ def test_crops_of_a_coarse_decoding_are_those_of_the_full_one(shrink):
     found = crops(coarse, [[edge / shrink for edge in box] for box in boxes])
     assert psnr(found, crops(full, boxes)) > 30
     off = [[edge / shrink + 1 for edge in box] for box in boxes]
-    assert psnr(crops(coarse, off), crops(full, boxes)) < psnr(found, crops(full, boxes)) - (10 if shrink == 8 else 3)
+    assert psnr(crops(coarse, off), crops(full, boxes)) < psnr(found, crops(full, boxes)) - (
+        10 if shrink == 8 else 3
+    )
 
 
 def test_a_file_is_decoded_once_for_all_kinds_of_crops(monkeypatch):
     decoded = []
     prepare = JpegImagePlugin.JpegImageFile.load_prepare
-    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load_prepare", lambda file: decoded.append(file.size) or prepare(file))
-    kinds = {name: transforms.MultiCrop(global_size=size) for name, size in (("a", 24), ("b", 96), ("c", 48))}
+    monkeypatch.setattr(
+        JpegImagePlugin.JpegImageFile,
+        "load_prepare",
+        lambda file: decoded.append(file.size) or prepare(file),
+    )
+    kinds = {
+        name: transforms.MultiCrop(global_size=size, local_crops=0)
+        for name, size in (("a", 24), ("b", 96), ("c", 48))
+    }
     transforms.Views(kinds)({"image": encode(scene(400, 600))}, np.random.default_rng(0))
     assert decoded == [(300, 200)]
 
@@ -267,24 +349,42 @@ class Files:
 
 
 def drawn(source, *, threads=0, processes=1, first=0):
-    crops = transforms.Views({"all": transforms.MultiCrop(global_size=16, local_crops=2, local_size=8)})
+    crops = transforms.Views(
+        {"all": transforms.MultiCrop(global_size=16, local_crops=2, local_size=8)}
+    )
     parts = []
     for process in range(processes):
         iterator = batches(
-            source, batch=8, seed=3, transform=crops, threads=threads, process_index=process, process_count=processes
+            source,
+            batch=8,
+            seed=3,
+            transform=crops,
+            threads=threads,
+            process_index=process,
+            process_count=processes,
         )
         iterator.set_state({"global_next_index": 8 * first})
         parts.append([next(iterator) for _ in range(3)])
         iterator.close()
-    return [{name: np.concatenate([part[name] for part in step]) for name in step[0]} for step in zip(*parts)]
+    return [
+        {name: np.concatenate([part[name] for part in step]) for name in step[0]}
+        for step in zip(*parts)
+    ]
 
 
 def test_crops_depend_on_the_index_alone():
-    """Not on threads, processes or restarts; a damaged file is replaced although it is only decoded here."""
+    """Not on threads, processes or restarts; a damaged file is replaced although it is only decoded
+    here.
+    """
     source = sources.Resilient(Files())
     want = drawn(source)
     assert set(source.bad) == {5} and "truncated" in source.bad[5]
-    for options in (dict(threads=1), dict(threads=3), dict(processes=2), dict(processes=4, threads=2)):
+    for options in (
+        dict(threads=1),
+        dict(threads=3),
+        dict(processes=2),
+        dict(processes=4, threads=2),
+    ):
         for found, same in zip(drawn(source, **options), want, strict=True):
             assert found.keys() == same.keys()
             for name in same:
@@ -298,7 +398,7 @@ def test_crops_depend_on_the_index_alone():
     [
         lambda: transforms.RandomResizedCrop(8, scale=(0.5, 0.2)),
         lambda: transforms.RandomResizedCrop(8, interpolation="cubic"),
-        lambda: transforms.MultiCrop(global_size=16, local_crops=2),
+        lambda: transforms.MultiCrop(global_size=16, local_crops=2, local_size=0),
     ],
 )
 def test_nonsense_is_refused(make):

@@ -27,7 +27,15 @@ def labels(path, cache, **options):
     return {name: found.classes[found.label(k)] for k, name in enumerate(found.names)}
 
 
-NUMBERS = {"0.jpg": b"0", "0.cls": b"2\n", "0.txt": b"a caption", "1.cls": b" 0", "1.jpg": b"11", "2.PNG": b"2", "2.cls": b"02"}
+NUMBERS = {
+    "0.jpg": b"0",
+    "0.cls": b"2\n",
+    "0.txt": b"a caption",
+    "1.cls": b" 0",
+    "1.jpg": b"11",
+    "2.PNG": b"2",
+    "2.cls": b"02",
+}
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
@@ -35,8 +43,13 @@ def test_numbers_are_labels(name, tmp_path):
     path = write(tmp_path / name, NUMBERS, "w:gz" if name.endswith("gz") else "w")
     found = files.open_files(path, cache=tmp_path / "cache")
     assert found.names == ["0.jpg", "1.jpg", "2.PNG"] and found.labels.tolist() == [2, 0, 2]
-    assert found.classes == ["0", "1", "2"] and [found.read(k) for k in range(3)] == [b"0", b"11", b"2"]
-    assert files.scan(path, cache=tmp_path / "cache").skipped == {"not an image by its name": 1}  # the caption
+    assert found.classes == ["0", "1", "2"] and [found.read(k) for k in range(3)] == [
+        b"0",
+        b"11",
+        b"2",
+    ]
+    # The caption.
+    assert files.scan(path, cache=tmp_path / "cache").skipped == {"not an image by its name": 1}
 
 
 @pytest.mark.parametrize(
@@ -69,7 +82,10 @@ def test_numbers_are_labels(name, tmp_path):
     ],
 )
 def test_what_is_a_label(members, wanted, tmp_path):
-    members = {name: data if isinstance(data, bytes) else json.dumps(data).encode() for name, data in members.items()}
+    members = {
+        name: data if isinstance(data, bytes) else json.dumps(data).encode()
+        for name, data in members.items()
+    }
     path = write(tmp_path / "a.tar", {"x.png": b"0"} | members)
     found = files.scan(path, cache=tmp_path / "cache")
     assert found.names == ["x.png"]
@@ -77,7 +93,13 @@ def test_what_is_a_label(members, wanted, tmp_path):
 
 
 def test_they_win_over_folders_and_belong_to_all_images_of_a_sample(tmp_path):
-    members = {"b/1.left.png": b"0", "b/1.cls": b"x", "b/1.right.png": b"0", "c/1.png": b"0", "c/1.cls": b"y"}
+    members = {
+        "b/1.left.png": b"0",
+        "b/1.cls": b"x",
+        "b/1.right.png": b"0",
+        "c/1.png": b"0",
+        "c/1.cls": b"y",
+    }
     wanted = {"b/1.left.png": "x", "b/1.right.png": "x", "c/1.png": "y"}
     assert labels(write(tmp_path / "a.tar", members), tmp_path / "cache") == wanted
     plain = {name: data for name, data in members.items() if not name.endswith("cls")}
@@ -91,9 +113,14 @@ def test_shards_of_a_folder_share_their_classes_and_samples_without_one_are_left
     write(place / "val" / "0.tar", {"1.png": b"0", "1.cls": b"1"})
     found = files.scan(place, cache=tmp_path / "cache")
     assert dict(zip(found.names, found.labels.tolist())) == {
-        "train/0/1.png": 3, "train/0/2.png": 0, "train/1/1.png": 1, "val/0/1.png": 1,
-    }  # fmt: skip
-    assert found.classes == ["0", "1", "2", "3"] and found.skipped == {"without a label, where others have one": 1}
+        "train/0/1.png": 3,
+        "train/0/2.png": 0,
+        "train/1/1.png": 1,
+        "val/0/1.png": 1,
+    }
+    assert found.classes == ["0", "1", "2", "3"] and found.skipped == {
+        "without a label, where others have one": 1
+    }
     assert labels(place, tmp_path / "cache", split="validation") == {"val/0/1.png": "1"}
     write(place / "val" / "0.tar", {"1.png": b"0", "1.cls": b"cat"})  # a name: then all are names
     assert files.scan(place, cache=tmp_path / "cache").classes == ["0", "1", "3", "cat"]
@@ -105,7 +132,9 @@ def test_the_index_keeps_them_and_an_older_one_is_made_again(tmp_path, monkeypat
     (index,) = cache.iterdir()
     kept = json.loads(index.read_text())
     assert kept["format"] == 2
-    index.write_text(json.dumps({key: value for key, value in kept.items() if key != "labels"} | {"format": 1}))
+    index.write_text(
+        json.dumps({key: value for key, value in kept.items() if key != "labels"} | {"format": 1})
+    )
     assert labels(path, cache) == wanted
     monkeypatch.setattr(archives, "_index_tar", lambda *a: pytest.fail("read again"))
     assert labels(path, cache) == wanted
@@ -115,7 +144,10 @@ def test_conversions_have_them(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = write(tmp_path / "a.tar", NUMBERS)
     convert(path, tmp_path / "records", shard_size=2)
-    assert labels(tmp_path / "records", None) == labels(path, None) and verify(path, tmp_path / "records") == 3
+    assert (
+        labels(tmp_path / "records", None) == labels(path, None)
+        and verify(path, tmp_path / "records") == 3
+    )
     packed = write(tmp_path / "a.tar.gz", NUMBERS, "w:gz")
     with monkeypatch.context() as before:  # converted when labels were not read
         before.setattr(archives.webdataset, "may_be_label", lambda *a: False)
@@ -123,7 +155,11 @@ def test_conversions_have_them(tmp_path, monkeypatch):
     for index in (tmp_path / "cache" / "dlc_jax").glob("*.json"):
         index.unlink()
     assert labels(packed, None) == labels(path, None)
-    assert sources.source("images", "train", path=packed, image=8, validation=0).source.classes == ["0", "1", "2"]
+    assert sources.source("images", "train", path=packed, image=8, validation=0).source.classes == [
+        "0",
+        "1",
+        "2",
+    ]
     records.verify(tmp_path / "records")
 
 
@@ -131,4 +167,6 @@ def test_one_label_and_no_image(tmp_path):
     path = write(tmp_path / "a.tar", {"1.png": b"0", "1.cls": b"1", "2.png": b"0"})
     assert labels(path, tmp_path / "cache") == {"1.png": "1"}
     with pytest.raises(UserError, match="no images in .*1 left out: not an image"):
-        files.scan(write(tmp_path / "b.tar", {"1.cls": b"1", "1.txt": b""}), cache=tmp_path / "cache")
+        files.scan(
+            write(tmp_path / "b.tar", {"1.cls": b"1", "1.txt": b""}), cache=tmp_path / "cache"
+        )

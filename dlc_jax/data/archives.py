@@ -1,35 +1,34 @@
-"""Tar and zip archives, read in place. Nothing is ever extracted: names in an archive only name images.
+"""Tar and zip archives, read in place. Nothing is ever extracted: names in an archive only name
+images.
 
-An archive is indexed once, the index kept in the cache with the archive's size and time of change. Left out, and counted by reason:
-absolute names, names with "..", links, devices and other special members, hidden files, folders of a server's thumbnails, what is
-encrypted or of an unknown zip method, and files without the ending of an image. Of members with the same name the last counts, as
-when unpacking. A tar inside a tar, as ImageNet's, is a folder. Classes that lie in a tar beside the images, as WebDataset has
-them, are in its index. The folders that all images share are dropped from the names.
+An archive is indexed once, the index kept in the cache with the archive's size and time of change.
+Left out, and counted by reason: absolute names, names with "..", links, devices and other special
+members, hidden files, folders of a server's thumbnails, what is encrypted or of an unknown zip
+method, and files without the ending of an image. Of members with the same name the last counts, as
+when unpacking. A tar inside a tar, as ImageNet's, is a folder. Classes that lie in a tar beside the
+images, as WebDataset has them, are in its index. The folders that all images share are dropped from
+the names.
 """
 
-import bz2
-import gzip
-import io
 import json
-import lzma
 import os
-import struct
 import tarfile
-import threading
 import zipfile
-import zlib
 
-import numpy as np
-
-from dlc_jax.data import listing, shard, webdataset
+from dlc_jax.data import listing, naming, shard, webdataset
+from dlc_jax.data.archive_reader import (
+    COMPRESSED,
+    DEFLATED,
+    STORED,
+    TarReader,
+    ZipReader,
+    open_with,
+    opener_of,
+)
 from dlc_jax.data.listing import Listing
 from dlc_jax.errors import UserError
 
 FORMAT = 2  # of the index
-COMPRESSED = {
-    ".tar.xz": lzma.open, ".txz": lzma.open, ".tar.gz": gzip.open, ".tgz": gzip.open, ".tar.bz2": bz2.open, ".tbz2": bz2.open,
-}  # fmt: skip
-STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 
 
 def kind_of(path):
@@ -43,7 +42,8 @@ def kind_of(path):
 def open_archive(path, *, cache, limit, max_bytes):
     """The `Listing` of an archive; `sequential` if it is a compressed tar.
 
-    Where images of a tar have labels beside them, the label of one that has none is -1; see `webdataset.labeled`.
+    Where images of a tar have labels beside them, the label of one that has none is -1; see
+    `webdataset.labeled`.
 
     Args:
       path: a `.tar`, `.zip`, `.tar.xz`, `.tar.gz`, `.tar.bz2` or a short form of these.
@@ -56,21 +56,32 @@ def open_archive(path, *, cache, limit, max_bytes):
     """
     with listing.reading(path):
         stat = os.stat(path)
-        about = {"format": FORMAT, "heic": listing.reads_heic(), "bytes": stat.st_size, "changed": stat.st_mtime_ns}
+        about = {
+            "format": FORMAT,
+            "heic": naming.reads_heic(),
+            "bytes": stat.st_size,
+            "changed": stat.st_mtime_ns,
+        }
         kept = cache / f"{path.name}-{listing.digest([str(path.absolute())])[:12]}.json"
         index = _kept(kept, about)
         if index is None:
-            index = about | (_index_zip(path, max_bytes) if kind_of(path) == "zip" else _index_tar(path, limit, max_bytes))
+            index = about | (
+                _index_zip(path, max_bytes)
+                if kind_of(path) == "zip"
+                else _index_tar(path, limit, max_bytes)
+            )
             _keep(kept, index)
     names, sizes = index["names"], index["sizes"]
     content = listing.content_of(names, sizes)
     about = dict(content=content, skipped=index["skipped"], size=sum(sizes))
     if kind_of(path) == "zip":
         return Listing("zip", names, ZipReader(path, index), **about)
-    opener = _opener(path)
+    opener = opener_of(path)
     if any(label is not None for label in index["labels"]):
-        about["labels"], about["classes"] = listing.number_classes(index["labels"])
-    return Listing("tar", names, TarReader(path, index, opener), sequential=opener is not None, **about)
+        about["labels"], about["classes"] = naming.number_classes(index["labels"])
+    return Listing(
+        "tar", names, TarReader(path, index, opener), sequential=opener is not None, **about
+    )
 
 
 def _kept(path, about):
@@ -78,7 +89,11 @@ def _kept(path, about):
         found = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and {key: found.get(key) for key in about} == about else None
+    return (
+        found
+        if isinstance(found, dict) and {key: found.get(key) for key in about} == about
+        else None
+    )
 
 
 def _keep(path, index):
@@ -89,34 +104,28 @@ def _keep(path, index):
         pass  # it only saves time
 
 
-def _opener(path):
-    name = str(path).lower()
-    return next((opener for ending, opener in COMPRESSED.items() if name.endswith(ending)), None)
-
-
-def _open(path, opener):
-    # A large buffer: going back within it costs nothing, going back before it means decompressing from the start.
-    return io.BufferedReader(opener(path), 2**20) if opener else open(path, "rb")
-
-
 class _Index:
     """Collects members: name -> where it is, in the order of the archive."""
 
     def __init__(self, max_bytes):
-        self.members, self.skipped, self.max_bytes = {}, listing.Skipped(), max_bytes
+        self.members, self.skipped, self.max_bytes = {}, naming.Skipped(), max_bytes
         self.labels, self._systems = webdataset.Labels(), set()
 
     def skip(self, name, reason):
-        if reason == listing.SYSTEM_FOLDER:  # a folder counts once
-            folder = listing.system_folder(name)
+        if reason == naming.SYSTEM_FOLDER:  # a folder counts once
+            folder = naming.system_folder(name)
             if folder in self._systems:
                 return
             self._systems.add(folder)
         self.skipped.add(reason)
 
     def add(self, name, *where, size, reason=None):
-        name, wrong = listing.check_name(name)
-        wrong = wrong or reason or (f"more than {self.max_bytes} bytes" if size > self.max_bytes else None)
+        name, wrong = naming.check_name(name)
+        wrong = (
+            wrong
+            or reason
+            or (f"more than {self.max_bytes} bytes" if size > self.max_bytes else None)
+        )
         if wrong:
             return self.skip(name, wrong)
         if self.members.pop(name, None):
@@ -125,15 +134,25 @@ class _Index:
 
     def finish(self, *columns):
         """{"names", "sizes", column: [...], "labels": [text or None], "skipped"}."""
-        shared = len(listing.common_folder(list(self.members)))
-        values = [list(column) for column in zip(*self.members.values())] or [[] for _ in ("sizes", *columns)]
-        names, labels = [name[shared:] for name in self.members], [self.labels.of(name) for name in self.members]
-        return {"names": names, "labels": labels, "skipped": self.skipped.counts(), **dict(zip(("sizes", *columns), values))}
+        shared = len(naming.common_folder(list(self.members)))
+        values = [list(column) for column in zip(*self.members.values())] or [
+            [] for _ in ("sizes", *columns)
+        ]
+        names, labels = (
+            [name[shared:] for name in self.members],
+            [self.labels.of(name) for name in self.members],
+        )
+        return {
+            "names": names,
+            "labels": labels,
+            "skipped": self.skipped.counts(),
+            **dict(zip(("sizes", *columns), values)),
+        }
 
 
 def _index_tar(path, limit, max_bytes):
-    index, opener = _Index(max_bytes), _opener(path)
-    with _open(path, opener) as file:
+    index, opener = _Index(max_bytes), opener_of(path)
+    with open_with(path, opener) as file:
 
         def walk(file, prefix, start, outer):
             with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -142,22 +161,30 @@ def _index_tar(path, limit, max_bytes):
                     offset = start + member.offset_data
                     if opener and offset + member.size > limit:
                         raise UserError(
-                            f"{path} decompresses to more than {limit / 1e9:g} GB; raise cache_gb, or unpack it yourself"
+                            f"{path} decompresses to more than {limit / 1e9:g} GB; raise cache_gb, "
+                            "or unpack it yourself"
                         )
                     if member.isdir():
                         continue
-                    name, wrong = listing.check_name(member.name)
-                    if outer and member.isreg() and not member.issparse() and name.lower().endswith(".tar"):
-                        if listing.check_name(name[:-4] + ".png")[1]:
+                    name, wrong = naming.check_name(member.name)
+                    if (
+                        outer
+                        and member.isreg()
+                        and not member.issparse()
+                        and name.lower().endswith(".tar")
+                    ):
+                        if naming.check_name(name[:-4] + ".png")[1]:
                             index.skip(name, wrong)
                             continue
                         walk(tar.extractfile(member), f"{prefix}{name[:-4]}/", offset, False)
                         continue
-                    if wrong == listing.NOT_AN_IMAGE and webdataset.may_be_label(name, member):
+                    if wrong == naming.NOT_AN_IMAGE and webdataset.may_be_label(name, member):
                         if index.labels.add(prefix + name, tar.extractfile(member).read()):
                             continue
                     if not member.isreg() or member.issparse():
-                        wrong = wrong or ("link" if member.issym() or member.islnk() else "special member")
+                        wrong = wrong or (
+                            "link" if member.issym() or member.islnk() else "special member"
+                        )
                     index.add(prefix + name, offset, size=member.size, reason=wrong)
                 _check_end(file, tar.offset)
 
@@ -185,76 +212,13 @@ def _index_zip(path, max_bytes):
             elif member.compress_type not in (STORED, DEFLATED):
                 reason = "unknown zip method"
             elif (member.external_attr >> 16) & 0o170000 not in (0, 0o100000):
-                reason = "link" if (member.external_attr >> 16) & 0o170000 == 0o120000 else "special member"
+                reason = (
+                    "link"
+                    if (member.external_attr >> 16) & 0o170000 == 0o120000
+                    else "special member"
+                )
             where = (member.header_offset, member.compress_size, member.compress_type, member.CRC)
-            index.add(member.filename.replace("\\", "/"), *where, size=member.file_size, reason=reason)
+            index.add(
+                member.filename.replace("\\", "/"), *where, size=member.file_size, reason=reason
+            )
     return index.finish("offsets", "lengths", "methods", "checksums")
-
-
-class Reader:
-    """Reads at a place of a file, from any thread; the file is opened when first needed, also in a worker process."""
-
-    def __init__(self, path):
-        self.path, self._file, self._lock = str(path), None, threading.Lock()
-
-    def at(self, offset, size):
-        if self._file is None:
-            with self._lock:
-                self._file = self._file or open(self.path, "rb", buffering=0)
-        data = os.pread(self._file.fileno(), size, offset)
-        while 0 < len(data) < size:  # one call reads 2 GB at most, and less on some network disks
-            more = os.pread(self._file.fileno(), size - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
-        if len(data) != size:
-            raise ValueError(f"{self.path} ends at byte {offset + len(data)}")
-        return data
-
-    def __getstate__(self):
-        return {**self.__dict__, "_file": None, "_lock": None}
-
-    def __setstate__(self, state):
-        self.__dict__.update(state, _lock=threading.Lock())
-
-
-class TarReader(Reader):
-    """Index -> bytes of a member. With an opener, of a compressed tar: one reader at a time, fast only forward."""
-
-    def __init__(self, path, index, opener=None):
-        super().__init__(path)
-        self.offsets, self.sizes = np.array(index["offsets"], np.int64), np.array(index["sizes"], np.int64)
-        self.opener = opener
-
-    def __call__(self, index):
-        offset, size = int(self.offsets[index]), int(self.sizes[index])
-        if not self.opener:
-            return self.at(offset, size)
-        with self._lock:
-            self._file = self._file or _open(self.path, self.opener)
-            self._file.seek(offset)
-            data = self._file.read(size)
-        if len(data) != size:
-            raise ValueError(f"{self.path} ends inside of an image")
-        return data
-
-
-class ZipReader(Reader):
-    """Index -> bytes of a member, its checksum compared."""
-
-    def __init__(self, path, index):
-        super().__init__(path)
-        self.columns = {key: np.array(index[key], np.int64) for key in ("offsets", "lengths", "sizes", "methods", "checksums")}
-
-    def __call__(self, index):
-        offset, length, size, method, checksum = (int(column[index]) for column in self.columns.values())
-        header = self.at(offset, 30)
-        if header[:4] != b"PK\3\4":
-            raise ValueError("no zip member where the directory says")
-        name, extra = struct.unpack_from("<HH", header, 26)
-        data = self.at(offset + 30 + name + extra, length)
-        if method == DEFLATED:
-            data = zlib.decompressobj(-15).decompress(data, size + 1)  # no more than the directory says, however much there is
-        if len(data) != size or zlib.crc32(data) != checksum:
-            raise ValueError("damaged zip member")
-        return data

@@ -1,13 +1,13 @@
 """The code store: what an encoder makes of a data set, in ArrayRecord shards beside a manifest.
 
-    DIR/manifest.json                        what the codes are, and each shard's count, bytes and SHA-256; written last
-    DIR/codes-00003-of-00010.arrayrecord     a record is one example: its codes, then its other fields by name, packed
+    DIR/manifest.json
+        what the codes are, and each shard's count, bytes and SHA-256; written last
+    DIR/codes-00003-of-00010.arrayrecord
+        a record is one example: its codes, then its other fields by name, packed
 
-Record i belongs to record i of the source it was made from. While a store is being written, each complete shard has a `.json`
-of its own beside it; a writer that was killed skips those shards, and ends with the same bytes as one that was not.
+Record i belongs to record i of the source it was made from. `code_writer` writes stores.
 """
 
-import functools
 import itertools
 import json
 import pathlib
@@ -17,11 +17,11 @@ import ml_dtypes  # noqa: F401  makes "bfloat16" a NumPy type
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
+from dlc_jax import checksum
 from dlc_jax.data import shard
 from dlc_jax.errors import UserError
 
 FORMAT = 1
-PREFIX = "codes"
 MEMORY_BYTES = 2**30
 BLOCK_BYTES = 2**26
 
@@ -33,87 +33,22 @@ def code_dtype(values):
     return "uint8" if values <= 2**8 else "uint16"
 
 
-def write(
-    directory,
-    encode,
-    *,
-    total,
-    positions,
-    values,
-    identity,
-    source=None,
-    view="center crop",
-    drawn="argmax",
-    computed="",
-    shard_size=16384,
-    fields=None,
-    process_index=0,
-    process_count=1,
-    barrier=None,
-):
-    """Writes a code store, or what is missing of it.
-
-    Args:
-      directory: where; made if absent. On several processes, a place that all of them see.
-      encode: (start, stop) -> dict of `codes`, integers [stop - start, positions], of `fields`, and optionally of `index`,
-        which must then be start .. stop - 1; or an iterable of such dicts of some records each, in order, of which one at a time is
-        held. Called once per missing shard of this process, not in step with the others.
-      total: number of examples.
-      positions, values: L and V.
-      identity: of the encoder, a string or a dict, JSON.
-      source: identity of the data, JSON; see `sources.identity`.
-      view: which view of the image the codes (and latents) are of.
-      drawn: "argmax", or how the codes were sampled, with seed and temperature.
-      computed: dtype in which the encoder computed, "float32" or "bfloat16"; "" leaves it out, as stores once did.
-      shard_size: examples per shard.
-      fields: other arrays of each example, {name: (dtype, shape)}, such as {"latent": ("bfloat16", (32, 32, 8))}.
-      process_index, process_count: shards process_index, process_index + process_count, ... are written here.
-      barrier: waits for all processes; needed if there are several.
-
-    Returns:
-      The manifest.
-
-    Raises:
-      UserError: if the directory holds other codes (differing keys are named), a disk refuses, or `encode` gives what it
-        must not.
-    """
-    if process_count > 1 and barrier is None:
-        raise ValueError("several processes need a barrier")
-    fields = {name: [np.dtype(dtype).name, list(shape)] for name, (dtype, shape) in sorted((fields or {}).items())}
-    if total < 1 or shard_size < 1 or "codes" in fields or "index" in fields:
-        raise UserError(f"a code store needs total and shard_size >= 1 and no field codes or index; got {total}, {shard_size}")
-    about = dict(positions=positions, values=values, dtype=code_dtype(values), count=total, shard_size=shard_size, fields=fields)
-    about |= {"computed": computed} if computed else {}
-    description = shard.plain(dict(format=FORMAT, identity=identity, source=source, view=view, drawn=drawn, **about))
-    directory = pathlib.Path(directory)
-    names = shard.file_names(PREFIX, count=total, shard_size=shard_size)
-    disk = functools.partial(shard.disk, f"code store {directory}")
-    with disk():
-        directory.mkdir(parents=True, exist_ok=True)
-        known = shard.complete(directory, PREFIX, description, what=PREFIX)
-    for k in range(process_index, len(names), process_count):
-        start, stop = k * shard_size, min(total, (k + 1) * shard_size)
-        if shard.intact(directory / names[k], known.get(names[k])):
-            continue
-        try:
-            with disk():
-                shard.write_shard(directory / names[k], _records(encode, start, stop, description), description=description)
-        except _Encoding as failed:
-            raise failed.__cause__ from None
-    if barrier is not None:
-        barrier()
-    if process_index == 0:
-        with disk():
-            shard.finish(directory, names, PREFIX, description, what=PREFIX)
-    if barrier is not None:
-        barrier()
-    return json.loads((directory / "manifest.json").read_text())
+def record_dtype(manifest):
+    """NumPy type of the record that a manifest describes: `codes`, then the fields by name."""
+    fields = [("codes", manifest["dtype"], (manifest["positions"],))]
+    fields += [
+        (name, np.dtype(dtype), tuple(shape))
+        for name, (dtype, shape) in sorted(manifest["fields"].items())
+    ]
+    return np.dtype(fields)
 
 
 class CodeStore:
-    """Codes and other fields by index: store[i] is {"codes": int32 [l], ...}. A random-access source for the loader.
+    """Codes and other fields by index: store[i] is {"codes": int32 [l], ...}. A random-access
+    source for the loader.
 
-    A store with codes alone and below 1 GB is kept in memory from its first use; else records are read one by one.
+    A store with codes alone and below 1 GB is kept in memory from its first use; else records are
+    read one by one.
 
     Args:
       directory: of the store.
@@ -123,7 +58,8 @@ class CodeStore:
       manifest: its contents, a dict.
 
     Raises:
-      UserError: if the store is missing, unfinished, damaged (the shard is named) or of another encoder (the keys are named).
+      UserError: if the store is missing, unfinished, damaged (the shard is named) or of another
+        encoder (the keys are named).
     """
 
     def __init__(self, directory, identity=None):
@@ -131,22 +67,34 @@ class CodeStore:
         try:
             self.manifest = json.loads((self.directory / "manifest.json").read_text())
             if self.manifest["format"] != FORMAT:
-                raise UserError(f"code store {directory} has format {self.manifest['format']}, not {FORMAT}; export again")
+                raise UserError(
+                    f"code store {directory} has format {self.manifest['format']}, not {FORMAT}; "
+                    "export again"
+                )
             self._shards, self._shard_size = self.manifest["shards"], self.manifest["shard_size"]
-            self._record = _record_dtype(self.manifest)
+            self._record = record_dtype(self.manifest)
         except FileNotFoundError:
-            raise UserError(f"no complete code store in {directory} (no manifest.json); run the codes step") from None
+            raise UserError(
+                f"no complete code store in {directory} (no manifest.json); run the codes step"
+            ) from None
         except OSError as error:
             raise UserError(f"cannot read code store {directory}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"damaged code store: {self.directory / 'manifest.json'} is not a manifest; export again") from error
+            raise UserError(
+                f"damaged code store: {self.directory / 'manifest.json'} is not a manifest; export "
+                "again"
+            ) from error
         if identity is not None:
             self.check_encoder(identity)
         for entry in self._shards:
             path = self.directory / entry["file"]
             size = path.stat().st_size if path.exists() else None
             if size != entry["bytes"]:
-                what = "is missing" if size is None else f"has {size} bytes instead of {entry['bytes']}"
+                what = (
+                    "is missing"
+                    if size is None
+                    else f"has {size} bytes instead of {entry['bytes']}"
+                )
                 raise UserError(f"damaged code store: {path} {what}; run the codes step again")
         self._readers, self._lock, self._memory = {}, threading.Lock(), None
 
@@ -166,51 +114,69 @@ class CodeStore:
 
     @property
     def origin(self):
-        """What made these codes of what, {"encoder": …, "source": …, "computed": …}: they are the same codes wherever they lie.
+        """What made these codes of what, {"encoder": …, "source": …, "computed": …}: they are the
+        same codes wherever they lie.
 
         Stores of before it was written down have no `computed`.
         """
         about = {"encoder": self.manifest["identity"], "source": self.manifest["source"]}
-        return about | {name: self.manifest[name] for name in ("computed",) if name in self.manifest}
+        return about | {
+            name: self.manifest[name] for name in ("computed",) if name in self.manifest
+        }
 
     def checked(self, *, positions, values, where):
-        """This store; UserError if its codes are not `positions` of `values` each, as the step `where` reads them."""
+        """This store; UserError if its codes are not `positions` of `values` each, as the step
+        `where` reads them.
+        """
         found = self.manifest["positions"], self.manifest["values"]
         if found != (positions, values):
             raise UserError(
-                f"{where} reads codes of {positions} positions with {values} values; those of {self.directory} have {found[0]} "
-                f"with {found[1]}: set {where}.model.positions and .values, or give other codes"
+                f"{where} reads codes of {positions} positions with {values} values; those of "
+                f"{self.directory} have {found[0]} with {found[1]}: set {where}.model.positions "
+                "and .values, or give other codes"
             )
         return self
 
     def check_encoder(self, identity):
-        """UserError if the codes are of another encoder than the one that is called so; the keys are named."""
+        """UserError if the codes are of another encoder than the one that is called so; the keys
+        are named.
+        """
         if shard.plain(identity) != self.manifest["identity"]:
             which = shard.difference(self.manifest["identity"], shard.plain(identity))
             raise UserError(
-                f"code store {self.directory} was made by another encoder ({which}); without it (moved away, or codes.path left out) the "
-                "codes step makes one of this encoder"
+                f"code store {self.directory} was made by another encoder ({which}); without it "
+                "(moved away, or codes.path left out) the codes step makes one of this encoder"
             )
 
     def check_dtype(self, dtype, where):
-        """UserError if the codes of step `where` are to be computed in another `dtype` than these were, as far as either is known."""
+        """UserError if the codes of step `where` are to be computed in another `dtype` than these
+        were, as far as either is known.
+        """
         found = self.manifest.get("computed", "")
         if found and dtype and found != dtype:
             raise UserError(
-                f"code store {self.directory} was computed in {found}, and {where}.dtype is {dtype}: give --config.{where}.dtype={found}, "
-                f"or, for codes in {dtype}, another --workdir and no {where}.path"
+                f"code store {self.directory} was computed in {found}, and {where}.dtype is "
+                f"{dtype}: give --config.{where}.dtype={found}, or, for codes in {dtype}, another "
+                f"--workdir and no {where}.path"
             )
 
     def check_source(self, identity):
-        """UserError if the codes are not of the data that `sources.identity` calls so; the keys are named."""
+        """UserError if the codes are not of the data that `sources.identity` calls so; the keys are
+        named.
+        """
         if shard.plain(identity) != self.manifest["source"]:
             which = shard.difference(self.manifest["source"], shard.plain(identity))
-            raise UserError(f"code store {self.directory} was made from other data ({which}); run the codes step on this data")
+            raise UserError(
+                f"code store {self.directory} was made from other data ({which}); run the codes "
+                "step on this data"
+            )
 
     def codes(self, rows=None):
-        """All codes, read-only, [n, l] in the stored type (uint8 or uint16), kept in memory; or those of some rows, in their order.
+        """All codes, read-only, [n, l] in the stored type (uint8 or uint16), kept in memory; or
+        those of some rows, in their order.
 
-        Of a store that is not kept in memory (moments take a hundred times the room of the codes) only those rows are read.
+        Of a store that is not kept in memory (moments take a hundred times the room of the codes)
+        only those rows are read.
         """
         if rows is not None:
             rows = np.asarray(rows, np.int64)
@@ -220,7 +186,9 @@ class CodeStore:
         with self._lock:
             if self._memory is None:
                 codes = np.empty((len(self), self.manifest["positions"]), self.manifest["dtype"])
-                for start, rows in itertools.chain.from_iterable(map(self._blocks, range(len(self._shards)))):
+                for start, rows in itertools.chain.from_iterable(
+                    map(self._blocks, range(len(self._shards)))
+                ):
                     codes[start : start + len(rows)] = rows["codes"]
                 codes.setflags(write=False)
                 self._memory = codes
@@ -241,27 +209,32 @@ class CodeStore:
         return codes
 
     def verify(self, progress=None):
-        """Reads every byte; UserError names the first shard whose SHA-256, or number or size of records, is not the manifest's.
+        """Reads every byte; UserError names the first shard whose SHA-256, or number or size of
+        records, is not the manifest's.
 
         Args:
           progress: called as progress(shards done) after each.
         """
         found = 0
         for k, entry in enumerate(self._shards):
-            if shard.sha256(self.directory / entry["file"]) != entry["sha256"]:
+            if checksum.of_file(self.directory / entry["file"]) != entry["sha256"]:
                 raise UserError(
-                    f"damaged code store: {self.directory / entry['file']} has changed; delete it and run the codes step again"
+                    f"damaged code store: {self.directory / entry['file']} has changed; delete it "
+                    "and run the codes step again"
                 )
             found += sum(len(rows) for _, rows in self._blocks(k))
             if progress is not None:
                 progress(k + 1)
         if found != len(self):
             raise UserError(
-                f"damaged code store: {self.directory} has {found} codes, its manifest says {len(self)}; export again"
+                f"damaged code store: {self.directory} has {found} codes, its manifest says "
+                f"{len(self)}; export again"
             )
 
     def _blocks(self, k):
-        """(index of the first, records) of a shard, some at a time: latents of a whole shard may be a gigabyte."""
+        """(index of the first, records) of a shard, some at a time: latents of a whole shard may be
+        a gigabyte.
+        """
         count, at_once = self._shards[k]["count"], max(1, BLOCK_BYTES // self._record.itemsize)
         for start in range(0, count, at_once):
             rows = None if at_once >= count else list(range(start, min(count, start + at_once)))
@@ -282,11 +255,22 @@ class CodeStore:
                 )
                 data = reader.read(rows)
         except (RuntimeError, OSError, ValueError, IndexError) as error:
-            raise UserError(f"damaged code store: {path} cannot be read; delete it and run the codes step again") from error
+            raise UserError(
+                f"damaged code store: {path} cannot be read; delete it and run the codes step again"
+            ) from error
         expected = self._shards[k]["count"] if rows is None else len(rows)
         if len(data) != expected or any(len(record) != self._record.itemsize for record in data):
-            raise UserError(f"damaged code store: {path} does not match the manifest; delete it and run the codes step again")
+            raise UserError(
+                f"damaged code store: {path} does not match the manifest; delete it and run the "
+                "codes step again"
+            )
         return b"".join(data)
+
+    def close(self):
+        """Closes the shards, and drops the codes in memory. Reading opens them again."""
+        self._readers.clear()
+        with self._lock:
+            self._memory = None
 
     def __getstate__(self):  # readers and locks do not travel to worker processes
         return {**self.__dict__, "_readers": {}, "_lock": None}
@@ -304,7 +288,8 @@ class WithCodes:
     Args:
       source: the source the store was made from, through the same view.
       store: a CodeStore.
-      identity: of the source (`sources.identity`), compared with the manifest's; None compares only the lengths.
+      identity: of the source (`sources.identity`), compared with the manifest's; None compares only
+        the lengths.
 
     Raises:
       UserError: if the store is of other data.
@@ -314,7 +299,10 @@ class WithCodes:
         if identity is not None:
             store.check_source(identity)
         if len(source) != len(store):
-            raise UserError(f"code store {store.directory} has {len(store)} records, the data {len(source)}; export again")
+            raise UserError(
+                f"code store {store.directory} has {len(store)} records, the data {len(source)}; "
+                "export again"
+            )
         self.source, self.store = source, store
 
     def __len__(self):
@@ -322,53 +310,3 @@ class WithCodes:
 
     def __getitem__(self, index):
         return {**self.source[index], **self.store[index]}
-
-
-def _record_dtype(description):
-    fields = [("codes", description["dtype"], (description["positions"],))]
-    fields += [(name, np.dtype(dtype), tuple(shape)) for name, (dtype, shape) in sorted(description["fields"].items())]
-    return np.dtype(fields)
-
-
-class _Encoding(Exception):
-    """Carries what `encode` raised past those who take every OSError for the disk's."""
-
-
-def _records(encode, start, stop, description):
-    """The bytes of records start .. stop - 1, as `encode` gives them."""
-    try:
-        encoded = encode(start, stop)
-        done = start
-        for part in [encoded] if isinstance(encoded, dict) else encoded:
-            rows = _rows(part, start=done, stop=stop, whole=isinstance(encoded, dict), description=description)
-            done += len(rows)
-            for row in rows.view(np.uint8).reshape(len(rows), rows.dtype.itemsize):
-                yield row.tobytes()
-        if done != stop:
-            raise UserError(f"encoding records {start} to {stop - 1} gave {done - start} of {stop - start}")
-    except Exception as error:
-        raise _Encoding from error
-
-
-def _rows(encoded, *, start, stop, whole, description):
-    """Checks what `encode` gave of records from start on, all up to stop if `whole`, and packs it, one row a record."""
-    record = _record_dtype(description)
-    if set(encoded) - {"index"} != set(record.names):
-        where = f"encoding records {start} to {stop - 1}"
-        raise UserError(f"{where} gave {', '.join(sorted(encoded))}; expected {', '.join(record.names)}")
-    count = stop - start if whole else min(len(encoded["codes"]), stop - start)
-    where = f"encoding records {start} to {start + count - 1}"
-    if "index" in encoded and not np.array_equal(encoded["index"], np.arange(start, start + count)):
-        raise UserError(f"{where} gave other records, or in another order")
-    rows = np.zeros(count, record)
-    for name in record.names:
-        values = np.asarray(encoded[name])
-        if values.shape != rows[name].shape:
-            raise UserError(f"{where} gave {name} of shape {list(values.shape)}; expected {list(rows[name].shape)}")
-        if name == "codes":
-            if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= description["values"]:
-                raise UserError(f"{where} gave codes outside 0 to {description['values'] - 1}, or not integers")
-        elif values.dtype != rows[name].dtype:
-            raise UserError(f"{where} gave {name} as {values.dtype}; expected {rows[name].dtype}")
-        rows[name] = values
-    return rows

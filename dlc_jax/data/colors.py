@@ -1,7 +1,9 @@
-"""Changes of color and sharpness on the host: uint8 pixels [y, x, 3] and a NumPy generator to pixels of the same shape.
+"""Changes of color and sharpness on the host: uint8 pixels [y, x, 3] and a NumPy generator to
+pixels of the same shape.
 
-Those that act with a probability draw nothing when it is 0. All that is random is drawn before any pixel is read, so what an image draws
-does not depend on what it shows. Written for small crops in NumPy's vector units; benchmarks/crops.py compares with Pillow.
+Those that act with a probability draw nothing when it is 0. All that is random is drawn before any
+pixel is read, so what an image draws does not depend on what it shows. Written for small crops in
+NumPy's vector units; benchmarks/crops.py compares with Pillow.
 """
 
 import numpy as np
@@ -17,15 +19,21 @@ REACH = 4  # pixels on each side of a narrow blur: 9 taps
 class ColorJitter:
     """Changes brightness, contrast, saturation and hue, in random order.
 
-    The first three are multiplied by a factor uniform in [max(0, 1 - s), 1 + s] for strength s; hue (of HSV) turns by up to `hue` of a
-    full circle each way. A strength of 0 leaves its property alone. After each change values are cut off at 0 and 255; they are rounded
-    once, at the end, where torchvision on Pillow images rounds after each, and counts hue in 256 steps.
+    The first three are multiplied by a factor uniform in [max(0, 1 - s), 1 + s] for strength s; hue
+    (of HSV) turns by up to `hue` of a full circle each way. A strength of 0 leaves its property
+    alone. After each change values are cut off at 0 and 255; they are rounded once, at the end,
+    where torchvision on Pillow images rounds after each, and counts hue in 256 steps.
     """
 
     def __init__(self, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, *, probability=0.8):
         if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
-            raise UserError(f"jitter strengths must be >= 0 and hue <= 0.5, got {(brightness, contrast, saturation, hue)}")
-        self.changes = [(change, s) for change, s in zip(_CHANGES, (brightness, contrast, saturation, hue)) if s]
+            raise UserError(
+                "jitter strengths must be >= 0 and hue <= 0.5, got "
+                f"{(brightness, contrast, saturation, hue)}"
+            )
+        self.changes = [
+            (change, s) for change, s in zip(_CHANGES, (brightness, contrast, saturation, hue)) if s
+        ]
         self.probability = probability if self.changes else 0
 
     def __call__(self, pixels, rng):
@@ -103,11 +111,14 @@ def _hue(planes, strength, draw):
 
 
 def _turn_hue(strip, sextants):
-    """Turns the hue of HSV by some sixths of the circle, without a branch. Value and saturation stay.
+    """Turns the hue of HSV by some sixths of the circle, without a branch. Value and saturation
+    stay.
 
-    Red is at 0 and hues are signed, from -3 to 3, positive toward green. With M, m the greatest and the least channel, the distance of
-    a color from red is (g + b - r + M - 2 m) / (M - m): (g - m) / (M - m) while red is greatest, and so on for the other sextants. Back, a
-    channel is m + (M - m) t, with t a trapezoid of the distance between the hue and the channel's own: 1 within 1, 0 from 2 on.
+    Red is at 0 and hues are signed, from -3 to 3, positive toward green. With M, m the greatest and
+    the least channel, the distance of a color from red is (g + b - r + M - 2 m) / (M - m): (g - m)
+    / (M - m) while red is greatest, and so on for the other sextants. Back, a channel is m + (M -
+    m) t, with t a trapezoid of the distance between the hue and the channel's own: 1 within 1, 0
+    from 2 on.
     """
     red, green, blue = strip
     low = np.minimum(red, green)
@@ -120,8 +131,10 @@ def _turn_hue(strip, sextants):
     hue += high
     hue -= low
     hue -= low
-    hue /= np.maximum(chroma, 1e-3)  # a gray has no hue, and whatever it gets is multiplied by no chroma
-    toward = (green - blue).view(np.uint32)  # np.copysign(hue, green - blue), by its bits at a tenth of the cost
+    # A gray has no hue, and whatever it gets is multiplied by no chroma.
+    hue /= np.maximum(chroma, 1e-3)
+    # np.copysign(hue, green - blue), by its bits at a tenth of the cost.
+    toward = (green - blue).view(np.uint32)
     toward &= 0x80000000
     signed = hue.view(np.uint32)
     signed |= toward
@@ -139,7 +152,9 @@ _CHANGES = (_brightness, _contrast, _saturation, _hue)
 
 
 class Lightness:
-    """Adds the same to all channels, uniform in plus or minus `strength` of the full range, cut off at its ends: the hue stays."""
+    """Adds the same to all channels, uniform in plus or minus `strength` of the full range, cut off
+    at its ends: the hue stays.
+    """
 
     def __init__(self, strength=0.0):
         if not 0 <= strength <= 1:
@@ -170,8 +185,10 @@ class Gray:
 class Blur:
     """Gaussian blur with a standard deviation uniform in `sigma`, in pixels.
 
-    Up to 2 pixels it is the kernel of DINOv2: 9 taps exp(-x^2 / (2 sigma^2)) with sum 1 in each direction, the image mirrored at its
-    edges. Taps are multiples of 1/256 here and values are rounded after each direction: at most 2 of 255 from the same in floating point,
+    Up to 2 pixels it is the kernel of DINOv2: 9 taps exp(-x^2 / (2 sigma^2)) with sum 1 in each
+    direction, the image mirrored at its
+    edges. Taps are multiples of 1/256 here and values are rounded after each direction: at most 2
+    of 255 from the same in floating point,
     0.3 on average. Wider ones, which 9 taps would cut short, are Pillow's three box passes, whose
     edges are those of a Gaussian to 1.2 % of the step.
     """
@@ -194,7 +211,9 @@ class Blur:
 
 
 def _taps(sigma):
-    """The center of the kernel and one side of it, uint16; 256 in all, both sides counted. Taps of 0 at the end are left out."""
+    """The center of the kernel and one side of it, uint16; 256 in all, both sides counted. Taps of
+    0 at the end are left out.
+    """
     shape = np.exp(-0.5 * (np.arange(REACH + 1) / sigma) ** 2)
     taps = np.rint(256 * shape / (2 * shape.sum() - shape[0])).astype(np.uint16)
     taps[0] = 256 - 2 * taps[1:].sum()

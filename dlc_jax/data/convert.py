@@ -1,7 +1,8 @@
-"""Images of any kind of place into ArrayRecord shards (see `records`): in parallel, resumable, and read back.
+"""Images of any kind of place into ArrayRecord shards (see `records`): in parallel, resumable, and
+read back.
 
-A set of records trains faster than a folder of a million files, and has a checksum for every shard. The bytes of the image files
-stay as they are, so that both give the same batches.
+A set of records trains faster than a folder of a million files, and has a checksum for every shard.
+The bytes of the image files stay as they are, so that both give the same batches.
 """
 
 import contextlib
@@ -10,35 +11,45 @@ import os
 import pathlib
 import re
 
-from dlc_jax.data import files, listing, records, shard
+from dlc_jax.data import files, naming, records, shard
 from dlc_jax.data.sweep import sweep
 from dlc_jax.errors import UserError
 
 # What an unfinished conversion leaves, beside index.json at its end.
-PART = re.compile(rf"{records.PREFIX}-\d{{5}}-of-\d{{5}}\.arrayrecord(\.json)?(\.tmp)?|(index|manifest)\.json\.tmp")
+PART = re.compile(
+    rf"{records.PREFIX}-\d{{5}}-of-\d{{5}}\.arrayrecord(\.json)?(\.tmp)?|(index|manifest)\.json\.tmp"
+)
 
 
-def convert(source, destination, *, split=None, field="image", shard_size=1024, workers=None, progress=None):
+def convert(
+    source, destination, *, split=None, field="image", shard_size=1024, workers=None, progress=None
+):
     """Writes the images of a place as a set of records, or what is missing of it.
 
-    Killed at any moment, the same call goes on: complete shards are not written again, and the bytes are those of a conversion
-    that was not interrupted. Every shard is read back before it counts; memory holds a few images per worker.
+    Killed at any moment, the same call goes on: complete shards are not written again, and the
+    bytes are those of a conversion
+    that was not interrupted. Every shard is read back before it counts; memory holds a few images
+    per worker.
 
     Args:
       source: a place as `files.open_files` takes it.
       destination: a folder; made if absent, else it must be empty or hold this conversion.
-      split: "train", "validation" or "test": only what is in the folder of that name; None for everything, folders kept in the names.
+      split: "train", "validation" or "test": only what is in the folder of that name; None for
+        everything, folders kept in the names.
       field: image column of Parquet, image feature of TFDS, array of .npz.
       shard_size: images per shard.
-      workers: threads, each at a shard; as many as there are cores if None. A compressed tar is read by one.
+      workers: threads, each at a shard; as many as there are cores if None. A compressed tar is
+        read by one.
       progress: called as progress(done, total), now and then.
 
     Returns:
-      A dict: "images", "shards", "resumed" (shards that were there), "bytes", "classes", "unreadable" (images kept without bytes) and
+      A dict: "images", "shards", "resumed" (shards that were there), "bytes", "classes",
+      "unreadable" (images kept without bytes) and
       "skipped", {reason: count} of what was left out.
 
     Raises:
-      UserError: the source cannot be read, the destination is another's or inside the source, or the disk refuses.
+      UserError: the source cannot be read, the destination is another's or inside the source, or
+        the disk refuses.
     """
     source, destination = _place(source), _place(destination)
     if shard_size < 1 or (workers is not None and workers < 1):
@@ -48,12 +59,18 @@ def convert(source, destination, *, split=None, field="image", shard_size=1024, 
     with _alone(destination):
         before = {path.name: path.stat().st_ino for path in destination.glob("*.arrayrecord")}
         workers = workers or os.cpu_count() or 1
-        manifest = records.write(destination, images, shard_size=shard_size, workers=workers, progress=progress)
+        manifest = records.write(
+            destination, images, shard_size=shard_size, workers=workers, progress=progress
+        )
         for path in destination.glob("*.tmp"):
-            if PART.fullmatch(path.name):  # of a conversion into other shards that was killed before its first was complete
+            # Of a conversion into other shards that was killed before its first was complete.
+            if PART.fullmatch(path.name):
                 path.unlink()
         shards = manifest["shards"]
-        resumed = sum((destination / entry["file"]).stat().st_ino == before.get(entry["file"]) for entry in shards)
+        resumed = sum(
+            (destination / entry["file"]).stat().st_ino == before.get(entry["file"])
+            for entry in shards
+        )
     return {
         "images": manifest["count"],
         "shards": len(shards),
@@ -66,7 +83,8 @@ def convert(source, destination, *, split=None, field="image", shard_size=1024, 
 
 
 def verify(source, destination, *, split=None, field="image", workers=None, progress=None):
-    """Compares a conversion with its source: every checksum, then the names, the classes and the bytes of every image.
+    """Compares a conversion with its source: every checksum, then the names, the classes and the
+    bytes of every image.
 
     Args: as of `convert`; with the split that was converted.
 
@@ -78,13 +96,16 @@ def verify(source, destination, *, split=None, field="image", workers=None, prog
     """
     source, destination = _place(source), _place(destination)
     # Half of the way are the checksums, half the comparison.
-    records.verify(destination, progress=progress and (lambda done, total: progress(done, 2 * total)))
+    records.verify(
+        destination, progress=progress and (lambda done, total: progress(done, 2 * total))
+    )
     copy, images = records.open_records(destination), _images(source, split=split, field=field)
     if sorted(copy.names) != sorted(images.names):
         only = sorted(set(copy.names) ^ set(images.names))
         where = destination if only[0] in set(copy.names) else source
         raise UserError(
-            f"{destination} is not {source}: {len(only)} images are in one of them only, such as {only[0]} in {where}"
+            f"{destination} is not {source}: {len(only)} images are in one of them only, such as "
+            f"{only[0]} in {where}"
         )
     if copy.classes != images.classes:
         raise UserError(f"{destination} is not {source}: it has other classes")
@@ -93,7 +114,9 @@ def verify(source, destination, *, split=None, field="image", workers=None, prog
     def same(row):
         there = place[images.names[row]]
         try:
-            return copy.label(there) == images.label(row) and copy.read(there) == (records.bytes_of(images, row) or b"")
+            return copy.label(there) == images.label(row) and copy.read(there) == (
+                records.bytes_of(images, row) or b""
+            )
         except ValueError:  # a record that cannot be read
             return False
 
@@ -102,20 +125,26 @@ def verify(source, destination, *, split=None, field="image", workers=None, prog
     alike = sweep(same, range(len(images)), workers=workers, progress=halfway)
     other = [images.names[row] for row, good in enumerate(alike) if not good]
     if other:
-        raise UserError(f"{destination} is not {source}: {len(other)} images differ, such as {', '.join(other[:10])}")
+        raise UserError(
+            f"{destination} is not {source}: {len(other)} images differ, such as "
+            f"{', '.join(other[:10])}"
+        )
     return len(images)
 
 
 def _images(source, *, split, field):
-    """The images of a place in the order in which they are stored: by name, or as they come where another order is slow."""
+    """The images of a place in the order in which they are stored: by name, or as they come where
+    another order is slow.
+    """
     found = files.scan(source, field=field, cache_gb=files.UNPACKED_GB)
     rows = range(len(found))
     if split is not None:
-        splits = listing.split_of(found.names) or []
+        splits = naming.split_of(found.names) or []
         if split not in splits:
             known = ", ".join(sorted(set(splits) - {None})) or "none"
             raise UserError(
-                f"{source} has no folder for the split {split}; it has {known}. Without --split everything is converted"
+                f"{source} has no folder for the split {split}; it has {known}. Without --split "
+                "everything is converted"
             )
         rows = [row for row in rows if splits[row] == split]
     return found.select(rows if found.sequential else sorted(rows, key=found.names.__getitem__))
@@ -123,23 +152,38 @@ def _images(source, *, split, field):
 
 def _place(path):
     """A path as `files` takes it: names such as tfds:NAME and gs:// stay as they are."""
-    return path if str(path).startswith("tfds:") or "://" in str(path) else pathlib.Path(path).expanduser()
+    return (
+        path
+        if str(path).startswith("tfds:") or "://" in str(path)
+        else pathlib.Path(path).expanduser()
+    )
 
 
 def _check(source, destination):
-    """Refuses a destination that is no place for this conversion; whether one that is there is the same, `records` knows."""
+    """Refuses a destination that is no place for this conversion; whether one that is there is the
+    same, `records` knows.
+    """
     if not isinstance(destination, pathlib.Path):
-        raise UserError(f"{destination} is no folder of this machine; mount it, or convert into a folder and copy that")
+        raise UserError(
+            f"{destination} is no folder of this machine; mount it, or convert into a folder and "
+            "copy that"
+        )
     if isinstance(source, pathlib.Path) and destination.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{destination} is inside of {source}; give a folder outside of it")
     if not destination.is_dir() or records.is_set(destination):
         return
     found = sorted(path.name for path in destination.iterdir() if not path.name.startswith("."))
     begun = any(name.endswith(".arrayrecord.json") for name in found)
-    other = [name for name in found if not (PART.fullmatch(name) or (begun and name == "index.json"))]
-    other += [name for name in found if name.endswith(".arrayrecord") and f"{name}.json" not in found]
+    other = [
+        name for name in found if not (PART.fullmatch(name) or (begun and name == "index.json"))
+    ]
+    other += [
+        name for name in found if name.endswith(".arrayrecord") and f"{name}.json" not in found
+    ]
     if other:
-        raise UserError(f"{destination} holds something else ({other[0]}); give a new or an empty folder")
+        raise UserError(
+            f"{destination} holds something else ({other[0]}); give a new or an empty folder"
+        )
 
 
 @contextlib.contextmanager
@@ -152,7 +196,9 @@ def _alone(directory):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another conversion is writing {directory}; wait until it is done") from None
+            raise UserError(
+                f"another conversion is writing {directory}; wait until it is done"
+            ) from None
         except OSError:
             pass  # some network disks have no locks
         yield

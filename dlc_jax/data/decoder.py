@@ -1,4 +1,6 @@
-"""Image files to pixels: whatever Pillow reads, as 8-bit RGB, with the size checked before anything is decoded."""
+"""Image files to pixels: whatever Pillow reads, as 8-bit RGB, with the size checked before anything
+is decoded.
+"""
 
 import functools
 import io
@@ -8,25 +10,36 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
-from dlc_jax.data.listing import GET_HEIC
+from dlc_jax.data.naming import GET_HEIC
 from dlc_jax.errors import UserError
 
 MAX_PIXELS = 64_000_000  # a few kilobytes of a hostile file can decode to gigabytes
-MIN_SIDE, MAX_ASPECT = 4, 32  # a thinner image is no picture, and scaling its short side up would take gigabytes
+# A thinner image is no picture, and scaling its short side up would take gigabytes.
+MIN_SIDE, MAX_ASPECT = (
+    4,
+    32,
+)
 # Only these are tried: Pillow hands some other formats, such as EPS, to programs of their own.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
-HEVC = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))  # what HEIC files call themselves
+# What HEIC files call themselves.
+HEVC = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
 CROPS = ("center", "stretch")
 SHRINKS = (8, 4, 2, 1)  # a JPEG is decoded at one over these without its full size ever being there
 
-# What to do with the pixels by the value of EXIF's Orientation; those from 5 on also exchange width and height.
+# What to do with the pixels by the value of EXIF's Orientation; those from 5 on also exchange width
+# and height.
 TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
-# What Pillow warns of (large images, odd metadata) is either refused below or does not change pixels. Here and not around each
-# call, because `warnings.catch_warnings` is not for threads.
+# What Pillow warns of (large images, odd metadata) is either refused below or does not change
+# pixels. Here and not around each call, because `warnings.catch_warnings` is not for threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -39,23 +52,28 @@ def check_crop(crop):
 def check_image(image):
     """UserError for what is no size of images of a source."""
     if not (image in (None, "encoded") or (isinstance(image, int) and image > 0)):
-        raise UserError(f'no size of images: image={image!r}; use a number of pixels, None for their own, or "encoded" for files')
+        raise UserError(
+            f'no size of images: image={image!r}; use a number of pixels, None for their own, or "encoded" for files'
+        )
 
 
 def decode_image(data, *, image=None, crop="center"):
     """Decodes an image file.
 
     Args:
-      data: bytes of any format of FORMATS, or HEIC; of an animation, the first frame counts, of HEIC the primary image.
+      data: bytes of any format of FORMATS, or HEIC; of an animation, the first frame counts, of
+        HEIC the primary image.
       image: side of the result, or None to keep the size.
-      crop: "center" scales the short side and crops (see `transforms.center_crop`), "stretch" scales both sides.
+      crop: "center" scales the short side and crops (see `transforms.center_crop`), "stretch"
+        scales both sides.
 
     Returns:
-      uint8 [y, x, 3]. It is turned as its EXIF data says; gray is repeated; 16 bits become 8 by scaling; transparency is laid on
-      black; color profiles are ignored.
+      uint8 [y, x, 3]. It is turned as its EXIF data says; gray is repeated; 16 bits become 8 by
+      scaling; transparency is laid on black; color profiles are ignored.
 
     Raises:
-      ValueError, OSError, or one of Pillow's own: for data that is not an image, is cut off, has more than 64 million pixels, a side
+      ValueError, OSError, or one of Pillow's own: for data that is not an image, is cut off, has
+      more than 64 million pixels, a side
         below 4 pixels, or one side longer than 32 times the other.
     """
     with _open(data) as file:
@@ -75,7 +93,8 @@ def identify(data):
     """A Pillow file of any size, of which only the header has been read.
 
     Raises:
-      ValueError, SyntaxError, or one of Pillow's own: for data that is not an image, or HEIC without the extra that reads it.
+      ValueError, SyntaxError, or one of Pillow's own: for data that is not an image, or HEIC
+      without the extra that reads it.
     """
     if not data:
         raise ValueError("empty file")
@@ -97,7 +116,8 @@ def _is_heic(data):
 
 @functools.cache
 def _heic_file():
-    """pillow_heif's class of Pillow files. Imported when first needed, in whichever process that is; nothing is registered.
+    """pillow_heif's class of Pillow files. Imported when first needed, in whichever process that
+    is; nothing is registered.
 
     It turns the pixels as the container says, and its EXIF data then says 1.
     """
@@ -113,7 +133,11 @@ def to_pixels(file, *, image=None, crop="center"):
     file.load()
     file = _to_rgb(file, _orientation(file))
     if image is not None:
-        file = center_crop(file, size=image) if crop == "center" else file.resize((image, image), Image.Resampling.BICUBIC)
+        file = (
+            center_crop(file, size=image)
+            if crop == "center"
+            else file.resize((image, image), Image.Resampling.BICUBIC)
+        )
     return np.asarray(file)
 
 
@@ -140,9 +164,11 @@ def _to_rgb(file, orientation):
 
 
 def center_crop(image, *, size):
-    """Scales the short side to `size` and crops the center, as the evaluation protocol of ADM does (Dhariwal and Nichol, 2021).
+    """Scales the short side to `size` and crops the center, as the evaluation protocol of ADM does
+    (Dhariwal and Nichol, 2021).
 
-    The image is halved by box averages while its short side is at least twice `size`, then resized bicubically.
+    The image is halved by box averages while its short side is at least twice `size`, then resized
+    bicubically.
 
     Args:
       image: a Pillow image of any size.
@@ -171,14 +197,17 @@ class Picture:
       size: (width, height) as it is seen, turned as EXIF says.
 
     Raises:
-      ValueError, OSError, or one of Pillow's own: see `decode_image`; what is wrong beyond the header of a JPEG shows in `decode`.
+      ValueError, OSError, or one of Pillow's own: see `decode_image`; what is wrong beyond the
+      header of a JPEG shows in `decode`.
     """
 
     def __init__(self, data):
         self._orientation = 1
         if not isinstance(data, bytes):
             if data.dtype != np.uint8 or data.ndim != 3 or data.shape[-1] != 3:
-                raise ValueError(f"expected a uint8 image [y, x, 3], got {data.dtype} {list(data.shape)}")
+                raise ValueError(
+                    f"expected a uint8 image [y, x, 3], got {data.dtype} {list(data.shape)}"
+                )
             self._file = Image.fromarray(data)
         else:
             self._file = _open(data)
@@ -188,10 +217,11 @@ class Picture:
         self.size = self._file.size[::-1] if self._orientation >= 5 else self._file.size
 
     def decode(self, shrink=1):
-        """(RGB Pillow image, how many pixels of `size` one of its own stands for: `shrink` of SHRINKS for a JPEG, or 1).
+        """(RGB Pillow image, how many pixels of `size` one of its own stands for: `shrink` of
+        SHRINKS for a JPEG, or 1).
 
-        The decoder completes the last row and column of a JPEG whose sides `shrink` does not divide. Turned, these would come first
-        and move everything: such a file is decoded in full.
+        The decoder completes the last row and column of a JPEG whose sides `shrink` does not
+        divide. Turned, these would come first and move everything: such a file is decoded in full.
         """
         if not isinstance(self._file, JpegImagePlugin.JpegImageFile) or (
             self._orientation in TURNS and any(side % shrink for side in self.size)

@@ -10,8 +10,9 @@ import threading
 import numpy as np
 from PIL import Image
 
-from dlc_jax.data import shard
-from dlc_jax.data.listing import SPLITS, Listing, digest, reading
+from dlc_jax import checksum
+from dlc_jax.data.listing import Listing, digest, reading
+from dlc_jax.data.naming import SPLITS
 
 NAME = re.compile(r"(?:(.*)[-_.])?images[-.]idx3[-.]ubyte(\.gz)?$", re.IGNORECASE)
 PREFIXES = {**SPLITS, "t10k": "test"}
@@ -26,10 +27,12 @@ def pairs(path):
 
 
 def open_idx(paths):
-    """The `Listing` of IDX pairs. Images are read as PNG, named by their number in "train/" and "test/" as the files' names say.
+    """The `Listing` of IDX pairs. Images are read as PNG, named by their number in "train/" and
+    "test/" as the files' names say.
 
     Args:
-      paths: image files, such as `train-images-idx3-ubyte.gz` and `t10k-images-idx3-ubyte`; labels are expected beside them.
+      paths: image files, such as `train-images-idx3-ubyte.gz` and `t10k-images-idx3-ubyte`; labels
+        are expected beside them.
 
     Raises:
       UserError: for a file that is no IDX file, is cut off, or of which the pair does not agree.
@@ -40,14 +43,20 @@ def open_idx(paths):
         part = _Images(path)
         folder = f"{split}/" if split and "train" in splits else ""
         names += [f"{folder}{k:08d}.png" for k in range(part.count)]
-        beside = path.with_name(re.sub("idx3", "idx1", re.sub("images", "labels", path.name, flags=re.I), flags=re.I))
+        beside = path.with_name(
+            re.sub("idx3", "idx1", re.sub("images", "labels", path.name, flags=re.I), flags=re.I)
+        )
         labels.append(_labels(beside, part.count) if beside.exists() else None)
         parts.append(part)
         seals.append(part.seal)
-    known = None if any(found is None for found in labels) else np.concatenate(labels).astype(np.int32)
+    known = (
+        None if any(found is None for found in labels) else np.concatenate(labels).astype(np.int32)
+    )
     classes = [] if known is None else [str(k) for k in range(int(known.max(initial=-1)) + 1)]
     size = sum(part.count * part.height * part.width for part in parts)
-    return Listing("idx", names, Reader(parts), content=digest(seals), labels=known, classes=classes, size=size)
+    return Listing(
+        "idx", names, Reader(parts), content=digest(seals), labels=known, classes=classes, size=size
+    )
 
 
 class Reader:
@@ -59,7 +68,9 @@ class Reader:
     def __call__(self, index):
         k = int(np.searchsorted(self.starts, index, side="right")) - 1
         file = io.BytesIO()
-        Image.fromarray(self.parts[k].pixels()[index - self.starts[k]]).save(file, "PNG", compress_level=1)
+        Image.fromarray(self.parts[k].pixels()[index - self.starts[k]]).save(
+            file, "PNG", compress_level=1
+        )
         return file.getvalue()
 
 
@@ -70,15 +81,20 @@ class _Images:
         self.path, self._pixels, self._lock = path, None, threading.Lock()
         with reading(path), _open(path) as file:
             magic, self.count, self.height, self.width = struct.unpack(">IIII", file.read(16))
-            if magic != 0x803 or not self.height * self.width or self.count * self.height * self.width > MAX_BYTES:
+            if (
+                magic != 0x803
+                or not self.height * self.width
+                or self.count * self.height * self.width > MAX_BYTES
+            ):
                 raise ValueError("not an IDX file of gray images")
         with reading(path), open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if path.name.lower().endswith(".gz"):  # ends with a checksum and the length of what it holds
+            # Ends with a checksum and the length of what it holds.
+            if path.name.lower().endswith(".gz"):
                 file.seek(max(0, size - 8))
                 self.seal = f"{size} {file.read(8).hex()}"
             else:
-                self.seal = f"{size} {shard.sha256(path)}"
+                self.seal = f"{size} {checksum.of_file(path)}"
 
     def pixels(self):
         """uint8 [n, y, x]."""

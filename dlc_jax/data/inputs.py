@@ -1,4 +1,6 @@
-"""What people hand over, images and codes of any origin: as networks take them, or one line that says what is wrong."""
+"""What people hand over, images and codes of any origin: as networks take them, or one line that
+says what is wrong.
+"""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -7,12 +9,13 @@ import numpy as np
 from PIL import Image
 
 from dlc_jax.data.decoder import center_crop, decode_image
-from dlc_jax.data.listing import check_name
+from dlc_jax.data.naming import check_name
 from dlc_jax.errors import UserError
 
 
 def files(paths: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
-    """(files named themselves, files found in folders named), each in order; of folders what has the ending of an image, sorted.
+    """(files named themselves, files found in folders named), each in order; of folders what has
+    the ending of an image, sorted.
 
     Raises:
       UserError: a path does not exist, or a folder holds no image.
@@ -24,7 +27,9 @@ def files(paths: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
         if not path.is_dir():
             named.append(path)
             continue
-        inside = sorted(file for file in path.rglob("*") if _counts(file.relative_to(path)) and file.is_file())
+        inside = sorted(
+            file for file in path.rglob("*") if _counts(file.relative_to(path)) and file.is_file()
+        )
         if not inside:
             raise UserError(f"{path} is a folder without images")
         found += inside
@@ -32,7 +37,9 @@ def files(paths: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _counts(name: Path) -> bool:
-    """Whether a file in a folder is one of its images: not hidden, not a server's thumbnail, of a format that is read."""
+    """Whether a file in a folder is one of its images: not hidden, not a server's thumbnail, of a
+    format that is read.
+    """
     return check_name(name.as_posix())[1] is None
 
 
@@ -45,7 +52,10 @@ def read(path: Path) -> np.ndarray:
     try:
         return decode_image(path.read_bytes())
     except Exception as error:  # Pillow raises many types, each about the file
-        reason = getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (
+            getattr(error, "strerror", None)
+            or (str(error).strip() or type(error).__name__).splitlines()[0]
+        )
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "no format that Pillow knows"
         raise UserError(f"{path} cannot be read as an image: {reason}") from error
@@ -61,8 +71,16 @@ def fit(images: np.ndarray | Sequence[np.ndarray], *, size: int) -> np.ndarray:
     """
     fitted = np.empty((len(images), size, size, 3), np.uint8)
     for place, image in zip(fitted, map(np.asarray, images), strict=True):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3) or not image.size:
-            raise UserError(f"images are uint8 [b, y, x, c] with 1 or 3 channels; one of them is {image.dtype} {image.shape}")
+        if (
+            image.dtype != np.uint8
+            or image.ndim != 3
+            or image.shape[-1] not in (1, 3)
+            or not image.size
+        ):
+            raise UserError(
+                f"images are uint8 [b, y, x, c] with 1 or 3 channels; one of them is {image.dtype} "
+                f"{image.shape}"
+            )
         if image.shape[:2] != (size, size):
             colors = np.repeat(image, 3, -1) if image.shape[-1] == 1 else image
             image = np.asarray(center_crop(Image.fromarray(colors), size=size))
@@ -71,19 +89,26 @@ def fit(images: np.ndarray | Sequence[np.ndarray], *, size: int) -> np.ndarray:
 
 
 def check_codes(codes: np.ndarray, *, length: int, values: int, where: str) -> np.ndarray:
-    """Hard codes int32 [b, length] of any integers, or soft ones float32 [b, length, values] of any floats.
+    """Hard codes int32 [b, length] of any integers, or soft ones float32 [b, length, values] of any
+    floats.
 
     Raises:
-      UserError: another shape or type, codes outside of [0, values), or soft codes that are no points of simplices.
+      UserError: another shape or type, codes outside of [0, values), or soft codes that are no
+        points of simplices.
     """
     codes = np.asarray(codes)
     if np.issubdtype(codes.dtype, np.integer) and codes.shape[1:] == (length,):
         if codes.size and (codes.min() < 0 or codes.max() >= values):
-            raise UserError(f"{where}: codes must lie in 0..{values - 1}; found {codes.min()}..{codes.max()}")
+            raise UserError(
+                f"{where}: codes must lie in 0..{values - 1}; found {codes.min()}..{codes.max()}"
+            )
         return codes.astype(np.int32)
     if np.issubdtype(codes.dtype, np.floating) and codes.shape[1:] == (length, values):
         if not (codes >= 0).all() or (abs(codes.sum(-1, dtype=np.float64) - 1) > 1e-3).any():
-            raise UserError(f"{where}: soft codes are points of simplices: at each position none below 0, and 1 in all")
+            raise UserError(
+                f"{where}: soft codes are points of simplices: at each position none below 0, and "
+                "1 in all"
+            )
         return codes.astype(np.float32)
     kinds = f"integers [b, {length}], or floats [b, {length}, {values}]"
     raise UserError(f"{where}: codes of this run are {kinds}; got {codes.dtype} {codes.shape}")

@@ -1,17 +1,19 @@
-"""From a random-access source to batches: shuffled, augmented, read ahead, and resumable on any number of processes.
+"""From a random-access source to batches: shuffled, augmented, read ahead, and resumable on any
+number of processes.
 
-Built on Grain's MapDataset, whose shuffle and random generators are functions of (seed, index). Grain's `ElasticIterator` gives
-process p of P the records p, p + P, ...; here each process reads a contiguous block instead, so that the rows of the global array
-are in the same order for any number of processes, and groups of neighbors stay groups. The state is the same: the index of the
-next record.
+Built on Grain's MapDataset, whose shuffle and random generators are functions of (seed, index).
+Grain's `ElasticIterator` gives process p of P the records p, p + P, ...; here each process reads a
+contiguous block instead, so that the rows of the global array are in the same order for any number
+of processes, and groups of neighbors stay groups. The state is the same: the index of the next
+record.
 """
 
 import sys
-import threading
 
 import grain
 import numpy as np
 
+from dlc_jax.data.resilient import Resilient
 from dlc_jax.errors import UserError
 
 
@@ -32,22 +34,26 @@ def batches(
     """Iterates over this process's share of the global batches.
 
     Args:
-      source: random access to records, dicts of arrays and numbers; read from several threads if `threads` > 1.
+      source: random access to records, dicts of arrays and numbers; read from several threads if
+        `threads` > 1.
       batch: size of the GLOBAL batch.
       seed: of the order and of `transform`. Neither depends on processes, threads or restarts.
       transform: (record, rng) -> record, or None.
       shuffle: another order in every epoch; otherwise the source's order.
-      repeat: without end, batches running across epochs. Otherwise one epoch, whose last batch is filled up with records from the
-        start of the next one, so that shapes never change; the bool field `valid` [b] is False for those.
-      threads: that read ahead, a batch each and one more; 0 reads in the caller. One is best for what is in memory, more for files.
+      repeat: without end, batches running across epochs. Otherwise one epoch, whose last batch is
+        filled up with records from the start of the next one, so that shapes never change; the bool
+        field `valid` [b] is False for those.
+      threads: that read ahead, a batch each and one more; 0 reads in the caller. One is best for
+        what is in memory, more for files.
       fields: the fields to keep, or None for all.
-      grouped: draws more fields, for groups of `grouped.group` records at a time: grouped(number) -> {field: [group, ...]} of the
-        `number`-th group of the run. A group on several processes is drawn by each of them, for its rows.
+      grouped: draws more fields, for groups of `grouped.group` records at a time: grouped(number)
+        -> {field: [group, ...]} of the `number`-th group of the run. A group on several processes
+        is drawn by each of them, for its rows.
       process_index, process_count: default to JAX's.
 
     Returns:
-      A `Batches` iterator of dicts of NumPy arrays [b_local, ...]. `position`, int32 [b_local], is each record's place in the
-      global batch, 0 to batch - 1. 64-bit numbers arrive as 32-bit ones.
+      A `Batches` iterator of dicts of NumPy arrays [b_local, ...]. `position`, int32 [b_local], is
+      each record's place in the global batch, 0 to batch - 1. 64-bit numbers arrive as 32-bit ones.
 
     Raises:
       UserError: for an empty source or a batch that the processes do not divide.
@@ -57,21 +63,33 @@ def batches(
 
         process_index, process_count = jax.process_index(), jax.process_count()
     if batch < 1 or batch % process_count:
-        raise UserError(f"a global batch of {batch} cannot be divided among {process_count} processes; choose a multiple")
+        raise UserError(
+            f"a global batch of {batch} cannot be divided among {process_count} processes; choose "
+            "a multiple"
+        )
     if not len(source):
         raise UserError("the data source is empty; check its path and split")
-    # Hashed, because Grain adds the epoch to the shuffle's seed: seed 1 would begin with the second epoch of seed 0.
+    # Hashed, because Grain adds the epoch to the shuffle's seed: seed 1 would begin with the second
+    # epoch of seed 0.
     order_seed, draw_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
     records = grain.MapDataset.range(len(source))
     if shuffle:
         records = records.shuffle(seed=order_seed)
     records = records.repeat()
     reader = _Reader(source, transform, fields)
-    # random_map even without a shuffle: it draws by the index within the whole run, so every epoch draws anew.
+    # random_map even without a shuffle: it draws by the index within the whole run, so every epoch
+    # draws anew.
     records = records.random_map(reader, seed=draw_seed) if transform else records.map(reader)
     local = batch // process_count
     rows = range(process_index * local, (process_index + 1) * local)
-    return Batches(records, batch=batch, rows=rows, count=None if repeat else len(source), threads=threads, grouped=grouped)
+    return Batches(
+        records,
+        batch=batch,
+        rows=rows,
+        count=None if repeat else len(source),
+        threads=threads,
+        grouped=grouped,
+    )
 
 
 class Batches:
@@ -83,7 +101,13 @@ class Batches:
 
     def __init__(self, records, *, batch, rows, count, threads, grouped=None):
         self.steps = None if count is None else -(-count // batch)
-        self._records, self._batch, self._rows, self._count, self._threads = records, batch, rows, count, threads
+        self._records, self._batch, self._rows, self._count, self._threads = (
+            records,
+            batch,
+            rows,
+            count,
+            threads,
+        )
         self._next, self._iterator, self._grouped = 0, None, grouped
         self._position = np.arange(rows.start, rows.stop, dtype=np.int32)
 
@@ -93,7 +117,8 @@ class Batches:
     def __next__(self):
         if self._count is not None and self._next >= self._count:
             raise StopIteration
-        if self._iterator is None:  # made here, so that a state set before the first batch costs nothing
+        # Made here, so that a state set before the first batch costs nothing.
+        if self._iterator is None:
             steps = _Steps(
                 self._records,
                 first=self._next,
@@ -102,7 +127,9 @@ class Batches:
                 count=self._count,
                 grouped=self._grouped,
             )
-            ahead = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self._threads and self._threads + 1)
+            ahead = grain.ReadOptions(
+                num_threads=self._threads, prefetch_buffer_size=self._threads and self._threads + 1
+            )
             self._iterator = iter(steps.to_iter_dataset(ahead))
         batch = next(self._iterator)
         batch["position"] = self._position.copy()
@@ -112,20 +139,26 @@ class Batches:
         return batch
 
     def get_state(self):
-        """The state after the last batch delivered, the same in every process: {"global_next_index": int}."""
+        """The state after the last batch delivered, the same in every process:
+        {"global_next_index": int}.
+        """
         return {"global_next_index": self._next}
 
     def set_state(self, state):
-        """Goes on from a state of any number of processes, threads, or size of batch; what was read ahead is dropped."""
+        """Goes on from a state of any number of processes, threads, or size of batch; what was read
+        ahead is dropped.
+        """
         try:
             following = int(state["global_next_index"])
         except (TypeError, KeyError, ValueError):
-            raise UserError(f"not the state of a data iterator: {state!r}; restore an older checkpoint") from None
+            raise UserError(
+                f"not the state of a data iterator: {state!r}; restore an older checkpoint"
+            ) from None
         self.close()
         self._next = following
 
     def close(self):
-        """Stops reading ahead."""
+        """Ends the threads that read ahead; may be called again. The next batch would restart them."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
@@ -136,7 +169,13 @@ class _Steps(grain.MapDataset):
 
     def __init__(self, records, *, first, batch, rows, count, grouped):
         super().__init__(records)
-        self._records, self._first, self._batch, self._rows, self._grouped = records, first, batch, rows, grouped
+        self._records, self._first, self._batch, self._rows, self._grouped = (
+            records,
+            first,
+            batch,
+            rows,
+            grouped,
+        )
         left = sys.maxsize - first - batch if count is None else count - first
         self._length = -(-left // batch)
 
@@ -153,7 +192,9 @@ class _Steps(grain.MapDataset):
         group = self._grouped.group
         numbers = range(self._rows.start // group, -(-self._rows.stop // group))
         drawn = [self._grouped(first // group + number) for number in numbers]
-        here = slice(self._rows.start - numbers.start * group, self._rows.stop - numbers.start * group)
+        here = slice(
+            self._rows.start - numbers.start * group, self._rows.stop - numbers.start * group
+        )
         return {name: np.concatenate([each[name] for each in drawn])[here] for name in drawn[0]}
 
     def __str__(self):
@@ -161,7 +202,9 @@ class _Steps(grain.MapDataset):
 
 
 class _Reader:
-    """Index -> record, with the transform and the choice of fields. Retried by a `Resilient` source, whichever of them fails."""
+    """Index -> record, with the transform and the choice of fields. Retried by a `Resilient`
+    source, whichever of them fails.
+    """
 
     def __init__(self, source, transform, fields):
         self._source, self._transform, self._fields = source, transform, fields
@@ -177,7 +220,10 @@ class _Reader:
         if self._fields is not None:
             missing = [field for field in self._fields if field not in record]
             if missing:
-                raise UserError(f"records have no field {', '.join(missing)}; they have {', '.join(sorted(record))}")
+                raise UserError(
+                    f"records have no field {', '.join(missing)}; they have "
+                    f"{', '.join(sorted(record))}"
+                )
             record = {field: record[field] for field in self._fields}
         return record
 
@@ -188,65 +234,16 @@ def _stack(records):
         try:
             values = np.asarray([record[name] for record in records])
         except ValueError:
-            raise UserError(f"field {name} differs in shape between records; resize it, or leave it out with `fields`") from None
+            raise UserError(
+                f"field {name} differs in shape between records; resize it, or leave it out with "
+                "`fields`"
+            ) from None
         if values.dtype.kind in "iuf" and values.dtype.itemsize == 8:
             narrow = values.astype(values.dtype.kind + "4")
             if values.dtype.kind != "f" and (narrow != values).any():
-                raise UserError(f"field {name} has values beyond 32 bits; leave it out with `fields`")
+                raise UserError(
+                    f"field {name} has values beyond 32 bits; leave it out with `fields`"
+                )
             values = narrow
         out[name] = values
     return out
-
-
-class Resilient:
-    """A source in which records that cannot be read are replaced, each by the same other one every time, and counted.
-
-    The loader passes its transform through `read`, so that a record at which the transform fails is replaced too.
-
-    Args:
-      source: a random-access source; its `names`, if it has any, say which record failed.
-      limit: how many different records may fail before UserError names the first ten.
-
-    Attributes:
-      bad: {index: what went wrong} so far, in this process.
-    """
-
-    def __init__(self, source, *, limit=100):
-        self.source, self.limit, self.bad = source, limit, {}
-        self._lock = threading.Lock()
-
-    def __len__(self):
-        return len(self.source)
-
-    def __getitem__(self, index):
-        return self.read(index, lambda record: record)
-
-    def read(self, index, finish):
-        """finish(record `index`), or of the first of its replacements for which that raises nothing."""
-        first, attempt = index, 0
-        while True:
-            try:
-                return finish(self.source[index])
-            except (UserError, MemoryError):
-                raise
-            except Exception as error:
-                self._note(index, error)
-            # Spread over the whole source: neighbors of a bad record are often bad too.
-            attempt += 1
-            index = int(np.random.SeedSequence([first, attempt]).generate_state(1, np.uint64)[0] % len(self.source))
-
-    def _note(self, index, error):
-        with self._lock:
-            new = index not in self.bad
-            self.bad[index] = f"{type(error).__name__}: {error}".splitlines()[0]
-            count = len(self.bad)
-            if count > self.limit or count == len(self.source):
-                some = "; ".join(self._say(i) for i in sorted(self.bad)[:10])
-                of = f"{count} of {len(self.source)}"
-                raise UserError(f"{of} records cannot be read (limit {self.limit}), such as {some}") from error
-            if new and count & (count - 1) == 0:  # 1, 2, 4, 8, ...
-                print(f"unreadable records so far, replaced by others: {count}, last {self._say(index)}", file=sys.stderr)
-
-    def _say(self, index):
-        names = getattr(self.source, "names", None)
-        return f"{names[index] if names else index} ({self.bad[index]})"

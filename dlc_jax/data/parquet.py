@@ -10,26 +10,31 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from dlc_jax.data.listing import SPLITS, Listing, check_name, digest, reading
+from dlc_jax.data.listing import Listing, digest, reading
+from dlc_jax.data.naming import SPLITS, check_name
 from dlc_jax.errors import UserError
 
 
 def open_parquet(paths, *, root, field):
-    """The `Listing` of Parquet files, a `sequential` one: a whole row group is read for any image in it.
+    """The `Listing` of Parquet files, a `sequential` one: a whole row group is read for any image
+    in it.
 
-    A file whose name begins with a split's, such as `train-00000-of-00002.parquet`, is of that split. Images are named by the
-    column's `path`, or else by their number. Classes are those of an integer or text column `label`.
+    A file whose name begins with a split's, such as `train-00000-of-00002.parquet`, is of that
+    split. Images are named by the column's `path`, or else by their number. Classes are those of an
+    integer or text column `label`.
 
     Args:
       paths: of the files, sorted.
       root: folder that they are in.
-      field: the image column, of bytes or of structs with `bytes` and possibly `path`, as Hugging Face writes them.
+      field: the image column, of bytes or of structs with `bytes` and possibly `path`, as Hugging
+        Face writes them.
 
     Raises:
       UserError: for a damaged file, or one without such a column.
     """
     parts = [_Part(path, str(path.relative_to(root)), field) for path in paths]
-    train = any(part.split == "train" for part in parts)  # else all are of one kind, and a share is held out
+    # Else all are of one kind, and a share is held out.
+    train = any(part.split == "train" for part in parts)
     for part in parts:
         part.name_images(f"{part.split}/" if part.split and train else "")
     names = [name for part in parts for name in part.names]
@@ -44,7 +49,16 @@ def open_parquet(paths, *, root, field):
     size = sum(part.size for part in parts)
     content = digest([field, *(part.seal for part in parts)])
     reader = Reader([part.path for part in parts], [part.count for part in parts], field)
-    return Listing("parquet", names, reader, content=content, labels=labels, classes=classes, sequential=True, size=size)
+    return Listing(
+        "parquet",
+        names,
+        reader,
+        content=content,
+        labels=labels,
+        classes=classes,
+        sequential=True,
+        size=size,
+    )
 
 
 class _Part:
@@ -56,20 +70,36 @@ class _Part:
             schema = file.schema_arrow
             kind = schema.field(field).type if field in schema.names else None
             if kind is None or not (_is_bytes(kind) or _child(kind, "bytes")):
-                images = [found.name for found in schema if _is_bytes(found.type) or _child(found.type, "bytes")]
+                images = [
+                    found.name
+                    for found in schema
+                    if _is_bytes(found.type) or _child(found.type, "bytes")
+                ]
                 has = f"it has {', '.join(images)}" if images else "it has none"
                 raise UserError(f"{path} has no image column {field}; {has}; say which by `field`")
             self.count = file.metadata.num_rows
             groups = [file.metadata.row_group(k) for k in range(file.metadata.num_row_groups)]
-            self.size = sum(group.column(k).total_uncompressed_size for group in groups for k in range(group.num_columns))
+            self.size = sum(
+                group.column(k).total_uncompressed_size
+                for group in groups
+                for k in range(group.num_columns)
+            )
             raw.seek(-8, os.SEEK_END)
             length = struct.unpack("<I", raw.read(4))[0]
             raw.seek(-8 - length, os.SEEK_END)
-            self.seal = digest([raw.read(length).hex()])  # sizes, places and statistics of what is in the file
+            # Sizes, places and statistics of what is in the file.
+            self.seal = digest([raw.read(length).hex()])
             self.paths = [None] * self.count
             if _child(kind, "path"):
-                self.paths = file.read(columns=[f"{field}.path"]).flatten().column(f"{field}.path").to_pylist()
-            self.label = file.read(columns=["label"]).column("label") if "label" in schema.names else None
+                self.paths = (
+                    file.read(columns=[f"{field}.path"])
+                    .flatten()
+                    .column(f"{field}.path")
+                    .to_pylist()
+                )
+            self.label = (
+                file.read(columns=["label"]).column("label") if "label" in schema.names else None
+            )
             self.label_names = _label_names(schema)
         first = re.match(r"[a-z]+", name.lower().rpartition("/")[2])
         top = name.lower().split("/")[0]
@@ -84,7 +114,11 @@ class _Part:
         name, wrong = check_name(name) if name else (None, "absent")
         if wrong:
             return None
-        return name if not self.folder or SPLITS.get(name.split("/")[0].lower()) else self.folder + name
+        return (
+            name
+            if not self.folder or SPLITS.get(name.split("/")[0].lower())
+            else self.folder + name
+        )
 
 
 def _is_bytes(kind):
@@ -114,11 +148,15 @@ def _labels(parts):
     if not all(isinstance(value, int) and 0 <= value < 2**20 for value in values):
         return None, []
     names = parts[0].label_names or []
-    return np.array(values, np.int32), names + [str(k) for k in range(len(names), max(values, default=-1) + 1)]
+    return np.array(values, np.int32), names + [
+        str(k) for k in range(len(names), max(values, default=-1) + 1)
+    ]
 
 
 class Reader:
-    """Index -> bytes of an image, over several files one after the other; the row group read last is kept."""
+    """Index -> bytes of an image, over several files one after the other; the row group read last
+    is kept.
+    """
 
     def __init__(self, paths, counts, field):
         self.paths, self.field, self.starts = paths, field, np.cumsum([0, *counts])
@@ -142,9 +180,17 @@ class Reader:
             for group in range(file.num_row_groups):
                 end = start + file.metadata.row_group(group).num_rows
                 if index < end:
-                    return start, end, file.read_row_group(group, columns=[self.field]).column(self.field)
+                    return (
+                        start,
+                        end,
+                        file.read_row_group(group, columns=[self.field]).column(self.field),
+                    )
                 start = end
         raise ValueError(f"{self.paths[k]} has changed")
+
+    def close(self):
+        with self._lock:
+            self._group = 0, 0, None
 
     def __getstate__(self):
         return {**self.__dict__, "_lock": None, "_group": (0, 0, None)}

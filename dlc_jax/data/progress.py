@@ -5,9 +5,11 @@ import time
 
 
 class Progress:
-    """progress(done, total) redraws a line on a terminal, and writes one every half minute elsewhere: short work shows none.
+    """progress(done, total) redraws a line on a terminal, and writes one every half minute
+    elsewhere: short work shows none.
 
-    It goes to stderr, so that results can be piped. As a context, it ends the line, also when the work fails.
+    It goes to stderr, so that results can be piped. As a context, it ends the line, also when the
+    work fails.
 
     Args:
       name: of the work, in front.
@@ -16,7 +18,12 @@ class Progress:
     """
 
     def __init__(self, name, unit, *, silent=False):
-        self._name, self._unit, self._silent, self._terminal = name, unit, silent, sys.stderr.isatty()
+        self._name, self._unit, self._silent, self._terminal = (
+            name,
+            unit,
+            silent,
+            sys.stderr.isatty(),
+        )
         self._begin, self._first, self._drawn, self._width = 0.0, None, time.monotonic(), 0
 
     def __enter__(self):
@@ -28,7 +35,8 @@ class Progress:
 
     def __call__(self, done, total):
         now = time.monotonic()
-        if self._first is None:  # what an earlier run has done says nothing about the pace of this one
+        # What an earlier run has done says nothing about the pace of this one.
+        if self._first is None:
             self._begin, self._first = now, done
         if self._silent or now - self._drawn < (0.2 if self._terminal else 30):
             return

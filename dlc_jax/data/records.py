@@ -4,8 +4,8 @@
     DIR/index.json                            {"names": [...], "labels": [...] or null}, in the order of the records
     DIR/images-00003-of-00010.arrayrecord     records 3 * shard_size and on
 
-A record is a 4-byte little-endian length, a JSON header of that length, {"name": relative name, "label": int or null}, and the
-bytes of the image file, unchanged.
+A record is a 4-byte little-endian length, a JSON header of that length, {"name": relative name,
+"label": int or null}, and the bytes of the image file, unchanged.
 """
 
 import concurrent.futures
@@ -16,6 +16,7 @@ import threading
 
 from array_record.python.array_record_module import ArrayRecordReader
 
+from dlc_jax import checksum
 from dlc_jax.data import shard
 from dlc_jax.data.listing import DAMAGE, Listing, digest
 from dlc_jax.errors import UserError
@@ -45,38 +46,55 @@ def unpack(record):
 def describe(listing, *, shard_size):
     """What a set of records is, the manifest without its shards."""
     labels = None if listing.labels is None else listing.labels.tolist()
-    about = dict(count=len(listing), classes=listing.classes, content=listing.content, shard_size=shard_size)
-    return shard.plain(dict(format=FORMAT, kind=PREFIX, crop=None, index=digest([json.dumps([listing.names, labels])]), **about))
+    about = dict(
+        count=len(listing), classes=listing.classes, content=listing.content, shard_size=shard_size
+    )
+    return shard.plain(
+        dict(
+            format=FORMAT,
+            kind=PREFIX,
+            crop=None,
+            index=digest([json.dumps([listing.names, labels])]),
+            **about,
+        )
+    )
 
 
 def bytes_of(listing, index):
-    """An image's bytes, or None if they are damaged. UserError if the place itself refuses: a record must not stand for that."""
+    """An image's bytes, or None if they are damaged. UserError if the place itself refuses: a
+    record must not stand for that.
+    """
     try:
         return listing.read(index)
     except DAMAGE as error:
         if getattr(error, "errno", None) is None:
             return None
-        raise UserError(f"cannot read image {listing.names[index]}: {error.strerror}; complete shards are kept") from error
+        raise UserError(
+            f"cannot read image {listing.names[index]}: {error.strerror}; complete shards are kept"
+        ) from error
 
 
 def write(directory, listing, *, shard_size=4096, workers=1, progress=None):
     """Writes the images of a listing, in its order, or what is missing of them.
 
-    A shard that is complete is not written again; the bytes are the same however often it was interrupted. An image that cannot
-    be read (a damaged member of an archive) is kept as a record of no bytes, counted as `unreadable` in its shard's entry.
+    A shard that is complete is not written again; the bytes are the same however often it was
+    interrupted. An image that cannot be read (a damaged member of an archive) is kept as a record
+    of no bytes, counted as `unreadable` in its shard's entry.
 
     Args:
       directory: where; made if absent.
       listing: a `Listing`. A `sequential` one is read by one worker.
       shard_size: images per shard.
       workers: threads, a shard each.
-      progress: called as progress(images done, images in all) now and then, from one thread at a time.
+      progress: called as progress(images done, images in all) now and then, from one thread at a
+        time.
 
     Returns:
       The manifest.
 
     Raises:
-      UserError: if the directory holds other records (differing keys are named), or a disk refuses to write or to read.
+      UserError: if the directory holds other records (differing keys are named), or a disk refuses
+        to write or to read.
     """
     directory = pathlib.Path(directory)
     description = describe(listing, shard_size=shard_size)
@@ -105,14 +123,16 @@ def write(directory, listing, *, shard_size=4096, workers=1, progress=None):
         nonlocal done
         start, end, unreadable = k * shard_size, min(len(listing), (k + 1) * shard_size), []
         try:
-            if shard.intact(directory / names[k], known.get(names[k])):
+            if shard.is_intact(directory / names[k], known.get(names[k])):
                 with lock:
                     done += end - start
                     if progress is not None:
                         progress(done, len(listing))
                 return
             path, taken = directory / names[k], rows(start, end, unreadable)
-            shard.write_shard(path, taken, description=description, unreadable=lambda: len(unreadable))
+            shard.write_shard(
+                path, taken, description=description, unreadable=lambda: len(unreadable)
+            )
         except BaseException:
             stop.set()
             raise
@@ -121,7 +141,9 @@ def write(directory, listing, *, shard_size=4096, workers=1, progress=None):
         with concurrent.futures.ThreadPoolExecutor(1 if listing.sequential else workers) as pool:
             jobs = [pool.submit(make, k) for k in range(len(names))]
             try:
-                finished, _ = concurrent.futures.wait(jobs, return_when=concurrent.futures.FIRST_EXCEPTION)
+                finished, _ = concurrent.futures.wait(
+                    jobs, return_when=concurrent.futures.FIRST_EXCEPTION
+                )
             except BaseException:  # Ctrl-C
                 stop.set()
                 raise
@@ -132,7 +154,9 @@ def write(directory, listing, *, shard_size=4096, workers=1, progress=None):
             if first:
                 raise first[0]
         labels = None if listing.labels is None else listing.labels.tolist()
-        shard.write_json(directory / "index.json", {"names": listing.names, "labels": labels}, indent=None)
+        shard.write_json(
+            directory / "index.json", {"names": listing.names, "labels": labels}, indent=None
+        )
         shard.finish(directory, names, PREFIX, description, what=WHAT)
     return json.loads((directory / "manifest.json").read_text())
 
@@ -156,18 +180,30 @@ def open_records(directory):
     try:
         manifest = json.loads((directory / "manifest.json").read_text())
         if manifest["format"] != FORMAT or manifest["kind"] != PREFIX:
-            raise UserError(f"{directory} is no set of images of format {FORMAT}; convert the images again")
+            raise UserError(
+                f"{directory} is no set of images of format {FORMAT}; convert the images again"
+            )
         index = json.loads((directory / "index.json").read_text())
         names, labels, classes = index["names"], index["labels"], manifest["classes"]
         shards = [(entry["file"], entry["count"], entry["bytes"]) for entry in manifest["shards"]]
-        sound = manifest["index"] == digest([json.dumps([names, labels])]) and sum(s[1] for s in shards) == len(names)
+        sound = manifest["index"] == digest([json.dumps([names, labels])]) and sum(
+            s[1] for s in shards
+        ) == len(names)
         shard_size, content = manifest["shard_size"], manifest["content"]
     except OSError as error:
-        raise UserError(f"cannot read images in {directory}: {error.strerror or error}; convert the images again") from error
+        raise UserError(
+            f"cannot read images in {directory}: {error.strerror or error}; convert the images "
+            "again"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"damaged images in {directory}: the manifest or index.json cannot be read; convert again") from error
+        raise UserError(
+            f"damaged images in {directory}: the manifest or index.json cannot be read; convert "
+            "again"
+        ) from error
     if not sound:
-        raise UserError(f"damaged images in {directory}: index.json does not match the manifest; convert again")
+        raise UserError(
+            f"damaged images in {directory}: index.json does not match the manifest; convert again"
+        )
     for name, _, size in shards:
         path = directory / name
         found = path.stat().st_size if path.exists() else None
@@ -176,7 +212,9 @@ def open_records(directory):
             raise UserError(f"damaged images: {path} {what}; convert again")
     reader = RecordReader([str(directory / name) for name, *_ in shards], shard_size)
     size = sum(s[2] for s in shards)
-    return Listing("records", names, reader, labels=labels, classes=classes, content=content, size=size)
+    return Listing(
+        "records", names, reader, labels=labels, classes=classes, content=content, size=size
+    )
 
 
 class RecordReader:
@@ -194,7 +232,12 @@ class RecordReader:
                 self._readers.pop(old, None)  # it closes when no thread reads from it any more
             return unpack(reader.read([row])[0])[1]
         except (RuntimeError, OSError, IndexError) as error:
-            raise ValueError(f"damaged shard {self.paths[k]}: {str(error).splitlines()[0]}") from error
+            raise ValueError(
+                f"damaged shard {self.paths[k]}: {str(error).splitlines()[0]}"
+            ) from error
+
+    def close(self):
+        self._readers.clear()  # each closes when no thread reads from it any more
 
     def _open(self, k):
         return ArrayRecordReader(self.paths[k], "readahead_buffer_size:0")
@@ -204,7 +247,8 @@ class RecordReader:
 
 
 def verify(directory, *, progress=None):
-    """Reads every byte of a set; UserError names the first shard whose SHA-256 is not the manifest's. Returns the manifest.
+    """Reads every byte of a set; UserError names the first shard whose SHA-256 is not the
+    manifest's. Returns the manifest.
 
     progress(images done, images in all) is called after every shard.
     """
@@ -213,8 +257,10 @@ def verify(directory, *, progress=None):
     manifest = json.loads((directory / "manifest.json").read_text())
     done = 0
     for entry in manifest["shards"]:
-        if shard.sha256(directory / entry["file"]) != entry["sha256"]:
-            raise UserError(f"damaged images: {directory / entry['file']} has changed; convert again")
+        if checksum.of_file(directory / entry["file"]) != entry["sha256"]:
+            raise UserError(
+                f"damaged images: {directory / entry['file']} has changed; convert again"
+            )
         done += entry["count"]
         if progress is not None:
             progress(done, manifest["count"])

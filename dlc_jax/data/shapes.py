@@ -1,11 +1,14 @@
-"""The embedded data set: one shape on a flat background, drawn by index, with known factors and continuous nuisances.
+"""The embedded data set: one shape on a flat background, drawn by index, with known factors and
+continuous nuisances.
 
-An example is a pure function of (seed, split, index): a counter-based generator draws its factors and its nuisances, and
-analytic coverage of the outline paints it, anti-aliased, at any size from 16 pixels. So the set is endless, needs no file, can be
-read in any order, and no two images are equal. Lengths are in units of the image's side; x points right, y points down.
+An example is a pure function of (seed, split, index): a counter-based generator draws its factors
+and its nuisances, and analytic coverage of the outline paints it, anti-aliased, at any size from 16
+pixels. So the set is endless, needs no file, can be read in any order, and no two images are equal.
+Lengths are in units of the image's side; x points right, y points down.
 
-Factors: shape 6, color 6 (hues), background 4, size 2 and, if asked for, position 9 (a 3x3 grid; otherwise the center).
-Nuisances: shift in x and y, hue, size and rotation, uniform in plus or minus `SHIFT`, `HUE`, `SCALE`, `ROTATION`.
+Factors: shape 6, color 6 (hues), background 4, size 2 and, if asked for, position 9 (a 3x3 grid;
+otherwise the center). Nuisances: shift in x and y, hue, size and rotation, uniform in plus or minus
+`SHIFT`, `HUE`, `SCALE`, `ROTATION`.
 """
 
 import functools
@@ -15,23 +18,45 @@ import numpy as np
 
 from dlc_jax.errors import UserError
 
-__all__ = ["HELD_OUT", "NAMES", "Shapes", "caption", "combinations", "coverage", "draw", "paint", "render"]
+__all__ = [
+    "HELD_OUT",
+    "NAMES",
+    "Shapes",
+    "caption",
+    "combinations",
+    "coverage",
+    "draw",
+    "paint",
+    "render",
+]
 
 NAMES = {
     "shape": ("disc", "ring", "square", "triangle", "cross", "bar"),
     "color": ("red", "yellow", "green", "cyan", "blue", "magenta"),
     "background": ("black", "gray", "white", "brown"),
     "size": ("small", "large"),
-    "position": ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right"),
+    "position": (
+        "top left",
+        "top",
+        "top right",
+        "left",
+        "center",
+        "right",
+        "bottom left",
+        "bottom",
+        "bottom right",
+    ),
 }
 
-# (shape, color, background) that training never shows. Every shape is here 3 or 4 times, every color 3 or 4, every background
-# 5 or 6, and no pair of two factors more than once: each pair is also seen in training, only the triple is new.
-HELD_OUT = (
-    (0, 0, 0), (0, 1, 1), (0, 2, 3), (0, 5, 2), (1, 0, 1), (1, 2, 0), (1, 3, 3), (1, 4, 2),
-    (2, 0, 2), (2, 1, 0), (2, 4, 1), (3, 2, 1), (3, 3, 2), (3, 4, 3), (3, 5, 0),
-    (4, 1, 2), (4, 3, 1), (4, 4, 0), (4, 5, 3), (5, 0, 3), (5, 2, 2), (5, 5, 1),
-)  # fmt: skip
+# (shape, color, background) that training never shows. Every shape is here 3 or 4 times, every
+# color 3 or 4, every background 5 or 6, and no pair of two factors more than once: each pair is
+# also seen in training, only the triple is new.
+HELD_OUT = tuple(
+    tuple(map(int, digits))
+    for digits in (
+        "000 011 023 052 101 120 133 142 202 210 241 321 332 343 350 412 431 440 453 503 522 551"
+    ).split()
+)
 
 SHIFT = 1 / 32  # half a pixel at 16 pixels
 HUE = 10.0  # degrees; neighboring colors are 60 apart
@@ -51,14 +76,18 @@ _LOCK = threading.Lock()  # of the module, so that a source stays picklable
 
 
 def combinations(*, held_out):
-    """All (shape, color, background) triples of one kind: int32 [22, 3] if `held_out`, else the [122, 3] that training shows."""
+    """All (shape, color, background) triples of one kind: int32 [22, 3] if `held_out`, else the
+    [122, 3] that training shows.
+    """
     everything = np.stack(np.unravel_index(np.arange(144), (6, 6, 4)), axis=-1).astype(np.int32)
     chosen = np.array([tuple(triple) in set(HELD_OUT) for triple in everything.tolist()])
     return everything[chosen == held_out]
 
 
 def _mix(x):
-    """SplitMix64's finalizer, uint64 -> uint64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014)."""
+    """SplitMix64's finalizer, uint64 -> uint64 (Steele, Lea, Flood, "Fast splittable pseudorandom
+    number generators", 2014).
+    """
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -67,7 +96,8 @@ def _mix(x):
 def _uniform(indices, *, split, seed, fields):
     """Draws [n, fields] in [0, 1), each a function of (seed, split, index, field) alone."""
     gamma = np.uint64(0x9E3779B97F4A7C15)
-    key = _mix(_mix(np.array([seed % 2**64], np.uint64)) + gamma * np.array([split + 1], np.uint64))  # arrays wrap silently
+    # Arrays wrap silently.
+    key = _mix(_mix(np.array([seed % 2**64], np.uint64)) + gamma * np.array([split + 1], np.uint64))
     example = _mix(key + gamma * np.asarray(indices).astype(np.uint64))
     bits = _mix(example[:, None] + gamma * np.arange(1, fields + 1, dtype=np.uint64))
     return (bits >> np.uint64(11)) * 2.0**-53
@@ -78,11 +108,13 @@ def draw(indices, *, split, seed=0, positions=False):
 
     Args:
       indices: int [n], from 0 on, without upper end.
-      split: "train" and "validation" have the same combinations and different draws; "held_out" has the others.
+      split: "train" and "validation" have the same combinations and different draws; "held_out" has
+        the others.
       seed: another seed, another data set.
       positions: draw a position of the 3x3 grid too.
     Returns:
-      factors int32 [n, 4] (5 with positions) in the order of `NAMES`; nuisances float64 [n, 5]: x, y, hue, size, rotation.
+      factors int32 [n, 4] (5 with positions) in the order of `NAMES`; nuisances float64 [n, 5]: x,
+      y, hue, size, rotation.
     Raises:
       UserError: unknown split.
     """
@@ -97,12 +129,15 @@ def draw(indices, *, split, seed=0, positions=False):
 
 
 def _distance(shape, x, y):
-    """Signed distance to the outline of a shape of radius 1, negative inside; exact along edges, a bound at corners."""
+    """Signed distance to the outline of a shape of radius 1, negative inside; exact along edges, a
+    bound at corners.
+    """
     if shape == 0:
         return np.hypot(x, y) - 1.0
     if shape == 1:
         return np.abs(np.hypot(x, y) - 0.775) - 0.225  # the hole has radius 0.55
-    if shape == 3:  # equilateral, circumradius 1.25, moved down by 0.2 so that its height is centered
+    # Equilateral, circumradius 1.25, moved down by 0.2 so that its height is centered.
+    if shape == 3:
         y = y - 0.2
         return np.maximum(y, np.abs(x) * (3**0.5 / 2) - y * 0.5) - 0.625
     x, y = np.abs(x), np.abs(y)
@@ -114,7 +149,9 @@ def _distance(shape, x, y):
 
 
 def coverage(factors, nuisances, *, image):
-    """The share of each pixel that the object covers: float32 [n, y, x]; reads neither color nor background."""
+    """The share of each pixel that the object covers: float32 [n, y, x]; reads neither color nor
+    background.
+    """
     factors, nuisances = np.asarray(factors), np.asarray(nuisances, np.float32)
     shape, size = factors[:, 0], factors[:, 3]
     center = np.full((len(factors), 2), 0.5, np.float32) + nuisances[:, :2]
@@ -132,12 +169,15 @@ def coverage(factors, nuisances, *, image):
         d = _distance(s, cos[i] * x + sin[i] * y, cos[i] * y - sin[i] * x)
         d *= -image * radius[i, None, None]  # now in pixels, positive inside
         d += 0.5
-        out[i] = np.clip(d, 0.0, 1.0, out=d)  # a straight edge sweeps one pixel, as a box filter sees it
+        # A straight edge sweeps one pixel, as a box filter sees it.
+        out[i] = np.clip(d, 0.0, 1.0, out=d)
     return out
 
 
 def paint(color, hue):
-    """The object's color in [0, 1], float64 [n, 3], of color indices [n] and hue nuisances [n] in degrees."""
+    """The object's color in [0, 1], float64 [n, 3], of color indices [n] and hue nuisances [n] in
+    degrees.
+    """
     turn = (np.asarray(color) + np.asarray(hue) / 60)[:, None] - np.array([3.0, 2.0, 4.0])
     distance = np.abs((turn + 3) % 6 - 3)  # on the circle of 6, from cyan, green, blue
     distance[:, 0] = 3 - distance[:, 0]  # red's channel is farthest from cyan
@@ -156,49 +196,86 @@ def render(factors, nuisances, *, image=16):
       UserError: image below 16 pixels, where shapes cannot be told apart.
     """
     if image < 16:
-        raise UserError(f"data shapes: image={image} is too small to tell shapes apart; use 16 or more")
+        raise UserError(
+            f"data shapes: image={image} is too small to tell shapes apart; use 16 or more"
+        )
     out = np.empty((len(factors), image, image, 3), np.uint8)
     chunk = max(1, _CHUNK * 256 // image**2)
     for start in range(0, len(factors), chunk):
-        f, z = np.asarray(factors[start : start + chunk]), np.asarray(nuisances[start : start + chunk])
+        f, z = (
+            np.asarray(factors[start : start + chunk]),
+            np.asarray(nuisances[start : start + chunk]),
+        )
         below = np.float32(255 * BACKGROUNDS[f[:, 2]])
         above = np.float32(255 * paint(f[:, 1], z[:, 2]))
         mask = coverage(f, z, image=image)
         for c in range(3):
-            out[start : start + chunk, ..., c] = below[:, c, None, None] + mask * (above - below)[:, c, None, None] + 0.5
+            out[start : start + chunk, ..., c] = (
+                below[:, c, None, None] + mask * (above - below)[:, c, None, None] + 0.5
+            )
     return out
 
 
 def caption(factors):
-    """One example's factors, int [4 or 5], in words: "a large red ring on a white background"; the position comes last."""
-    words = dict(zip(NAMES, (names[i] for names, i in zip(NAMES.values(), factors, strict=False)), strict=False))
-    text = f"a {words['size']} {words['color']} {words['shape']} on a {words['background']} background"
+    """One example's factors, int [4 or 5], in words: "a large red ring on a white background"; the
+    position comes last.
+    """
+    words = dict(
+        zip(
+            NAMES,
+            (names[i] for names, i in zip(NAMES.values(), factors, strict=False)),
+            strict=False,
+        )
+    )
+    text = (
+        f"a {words['size']} {words['color']} {words['shape']} on a {words['background']} background"
+    )
     return f"{text}, {words['position']}" if "position" in words else text
 
 
 class Shapes:
     """Random-access source of the first `count` examples of a split.
 
-    An example is {"image": uint8 [y, x, c], "index": int, "factors": int32 [4 or 5]}; its arrays are read-only views. A set below
-    1 GB is rendered whole at its first use, so that reading is a look-up; a larger one is rendered example by example.
+    An example is {"image": uint8 [y, x, c], "index": int, "factors": int32 [4 or 5]}; its arrays
+    are read-only views. A set below 1 GB is rendered whole at its first use, so that reading is a
+    look-up; a larger one is rendered example by example.
 
     Args:
       split: "train", "validation" or "held_out".
-      image: the side in pixels, at least 16.
-      count: how many examples; the first ones do not depend on it.
-      seed, positions: as in `draw`.
+      image: side of the images in pixels, at least 16.
+      count: how many examples there are. The first ones do not depend on it.
+      seed: number of the data set: another seed, other examples.
+      positions: whether each example also has a position on a 3x3 grid.
+
     Raises:
       UserError: unknown split, image below 16, no examples.
     """
 
-    def __init__(self, *, split, image=16, count=20000, seed=0, positions=False):
+    def __init__(
+        self,
+        *,
+        split,
+        image: int = 16,
+        count: int = 20000,
+        seed: int = 0,
+        positions: bool = False,
+    ):
         if count < 1:
             raise UserError(f"data shapes: count={count}; ask for at least one example")
-        self.split, self.image, self.count, self.seed, self.positions = split, image, count, seed, positions
-        self._examples(np.arange(1))  # a wrong split or size is reported here, not in the middle of a run
+        self.split, self.image, self.count, self.seed, self.positions = (
+            split,
+            image,
+            count,
+            seed,
+            positions,
+        )
+        # A wrong split or size is reported here, not in the middle of a run.
+        self._examples(np.arange(1))
 
     def _examples(self, indices):
-        factors, nuisances = draw(indices, split=self.split, seed=self.seed, positions=self.positions)
+        factors, nuisances = draw(
+            indices, split=self.split, seed=self.seed, positions=self.positions
+        )
         images = render(factors, nuisances, image=self.image)
         for array in (images, factors):
             array.setflags(write=False)
@@ -225,9 +302,12 @@ class Shapes:
         return {"image": images[index], "index": index, "factors": factors[index]}
 
     def __getstate__(self):
-        return {k: v for k, v in self.__dict__.items() if k != "_everything"}  # a worker process renders its own
+        # A worker process renders its own.
+        return {k: v for k, v in self.__dict__.items() if k != "_everything"}
 
     def __repr__(self):
-        """Names the data, not the object: Grain writes it into its checkpoints and compares it at restore."""
+        """Names the data, not the object: Grain writes it into its checkpoints and compares it at
+        restore.
+        """
         names = ("split", "image", "count", "seed", "positions")
         return f"Shapes({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"

@@ -1,8 +1,10 @@
-"""ArrayRecord shards beside a manifest: each written whole or not at all, so that a writer that was killed goes on where it was.
+"""ArrayRecord shards beside a manifest: each written whole or not at all, so that a writer that was
+killed goes on where it was.
 
-While a set is being written, each complete shard has a `.json` of its own beside it, {"description", "shard"}: of which set it is,
-and its entry for the manifest. The manifest, written last, is the description and the entries; then the shards' own files go.
-Used by the code store and by the records of images.
+While a set is being written, each complete shard has a `.json` of its own beside it,
+{"description", "shard"}: of which set it is, and its entry for the manifest. The manifest, written
+last, is the description and the entries; then the shards' own files go. Used by the code store and
+by the records of images.
 """
 
 import contextlib
@@ -12,6 +14,7 @@ import os
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from dlc_jax import checksum
 from dlc_jax.errors import UserError
 
 
@@ -49,8 +52,15 @@ def write_shard(path, records, *, description, **about):
             writer.close()
         _sync(temporary)
         if _read_back(temporary) != (count, written.digest()):
-            raise UserError(f"cannot write {path}: other records arrived than were written; is the disk sound?")
-        entry = {"file": path.name, "count": count, "bytes": temporary.stat().st_size, "sha256": sha256(temporary)}
+            raise UserError(
+                f"cannot write {path}: other records arrived than were written; is the disk sound?"
+            )
+        entry = {
+            "file": path.name,
+            "count": count,
+            "bytes": temporary.stat().st_size,
+            "sha256": checksum.of_file(temporary),
+        }
         entry |= {key: value() if callable(value) else value for key, value in about.items()}
         # In this order: a shard without a file of its own is never of an unfinished set.
         write_json(_sidecar(path), {"description": description, "shard": entry})
@@ -75,10 +85,14 @@ def complete(directory, prefix, description, *, what):
     """{file name: entry} of the shards that the manifest and the shards' own files vouch for.
 
     Raises:
-      UserError: if the directory holds another `what` (its plural, for the message); the keys that differ are named.
+      UserError: if the directory holds another `what` (its plural, for the message); the keys that
+        differ are named.
     """
     known = {}
-    for path in [directory / "manifest.json", *sorted(directory.glob(f"{prefix}-*.arrayrecord.json"))]:
+    for path in [
+        directory / "manifest.json",
+        *sorted(directory.glob(f"{prefix}-*.arrayrecord.json")),
+    ]:
         try:
             found = json.loads(path.read_text())
         except (FileNotFoundError, ValueError):
@@ -90,14 +104,22 @@ def complete(directory, prefix, description, *, what):
         else:
             entries, found = [found.get("shard", {})], found.get("description", {})
         if found != description:
-            raise UserError(f"{directory} holds other {what} ({difference(found, description)}); use another directory")
+            raise UserError(
+                f"{directory} holds other {what} ({difference(found, description)}); use another "
+                "directory"
+            )
         known.update({entry["file"]: entry for entry in entries})
     return known
 
 
-def intact(path, entry):
-    """Whether the shard is there and has the bytes that its entry (None for an unknown shard) says."""
-    return entry is not None and path.exists() and path.stat().st_size == entry["bytes"] and sha256(path) == entry["sha256"]
+def is_intact(path, entry):
+    """Whether a shard has the size and the SHA-256 of its entry, None for an unknown shard.
+
+    For a writer that resumes: it makes a damaged shard again. Who reads compares sizes.
+    """
+    if entry is None or not path.exists() or path.stat().st_size != entry["bytes"]:
+        return False
+    return checksum.of_file(path) == entry["sha256"]
 
 
 def finish(directory, names, prefix, description, *, what):
@@ -109,8 +131,12 @@ def finish(directory, names, prefix, description, *, what):
     known = complete(directory, prefix, description, what=what)
     absent = [name for name in names if name not in known]
     if absent:
-        raise UserError(f"{directory} lacks shard {absent[0]}; run the same command again in every process")
-    write_json(directory / "manifest.json", {**description, "shards": [known[name] for name in names]})
+        raise UserError(
+            f"{directory} lacks shard {absent[0]}; run the same command again in every process"
+        )
+    write_json(
+        directory / "manifest.json", {**description, "shards": [known[name] for name in names]}
+    )
     for name in names:
         _sidecar(directory / name).unlink(missing_ok=True)
 
@@ -121,12 +147,6 @@ def write_json(path, value, *, indent=1):
     temporary.write_text(json.dumps(value, indent=indent, sort_keys=True) + "\n")
     _sync(temporary)
     temporary.rename(path)
-
-
-def sha256(path):
-    """Of a file, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def plain(value):
@@ -149,11 +169,16 @@ def _short(value):
 
 @contextlib.contextmanager
 def disk(what):
-    """A disk that refuses is the user's matter: one line. `what` is being written, such as "code store DIR"."""
+    """A disk that refuses is the user's matter: one line. `what` is being written, such as "code
+    store DIR".
+    """
     try:
         yield
     except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError when a write fails
-        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (
+            getattr(error, "strerror", None)
+            or (str(error).splitlines() or [type(error).__name__])[0]
+        )
         raise UserError(f"cannot write {what}: {reason}; what is complete is kept") from error
 
 

@@ -1,4 +1,6 @@
-"""What is in a place of images: counts, classes, sizes, formats, what is broken, and a contact sheet."""
+"""What is in a place of images: counts, classes, sizes, formats, what is broken, and a contact
+sheet.
+"""
 
 import collections
 import dataclasses
@@ -8,7 +10,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from dlc_jax.data import decoder, files, listing, records
+from dlc_jax.data import decoder, files, naming, records
 from dlc_jax.data.sweep import sweep
 from dlc_jax.errors import UserError
 
@@ -22,7 +24,8 @@ class Survey:
     Attributes:
       kind: "folder", "tar", "zip", "idx", "npz", "parquet", "records" or "tfds".
       count: images in all; bytes: of all of them as stored, None if not known.
-      splits: {"train", "validation", "test": images}, {} if no folders say so; classes: {name: images}.
+      splits: {"train", "validation", "test": images}, {} if no folders say so; classes: {name:
+        images}.
       looked: how many were decoded; the rest of the fields is of these.
       formats, modes: {"JPEG": images}, {"RGB": images}.
       widths, heights: int [m] in pixels, of those whose header can be read.
@@ -47,7 +50,8 @@ class Survey:
 
 
 def survey(path, *, field="image", sample=None, workers=None, progress=None):
-    """Looks at the images of a place: each is decoded as for training, so that what would fail there is found here.
+    """Looks at the images of a place: each is decoded as for training, so that what would fail
+    there is found here.
 
     Args:
       path: as `files.open_files` takes it.
@@ -57,21 +61,28 @@ def survey(path, *, field="image", sample=None, workers=None, progress=None):
       progress: called as progress(done, total), now and then.
 
     Returns:
-      (Survey, contact sheet as a Pillow image: up to 64 images, spread evenly over the names, center-cropped).
+      (Survey, contact sheet as a Pillow image: up to 64 images, spread evenly over the names,
+      center-cropped).
 
     Raises:
       UserError: nothing there can be read as a set of images.
     """
     images = files.scan(path, field=field, cache_gb=files.UNPACKED_GB)
-    names, labels, splits = images.names, images.labels, listing.split_of(images.names) or []
-    order = range(len(images)) if images.sequential else sorted(range(len(images)), key=names.__getitem__)
+    names, labels, splits = images.names, images.labels, naming.split_of(images.names) or []
+    order = (
+        range(len(images))
+        if images.sequential
+        else sorted(range(len(images)), key=names.__getitem__)
+    )
     rows = spread(order, len(order) if sample is None else sample)
     wanted = set(spread(rows, SHEET * SHEET))
     workers = 1 if images.sequential else workers or os.cpu_count() or 1
     formats, modes, sizes, broken, tiles = collections.Counter(), collections.Counter(), [], [], []
     check = images.kind == "records" and sample is None
     part = progress and (lambda done, total: progress(done, total + len(images) * check))
-    looks = sweep(lambda row: _look(images, row, row in wanted), rows, workers=workers, progress=part)
+    looks = sweep(
+        lambda row: _look(images, row, row in wanted), rows, workers=workers, progress=part
+    )
     for row, (header, wrong, tile) in zip(rows, looks):
         if header:
             formats[header[0]] += 1
@@ -81,12 +92,20 @@ def survey(path, *, field="image", sample=None, workers=None, progress=None):
             broken.append((names[row], wrong))
         elif tile is not None:
             tiles.append(tile)
-    counts = np.bincount(labels[labels >= 0], minlength=len(images.classes)).tolist() if images.classes else []
+    counts = (
+        np.bincount(labels[labels >= 0], minlength=len(images.classes)).tolist()
+        if images.classes
+        else []
+    )
     found = Survey(
         kind=images.kind,
         count=len(images),
         bytes=images.size,
-        splits={split: splits.count(split) for split in ("train", "validation", "test") if split in splits},
+        splits={
+            split: splits.count(split)
+            for split in ("train", "validation", "test")
+            if split in splits
+        },
         classes=dict(zip(images.classes, counts)),
         looked=len(rows),
         formats=dict(formats.most_common()),
@@ -95,7 +114,11 @@ def survey(path, *, field="image", sample=None, workers=None, progress=None):
         heights=np.array([height for _, height in sizes], np.int64),
         broken=broken,
         skipped=images.skipped,
-        damage=_damage(path, progress=progress and (lambda done, total: progress(done + total, 2 * total))) if check else None,
+        damage=_damage(
+            path, progress=progress and (lambda done, total: progress(done + total, 2 * total))
+        )
+        if check
+        else None,
     )
     return found, contact_sheet(tiles)
 
@@ -107,12 +130,19 @@ def spread(rows, count):
 
 
 def contact_sheet(tiles):
-    """A Pillow image of square tiles [TILE, TILE, 3], in rows of eight; gray paper if there are none."""
+    """A Pillow image of square tiles [TILE, TILE, 3], in rows of eight; gray paper if there are
+    none.
+    """
     columns = min(SHEET, max(len(tiles), 1))
     across, down = columns, max(-(-len(tiles) // columns), 1)
-    sheet = Image.new("RGB", (GAP + across * (TILE + GAP), GAP + down * (TILE + GAP)), (238, 238, 238))
+    sheet = Image.new(
+        "RGB", (GAP + across * (TILE + GAP), GAP + down * (TILE + GAP)), (238, 238, 238)
+    )
     for k, tile in enumerate(tiles):
-        sheet.paste(Image.fromarray(tile), (GAP + k % columns * (TILE + GAP), GAP + k // columns * (TILE + GAP)))
+        sheet.paste(
+            Image.fromarray(tile),
+            (GAP + k % columns * (TILE + GAP), GAP + k // columns * (TILE + GAP)),
+        )
     return sheet
 
 
@@ -126,13 +156,20 @@ def _look(images, row, wanted):
         with decoder.identify(data) as file:
             header = (file.format, file.mode, *file.size)
         pixels = decoder.decode_image(data)
-        return header, None, np.asarray(decoder.center_crop(Image.fromarray(pixels), size=TILE)) if wanted else None
+        return (
+            header,
+            None,
+            np.asarray(decoder.center_crop(Image.fromarray(pixels), size=TILE)) if wanted else None,
+        )
     except UserError:
         raise
     except Image.UnidentifiedImageError:
         return None, "not an image of a known format", None
     except Exception as error:  # Pillow raises many types, each about the file
-        reason = getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (
+            getattr(error, "strerror", None)
+            or (str(error).strip() or type(error).__name__).splitlines()[0]
+        )
         return header, reason, None
 
 

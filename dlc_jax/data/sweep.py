@@ -9,7 +9,8 @@ CHUNK = 16  # records of one task: taking a task costs more than some records do
 def sweep(work, rows, *, workers, progress=None):
     """Yields work(row) of every row, in order.
 
-    Threads are enough: reading files, hashing and Pillow's decoding let the others run. At most 3 * workers * CHUNK results wait.
+    Threads are enough: reading files, hashing and Pillow's decoding let the others run. At most 3 *
+      workers * CHUNK results wait.
 
     Args:
       work: row -> result, called from `workers` threads.
@@ -21,7 +22,11 @@ def sweep(work, rows, *, workers, progress=None):
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         try:
             for start in range(0, len(rows), CHUNK):
-                waiting.append(pool.submit(lambda chunk: [work(row) for row in chunk], rows[start : start + CHUNK]))
+                waiting.append(
+                    pool.submit(
+                        lambda chunk: [work(row) for row in chunk], rows[start : start + CHUNK]
+                    )
+                )
                 while len(waiting) >= 2 * workers or (waiting and start + CHUNK >= len(rows)):
                     results = waiting.popleft().result()
                     yield from results

@@ -8,26 +8,42 @@ import numpy as np
 from PIL import Image
 
 from dlc_jax.data.decoder import check_image, decode_image, to_pixels
-from dlc_jax.data.listing import SPLITS, Listing, digest
+from dlc_jax.data.listing import Listing, digest
+from dlc_jax.data.naming import SPLITS
 from dlc_jax.errors import UserError
 
 
 class Tfds:
-    """A TFDS data set that was prepared as ArrayRecord, read without tensorflow. Images are decoded here, by Pillow.
+    """A TFDS data set that was prepared as ArrayRecord, read without tensorflow. Images are decoded
+    here, by Pillow.
 
     Args:
-      split: "train" or "validation", read from the options of that name; anything else is a TFDS split itself.
-      dataset: TFDS name, such as "imagenet2012" or "my_set/config:1.0.0"; or the folder of a prepared version.
-      train, validation: TFDS splits, such as "train[:99%]".
-      image: side of the center crop, None for images as they are, or "encoded" for the bytes of the files, see `Images`.
-      field: name of the image feature; a record has it as `image`.
-      data_dir: where it was prepared; TFDS's default if None.
+      split: "train" or "validation", read from the options of that name; anything else is a TFDS
+        split itself.
+      dataset: TFDS name, or the folder of a prepared version. Such as "my_set/config:1.0.0".
+      train: TFDS split to train on, such as "train[:99%]".
+      validation: TFDS split to validate on.
+      image: side of the center crop in pixels. None leaves images as they are; "encoded" gives the
+        bytes of the files, see `Images`.
+      field: image feature of the data set. A record has it as `image`.
+      data_dir: where the data set was prepared, TFDS's default if None.
 
     Raises:
-      UserError: if the data set is unknown, not prepared, not in ArrayRecord, or has no such split or field.
+      UserError: if the data set is unknown, not prepared, not in ArrayRecord, or has no such split
+        or field.
     """
 
-    def __init__(self, *, split, dataset, train="train", validation="validation", image=None, field="image", data_dir=None):
+    def __init__(
+        self,
+        *,
+        split,
+        dataset: str = "imagenet2012",
+        train: str = "train",
+        validation: str = "validation",
+        image: int | str | None = 256,
+        field: str = "image",
+        data_dir: str | None = None,
+    ):
         import tensorflow_datasets as tfds
 
         check_image(image)
@@ -40,9 +56,15 @@ class Tfds:
             decoders = {field: tfds.decode.SkipDecoding()} if self._encoded else None
             records = builder.as_data_source(split=split, decoders=decoders)
         except Exception as error:  # TFDS raises a dozen types here; each is a matter of name, path, split or format
-            raise _refusal(error, f"split {split} of TFDS data set {dataset} in {data_dir or 'the default place'}") from error
+            raise _refusal(
+                error,
+                f"split {split} of TFDS data set {dataset} in {data_dir or 'the default place'}",
+            ) from error
         if field not in features:
-            raise UserError(f"TFDS data set {dataset} has no field {field}; it has {', '.join(sorted(features))}")
+            raise UserError(
+                f"TFDS data set {dataset} has no field {field}; it has "
+                f"{', '.join(sorted(features))}"
+            )
         self._records = records
         self.classes = _classes(builder.info.features)
 
@@ -64,18 +86,23 @@ class Tfds:
         return {**record, "image": pixels, "index": index}
 
     def encoded(self, index):
-        """(bytes of the image file, the other fields); an image that TFDS holds as pixels becomes a PNG file."""
+        """(bytes of the image file, the other fields); an image that TFDS holds as pixels becomes a
+        PNG file.
+        """
         record = dict(self._records[index])
         pixels = record.pop(self.field)
         if self._encoded:
             return bytes(pixels), record
         file, pixels = io.BytesIO(), np.asarray(pixels, np.uint8)
-        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG", compress_level=1)
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(
+            file, "PNG", compress_level=1
+        )
         return file.getvalue(), record
 
 
 def open_tfds(dataset, *, field):
-    """The `Listing` of all splits of a TFDS data set; images are named by split and number. Arguments and errors as of `Tfds`.
+    """The `Listing` of all splits of a TFDS data set; images are named by split and number.
+    Arguments and errors as of `Tfds`.
 
     Classes are those of a feature `label`, if it is a ClassLabel.
     """
@@ -86,14 +113,25 @@ def open_tfds(dataset, *, field):
     sizes = {name: found.num_examples for name, found in info.splits.items()}
     used = [name for name in sorted(sizes) if name in SPLITS and sizes[name]]
     skipped = {f"split {name} of TFDS": sizes[name] for name in sorted(set(sizes) - set(used))}
-    parts = [Tfds(split=name, dataset=dataset, train="train", validation="validation", field=field) for name in used]
+    parts = [
+        Tfds(split=name, dataset=dataset, train="train", validation="validation", field=field)
+        for name in used
+    ]
     names = [f"{name}/{k:08d}" for name in used for k in range(sizes[name])]
     classes = _classes(info.features)
     labels = functools.partial(_label, parts) if classes else None
-    seals = [f"{name} {info.splits[name].shard_lengths} {info.splits[name].num_bytes}" for name in used]
+    seals = [
+        f"{name} {info.splits[name].shard_lengths} {info.splits[name].num_bytes}" for name in used
+    ]
     content = digest([info.full_name, field, *seals])
     return Listing(
-        "tfds", names, functools.partial(_read, parts), content=content, labels=labels, classes=classes, skipped=skipped
+        "tfds",
+        names,
+        functools.partial(_read, parts),
+        content=content,
+        labels=labels,
+        classes=classes,
+        skipped=skipped,
     )
 
 

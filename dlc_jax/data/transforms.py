@@ -1,8 +1,11 @@
-"""Random crops on the host, one record at a time; everything random is drawn from the NumPy generator that is given.
+"""Random crops on the host, one record at a time; everything random is drawn from the NumPy
+generator that is given.
 
-Crop and flip work on Pillow images, (image, rng) -> image; what changes colors then works on the pixels of the crop, see `colors`.
-`MultiCrop` and `Views` work on records, (record, rng) -> record: the loader takes those. A record's `image` is uint8 [y, x, 3], or the
-bytes of an image file. Then the boxes are drawn first, from the size in its header, and it is decoded once, as coarsely as they allow.
+Crop and flip work on Pillow images, (image, rng) -> image; what changes colors then works on the
+pixels of the crop, see `colors`. `MultiCrop` and `Views` work on records, (record, rng) -> record:
+the loader takes those. A record's `image` is uint8 [y, x, 3], or the bytes of an image file. Then
+the boxes are drawn first, from the size in its header, and it is decoded once, as coarsely as they
+allow.
 """
 
 import functools
@@ -25,27 +28,37 @@ INTERPOLATIONS = {
 class RandomResizedCrop:
     """Cuts a random box and scales it to size x size (Szegedy et al., 2015).
 
-    Area is uniform in `scale` (shares of the image), width / height log-uniform in `ratio`. A box that does not fit is drawn again, ten
-    times; then it is the largest one of a ratio in the range, in the center. That is torchvision's rule, and so are the filters:
-    Pillow's widen with the reduction, as torch's antialiased ones do, and its bicubic has a = -0.5 like torch's antialiased one.
-    The box has sub-pixel edges where torchvision rounds them (by half a pixel at most): at 16 pixels whole ones would leave few crops.
-    And a filter reaches over the edges of the box where the image goes on, where torchvision cuts first.
+    Area is uniform in `scale` (shares of the image), width / height log-uniform in `ratio`. A box
+    that does not fit is drawn again, ten times; then it is the largest one of a ratio in the range,
+    in the center. That is torchvision's rule, and so are the filters: Pillow's widen with the
+    reduction, as torch's antialiased ones do, and its bicubic has a = -0.5 like torch's antialiased
+    one. The box has sub-pixel edges where torchvision rounds them (by half a pixel at most): at 16
+    pixels whole ones would leave few crops. And a filter reaches over the edges of the box where
+    the image goes on, where torchvision cuts first.
 
-    `shift` then moves the box by up to that share of the image's sides, also over its edges, whose pixels are repeated there.
+    `shift` then moves the box by up to that share of the image's sides, also over its edges, whose
+    pixels are repeated there.
     """
 
-    def __init__(self, size, *, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), shift=0.0, interpolation="bicubic"):
+    def __init__(
+        self, size, *, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), shift=0.0, interpolation="bicubic"
+    ):
         if interpolation not in INTERPOLATIONS:
-            raise UserError(f"unknown interpolation {interpolation!r}; use one of {', '.join(INTERPOLATIONS)}")
+            raise UserError(
+                f"unknown interpolation {interpolation!r}; use one of {', '.join(INTERPOLATIONS)}"
+            )
         if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1] or shift < 0:
             raise UserError(
-                f"a crop needs 0 < scale <= 1, ratio > 0, shift >= 0, low before high; got {scale=} {ratio=} {shift=}"
+                "a crop needs 0 < scale <= 1, ratio > 0, shift >= 0, low before high; got "
+                f"{scale=} {ratio=} {shift=}"
             )
         self.size, self.scale, self.ratio, self.shift = size, scale, ratio, shift
         self.resample = INTERPOLATIONS[interpolation]
 
     def box(self, width, height, rng):
-        """Draws (left, top, right, bottom) in an image of width x height; inside of it, unless there is a shift."""
+        """Draws (left, top, right, bottom) in an image of width x height; inside of it, unless
+        there is a shift.
+        """
         low, high = self.scale
         log_low, log_high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for _ in range(10):
@@ -90,7 +103,9 @@ def _extend(image, pad_x, pad_y):
     if not pad_x and not pad_y:
         return image
     pixels = np.asarray(image)
-    return Image.fromarray(pixels.take(_clipped(image.height, pad_y), 0).take(_clipped(image.width, pad_x), 1))
+    return Image.fromarray(
+        pixels.take(_clipped(image.height, pad_y), 0).take(_clipped(image.width, pad_x), 1)
+    )
 
 
 class Flip:
@@ -111,28 +126,37 @@ def _chain(*transforms):
 
 
 class MultiCrop:
-    """Several augmented crops of one image: global ones for teacher and student, local ones for the student alone.
+    """Augmented crops of one image: global ones for teacher and student, local ones for the
+    student.
 
-    DINO's (Caron et al., 2021). A record's `image` is replaced by `global`, uint8 [g, y, x, 3], and `local`, uint8 [m, y, x, 3]
-    (absent if there are none); its other fields stay. Each crop is cut, flipped, color-jittered, grayed, blurred and solarized,
-    in that order.
+    DINO's (Caron et al., 2021), with DINOv2's values by default. A record's `image` is replaced by
+    `global`, uint8 [g, y, x, 3], and `local`, uint8 [m, y, x, 3] (absent if there are none); its
+    other fields stay. Each crop is cut, flipped, color-jittered, grayed, blurred and solarized, in
+    that order.
 
-    A JPEG is decoded at the coarsest of 1, 1/2, 1/4 and 1/8 of its size in which every box still has at least as many pixels as its crop:
-    the decoder never costs a crop detail that the crop could show.
+    A JPEG is decoded at the coarsest of 1, 1/2, 1/4 and 1/8 of its size in which every box still
+    has at least as many pixels as its crop: the decoder never costs a crop detail that the crop
+    could show.
 
     Args:
-      global_crops, global_size, global_scale: number, side in pixels and range of area.
-      local_crops, local_size, local_scale: the same for the local ones.
-      ratio: range of width / height.
-      flip: probability.
+      global_crops: number of global crops, at least 1.
+      global_size: side of a global crop in pixels.
+      global_scale: range of a global crop's area, as shares of the image.
+      local_crops: number of local crops.
+      local_size: side of a local crop in pixels.
+      local_scale: range of a local crop's area, as shares of the image.
+      ratio: range of a crop's width / height.
+      flip: probability of mirroring left and right.
       jitter: strengths of brightness, contrast, saturation and hue.
-      jitter_probability, gray: probabilities.
-      lightness: strength of an addition to all channels, which DINO does not have.
-      blur, solarize: probabilities for the first global crop, the other global ones, and the local ones.
-      blur_quirk: blurs with one minus those probabilities, as DINOv2's code does by mistake: its recipe says (1, 0.1, 0.5), and its models
-        were trained with (0, 0.9, 0.5).
-      blur_sigma: range of the blur, in pixels.
-      shift: how far a crop may leave the image, as a share of its side; the edge is repeated there.
+      jitter_probability: probability of the color jitter.
+      lightness: strength of a number added to all channels. DINO has none.
+      gray: probability of dropping the color.
+      blur: probabilities of the first global crop, the other global ones, and the local ones.
+      blur_quirk: whether to blur with one minus those probabilities. DINOv2's code does so by
+        mistake: its recipe says (1, 0.1, 0.5), its models were trained with (0, 0.9, 0.5).
+      blur_sigma: range of the blur's standard deviation, in pixels.
+      solarize: probabilities of the first global crop, the other global ones, and the local ones.
+      shift: how far a crop may leave the image, as a share of its side. The edge is repeated there.
       interpolation: "bicubic", "bilinear" or "lanczos".
 
     Raises:
@@ -142,27 +166,29 @@ class MultiCrop:
     def __init__(
         self,
         *,
-        global_size,
-        global_crops=2,
-        global_scale=(0.32, 1.0),
-        local_crops=0,
-        local_size=None,
-        local_scale=(0.05, 0.32),
-        ratio=(3 / 4, 4 / 3),
-        flip=0.5,
-        jitter=(0.4, 0.4, 0.2, 0.1),
-        jitter_probability=0.8,
-        lightness=0.0,
-        gray=0.2,
-        blur=(0.0, 0.9, 0.5),
-        blur_quirk=False,
-        solarize=(0.0, 0.2, 0.0),
-        blur_sigma=(0.1, 2.0),
-        shift=0.0,
-        interpolation="bicubic",
+        global_crops: int = 2,
+        global_size: int = 224,
+        global_scale: tuple[float, float] = (0.32, 1.0),
+        local_crops: int = 8,
+        local_size: int = 98,
+        local_scale: tuple[float, float] = (0.05, 0.32),
+        ratio: tuple[float, float] = (0.75, 1.3333333333333333),
+        flip: float = 0.5,
+        jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1),
+        jitter_probability: float = 0.8,
+        lightness: float = 0.0,
+        gray: float = 0.2,
+        blur: tuple[float, float, float] = (1.0, 0.1, 0.5),
+        blur_quirk: bool = True,
+        blur_sigma: tuple[float, float] = (0.1, 2.0),
+        solarize: tuple[float, float, float] = (0.0, 0.2, 0.0),
+        shift: float = 0.0,
+        interpolation: str = "bicubic",
     ):
         if global_crops < 1 or local_crops < 0 or (local_crops and not local_size):
-            raise UserError("MultiCrop needs global_crops >= 1, and local_size if there are local crops")
+            raise UserError(
+                "MultiCrop needs global_crops >= 1, and local_size if there are local crops"
+            )
         if blur_quirk:
             blur = [1 - probability for probability in blur]
 
@@ -174,10 +200,14 @@ class MultiCrop:
                 Blur(blur[kind], sigma=blur_sigma),
                 Solarize(solarize[kind]),
             )
-            cut = RandomResizedCrop(size, scale=scale, ratio=ratio, shift=shift, interpolation=interpolation)
+            cut = RandomResizedCrop(
+                size, scale=scale, ratio=ratio, shift=shift, interpolation=interpolation
+            )
             return cut, Flip(flip), colors
 
-        self._crops = {"global": [crop(global_size, global_scale, min(i, 1)) for i in range(global_crops)]}
+        self._crops = {
+            "global": [crop(global_size, global_scale, min(i, 1)) for i in range(global_crops)]
+        }
         if local_crops:
             self._crops["local"] = [crop(local_size, local_scale, 2)] * local_crops
 
@@ -187,10 +217,15 @@ class MultiCrop:
 
     def boxes(self, width, height, rng):
         """Draws {"global" or "local": a box for each crop} in an image of width x height."""
-        return {name: [cut.box(width, height, rng) for cut, _, _ in crops] for name, crops in self._crops.items()}
+        return {
+            name: [cut.box(width, height, rng) for cut, _, _ in crops]
+            for name, crops in self._crops.items()
+        }
 
     def shrink(self, boxes):
-        """How coarsely the image may be decoded: the greatest of SHRINKS that leaves each box the pixels of its crop."""
+        """How coarsely the image may be decoded: the greatest of SHRINKS that leaves each box the
+        pixels of its crop.
+        """
         room = min(
             min(right - left, bottom - top) / cut.size
             for name, crops in self._crops.items()
@@ -199,7 +234,9 @@ class MultiCrop:
         return next((shrink for shrink in SHRINKS if shrink <= room), 1)
 
     def cut(self, image, boxes, rng):
-        """{"global" or "local": uint8 [n, y, x, 3]}, from boxes in the coordinates of this Pillow image."""
+        """{"global" or "local": uint8 [n, y, x, 3]}, from boxes in the coordinates of this Pillow
+        image.
+        """
         return {
             name: np.stack([_cut(image, *crop, box, rng) for crop, box in zip(crops, boxes[name])])
             for name, crops in self._crops.items()
@@ -218,12 +255,17 @@ def _augment(image, kinds, rng):
     picture = Picture(image)
     drawn = [kind.boxes(*picture.size, rng) for kind in kinds]
     image, shrink = picture.decode(min(kind.shrink(boxes) for kind, boxes in zip(kinds, drawn)))
-    scaled = [{name: [[edge / shrink for edge in box] for box in boxes] for name, boxes in each.items()} for each in drawn]
+    scaled = [
+        {name: [[edge / shrink for edge in box] for box in boxes] for name, boxes in each.items()}
+        for each in drawn
+    ]
     return [kind.cut(image, boxes, rng) for kind, boxes in zip(kinds, scaled)]
 
 
 class Views:
-    """Several kinds of crops of one image, each with its own augmentations: {kind: MultiCrop} gives the fields `kind/global`, `kind/local`."""
+    """Several kinds of crops of one image, each with its own augmentations: {kind: MultiCrop} gives
+    the fields `kind/global`, `kind/local`.
+    """
 
     def __init__(self, kinds):
         self.kinds = dict(sorted(kinds.items()))

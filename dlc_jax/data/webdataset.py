@@ -1,4 +1,5 @@
-"""Labels of WebDataset tars: members that lie beside the images, with the same name up to its first dot.
+"""Labels of WebDataset tars: members that lie beside the images, with the same name up to its first
+dot.
 
 shard/0007.jpg    an image; shard/0007.left.png would be another of the same sample
 shard/0007.cls    its class, a number or a name as text
@@ -15,7 +16,12 @@ KEYS = ("cls", "label", "class")  # of a .json, the first that is there
 
 def may_be_label(name, member):
     """Whether a member of a tar, a `tarfile.TarInfo`, is to be read for a label."""
-    return _split(name)[1] in ("cls", "json") and member.isreg() and not member.issparse() and member.size <= MAX_BYTES
+    return (
+        _split(name)[1] in ("cls", "json")
+        and member.isreg()
+        and not member.issparse()
+        and member.size <= MAX_BYTES
+    )
 
 
 class Labels:
@@ -56,7 +62,9 @@ def labeled(listing):
 
 
 def _split(name):
-    """(key of the sample, ending in lower case): the name up to the first dot of its last part, and what follows."""
+    """(key of the sample, ending in lower case): the name up to the first dot of its last part, and
+    what follows.
+    """
     folder, slash, last = name.rpartition("/")
     stem, _, ending = last.partition(".")
     return folder + slash + stem, ending.lower()
@@ -74,14 +82,24 @@ def _in_json(data):
         found = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    found = next((found[key] for key in KEYS if key in found), None) if isinstance(found, dict) else None
+    found = (
+        next((found[key] for key in KEYS if key in found), None)
+        if isinstance(found, dict)
+        else None
+    )
     if isinstance(found, str):
         return _clean(found)
-    return str(found) if isinstance(found, int) and not isinstance(found, bool) and found >= 0 else None
+    return (
+        str(found)
+        if isinstance(found, int) and not isinstance(found, bool) and found >= 0
+        else None
+    )
 
 
 def _clean(text):
-    """A class as text, or None for what is no class: nothing, several lines, or -1, which stands for none."""
+    """A class as text, or None for what is no class: nothing, several lines, or -1, which stands
+    for none.
+    """
     text = text.strip()
     if not 0 < len(text) <= 200 or len(text.splitlines()) > 1 or text == "-1":
         return None

@@ -15,6 +15,7 @@ from dlc_jax import parallel, recipe
 from dlc_jax import workdir as home
 from dlc_jax.data import loader, sources
 from dlc_jax.data.codes import CodeStore, WithCodes
+from dlc_jax.data.sources import DataSet
 from dlc_jax.diffusion import flow, schedules
 from dlc_jax.diffusion.guidance import Guidance
 from dlc_jax.diffusion.sample import Sampler
@@ -126,22 +127,21 @@ def make(config, *, step: str, workdir) -> Stage:
             f"{step}.codes={section.codes!r} does not go with {step}.model.positions="
             f"{model.positions}: without codes, positions is 0"
         )
-    spec = batch_spec(section)
+    spec, data = batch_spec(section), DataSet(**config.data)
 
     def store(split):
         found = CodeStore(recipe.place(config, workdir, section.codes) / split)
         return found.checked(positions=model.positions, values=model.values, where=step)
 
     def batches(split):
-        source = sources.source(split=split, **config.data)
+        source = data.source(split)
         if model.positions:
-            identity = sources.identity(split=split, **config.data)
-            source = WithCodes(source, store(split), identity=identity)
+            source = WithCodes(source, store(split), identity=data.identity(split))
         fields = tuple(name for name in spec if name != "position")
         return loader.batches(source, batch=plan.batch, seed=config.seed, fields=fields)
 
     def reads():
-        found = {"source": sources.identity(split="train", **config.data)}
+        found = {"source": data.identity("train")}
         return found | ({"store": store("train").origin} if model.positions else {})
 
     @functools.cache
@@ -150,7 +150,7 @@ def make(config, *, step: str, workdir) -> Stage:
         batch = -(-section.grid.count // parts) * parts
         return Networks(config, workdir, mesh, batch=batch)[step]
 
-    grid = functools.partial(draw_grid, config, section.grid, network, store)
+    grid = functools.partial(draw_grid, section.grid, config.seed, data, network, store)
     return Stage(
         init=functools.partial(init, model),
         prepare=functools.partial(prepare, section),
@@ -248,13 +248,13 @@ def to_pixels(images) -> jax.Array:
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
-def draw_grid(config, grid: Grid, network, store, state, frozen, mesh, directory):
+def draw_grid(grid: Grid, seed: int, data, network, store, state, frozen, mesh, directory):
     """The evaluator's picture: validation images above what is drawn from their codes."""
     params = state.params if state.ema is None else state.ema
     network = network(mesh)
-    how = {"params": params, "seed": config.seed, "sampler": grid.sampler}
+    how = {"params": params, "seed": seed, "sampler": grid.sampler}
     if network.model.positions:
-        source = sources.source(split="validation", **config.data)
+        source = data.source("validation")
         rows = sources.choose(source, grid.count)
         drawn = network.decode(store("validation").codes(rows), **how)
         real = np.stack([source[int(row)]["image"] for row in rows])

@@ -10,6 +10,7 @@ import functools
 from dlc_jax import checkpoint, checkup, recipe
 from dlc_jax.data import sources
 from dlc_jax.data.codes import CodeStore
+from dlc_jax.data.sources import DataSet
 from dlc_jax.evals import codes as health
 from dlc_jax.evals.probe import Fit
 from dlc_jax.networks import Networks
@@ -49,28 +50,29 @@ def make(config, *, step: str, workdir) -> Job:
     def run(mesh, directory):
         codes = config[section.codes]
         settings = {"batch": codes.batch, "dtype": codes.dtype}
-        with Networks(config, workdir, mesh, **settings) as networks:
-            return measure(config, workdir, section, networks[section.encoder])
+        networks = Networks(config, workdir, mesh, **settings)
+        with networks, DataSet(**config.data) as data:
+            return measure(config, workdir, section, data, networks[section.encoder])
 
     return Job(run=run, settings=("splits", "count", "baselines", "fit"))
 
 
-def measure(config, workdir, section: Section, network) -> dict[str, float]:
+def measure(config, workdir, section: Section, data, network) -> dict[str, float]:
     """The results of the job, of an encoder's network."""
     values = network.model.simplicial.values
-    labels = sources.factors(**config.data)
+    labels = data.factors()
     of = {"features": network.features} if labels else {}
     if labels and section.baselines:
         untrained = functools.partial(network.encode, params=network.untrained())
         of |= {"untrained": untrained, "pixels": checkup.pixels}
-    read = functools.partial(read_split, config, workdir, section, of)
+    read = functools.partial(read_split, config, workdir, section, data, of)
     train, results = read("train") if labels else {}, {}
     for split in section.splits:
         unseen = read(split)
         after = "" if split == "validation" else f"_{split}"
         found = health.health(unseen["codes"], values=values)
         results |= {f"health{after}/{key}": value for key, value in found.items()}
-        source = sources.source(split=split, **config.data)
+        source = data.source(split)
         alike = checkup.agreement(
             source,
             sources.choose(source, section.count),
@@ -86,7 +88,7 @@ def measure(config, workdir, section: Section, network) -> dict[str, float]:
     return results
 
 
-def read_split(config, workdir, section: Section, of, split: str) -> dict:
+def read_split(config, workdir, section: Section, data, of, split: str) -> dict:
     """`codes`, `factors` and what each function of `of` says of `count` records of a split.
 
     Agreement and features are of the encoder that is here: codes of another one beside them would
@@ -95,8 +97,7 @@ def read_split(config, workdir, section: Section, of, split: str) -> dict:
     Raises:
       UserError: the codes are of another encoder.
     """
-    view = config.data.to_dict() | recipe.view(config[section.codes])
-    source = sources.source(split=split, **view)
+    source = data.source(split, **recipe.view(config[section.codes]))
     rows = sources.choose(source, section.count)
     store = CodeStore(recipe.place(config, workdir, section.codes) / split)
     trained = recipe.trained(config, workdir, section.encoder)

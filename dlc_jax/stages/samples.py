@@ -18,6 +18,7 @@ import numpy as np
 from dlc_jax import recipe
 from dlc_jax.data import sources
 from dlc_jax.data.codes import CodeStore
+from dlc_jax.data.sources import DataSet
 from dlc_jax.diffusion.guidance import Guidance
 from dlc_jax.diffusion.masked import CodeSampler
 from dlc_jax.diffusion.sample import Sampler
@@ -68,6 +69,7 @@ class Studio:
 
     Attributes:
       config, workdir, section: of the job.
+      data: the data set.
       networks: of the workdir.
       rates: of factors, where the data set can judge them.
       directory: of the job; pictures go below it.
@@ -78,6 +80,7 @@ class Studio:
     config: object
     workdir: Path
     section: Section
+    data: DataSet
     networks: Networks
     rates: Factors
     directory: Path
@@ -101,7 +104,7 @@ class Studio:
 
     def read(self, split: str):
         """Real images, their codes, and their factors or None; `count` of a split."""
-        source = sources.source(split=split, **self.config.data)
+        source = self.data.source(split)
         rows = sources.choose(source, self.section.count)
         records = [source[int(index)] for index in rows]
         images = np.stack([record["image"] for record in records])
@@ -120,12 +123,11 @@ def make(config, *, step: str, workdir) -> Job:
         return Networks(config, workdir, mesh, batch=section.batch)
 
     def run(mesh, directory):
-        labels = sources.factors(**config.data)  # {factor: its values' names}
-        classes = [len(values) for values in labels.values()]
-        rates = Factors(sources.judge(**config.data), list(labels), classes)
-        with networks(mesh) as opened:
-            studio = Studio(config, workdir, section, opened, rates, directory)
-            return fill(studio)
+        with networks(mesh) as opened, DataSet(**config.data) as data:
+            labels = data.factors()  # {factor: its values' names}
+            classes = [len(values) for values in labels.values()]
+            rates = Factors(data.judge(), list(labels), classes)
+            return fill(Studio(config, workdir, section, data, opened, rates, directory))
 
     changeable = ("held_out", "count", "pairs", "code_sampler", "sampler")
     programs = plan(config, section, networks)

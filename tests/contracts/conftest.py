@@ -12,7 +12,7 @@ def real_stages(tmp_path_factory):
     """The trained stages of the quickstart, narrow, on random codes that use a quarter of the values, so that there is something to learn."""
     from test_configs import ROOT, load
 
-    from dlc_jax.data import codes, sources
+    from dlc_jax.data import code_writer, sources
     from dlc_jax.stages import STAGES
 
     workdir = tmp_path_factory.mktemp("stages")
@@ -29,7 +29,7 @@ def real_stages(tmp_path_factory):
 
     for split in ("train", "validation"):
         source = sources.identity(split=split, **config.data)
-        codes.write(
+        code_writer.write(
             workdir / "codes" / split, encode, total=1024, positions=positions, values=values, identity="random", source=source
         )
     return {name: STAGES[name](config, step=name, workdir=workdir) for name in ("encoder", "prior", "generator")}

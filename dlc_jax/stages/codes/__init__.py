@@ -20,6 +20,7 @@ import functools
 from dlc_jax import checkpoint, recipe
 from dlc_jax import workdir as home
 from dlc_jax.data import codes, sources
+from dlc_jax.data.sources import DataSet
 from dlc_jax.errors import UserError
 from dlc_jax.evals import codes as health
 from dlc_jax.models.encoder import Encoder
@@ -117,11 +118,12 @@ def check_given(config, workdir, step: str, section: Section, stores) -> None:
     trained = recipe.trained(config, workdir, section.encoder) / "checkpoints"
     # codes may come without their encoder
     identity = checkpoint.identity_of(trained) if checkpoint.identities(trained) else None
-    for split, store in stores.items():
-        if identity is not None:
-            store.check_encoder(identity)
-        store.check_source(sources.identity(split=split, **config.data))
-        store.check_dtype(section.dtype, step)
+    with DataSet(**config.data) as data:
+        for split, store in stores.items():
+            if identity is not None:
+                store.check_encoder(identity)
+            store.check_source(data.identity(split))
+            store.check_dtype(section.dtype, step)
 
 
 def measure(store, simplicial, directory) -> dict[str, float]:

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlc_jax import checkpoint, parallel, recipe
-from dlc_jax.data import codes, inputs, sources
+from dlc_jax.data import code_writer, codes, inputs
 from dlc_jax.data.progress import Progress
+from dlc_jax.data.sources import DataSet
 from dlc_jax.data.sweep import sweep
 from dlc_jax.errors import UserError
 from dlc_jax.models.autoencoder import Autoencoder
@@ -38,7 +39,7 @@ def export(config, workdir, step: str, section, mesh, directory: Path) -> float 
     mine = parallel.replicas(mesh, local=True)
     batch = section.batch // mesh.size * mine.size
     networks = Networks(config, workdir, mine, batch=batch, dtype=section.dtype)
-    with networks:
+    with networks, DataSet(**config.data) as data:
         network = networks[section.encoder]
         compute, params, made = _program(config, step, section, network, mine)
         trained = recipe.trained(config, workdir, section.encoder)
@@ -48,7 +49,7 @@ def export(config, workdir, step: str, section, mesh, directory: Path) -> float 
             for split in section.splits:
                 drop_others(directory / split, identity)
         checkpoint.meet(f"{step}: begin")
-        views = {split: _Views(config, section, split, network.size) for split in section.splits}
+        views = {split: _Views(data, section, split, network.size) for split in section.splits}
         shares = [_share(len(view), section.shard_size) for view in views.values()]
         pace = _Pace()
         with Progress(step, "images", silent=jax.process_index() != 0) as progress:
@@ -67,13 +68,13 @@ def export(config, workdir, step: str, section, mesh, directory: Path) -> float 
                                 name: value.astype(made[name][0]) for name, value in part.items()
                             }
 
-                codes.write(
+                code_writer.write(
                     directory / split,
                     encode,
                     total=len(view),
                     positions=network.model.simplicial.positions,
                     values=network.model.simplicial.values,
-                    source=sources.identity(split=split, **config.data),
+                    source=data.identity(split),
                     shard_size=section.shard_size,
                     fields={name: kind for name, kind in made.items() if name != "codes"},
                     process_index=jax.process_index(),
@@ -159,12 +160,11 @@ class _Views:
     generator is to draw them.
     """
 
-    def __init__(self, config, section, split, size):
+    def __init__(self, data: DataSet, section, split, size):
         self._size = size
-        view = config.data.to_dict() | recipe.view(section)
-        self._sources = [sources.source(split=split, **view)]
+        self._sources = [data.source(split, **recipe.view(section))]
         if section.autoencoder:
-            self._sources.append(sources.source(split=split, **config.data))
+            self._sources.append(data.source(split))
 
     def __len__(self):
         return len(self._sources[0])
@@ -207,7 +207,7 @@ def drop_others(directory: Path, identity: str) -> None:
         try:
             found = json.loads(path.read_text())
             of = found.get("description", found).get("identity")
-        except (OSError, ValueError, AttributeError):  # none, or damaged: `codes.write` sees to it
+        except (OSError, ValueError, AttributeError):  # none, or damaged: `code_writer.write` sees to it
             continue
         if of != identity:
             shutil.rmtree(directory)

@@ -25,7 +25,8 @@ import jax.numpy as jnp
 
 from dlc_jax import checkup, recipe
 from dlc_jax import workdir as home
-from dlc_jax.data import loader, masks, sources, transforms
+from dlc_jax.data import loader, masks, transforms
+from dlc_jax.data.sources import DataSet
 from dlc_jax.data.transforms import MultiCrop
 from dlc_jax.errors import UserError
 from dlc_jax.models.encoder import Encoder
@@ -92,7 +93,7 @@ def make(config, *, step: str, workdir) -> Stage:
     model, objective, plan = section.model, section.objective, section.train
     check(section, crops, step)
     setup = Setup(model, objective, crops, plan.steps)
-    spec = batch_spec(setup, plan.batch)
+    spec, data = batch_spec(setup, plan.batch), DataSet(**config.data)
     view = {"image": "encoded"} if section.encoded else {}
     return Stage(
         init=functools.partial(distillation.init, setup),
@@ -101,7 +102,7 @@ def make(config, *, step: str, workdir) -> Stage:
         after_update=functools.partial(distillation.after_update, setup),
         ema_decay=functools.partial(distillation.ema_decay, setup),
         batch_spec=spec,
-        batches=functools.partial(batches, config, setup, section, view, spec),
+        batches=functools.partial(batches, data, config.seed, setup, section, view, spec),
         optimizer=section.optimizer.make(plan.steps, model.layer),
         plan=plan,
         rules=model.rules,
@@ -115,7 +116,7 @@ def make(config, *, step: str, workdir) -> Stage:
             **home.lasting({"data": config.data.to_dict()}),
         },
         former=former_identity,
-        reads=lambda: {"source": sources.identity(split="train", **config.data)},
+        reads=lambda: {"source": data.identity("train")},
     )
 
 
@@ -135,10 +136,9 @@ def batch_spec(setup: Setup, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
     return spec
 
 
-def batches(config, setup: Setup, section: Section, view: Mapping, spec: Mapping, split: str):
+def batches(data, seed: int, setup: Setup, section: Section, view, spec, split: str):
     """The iterator of a split: crops, and with iBOT masks drawn for whole groups."""
     objective = setup.objective
-    source = sources.source(split=split, **(config.data.to_dict() | view))
     drawn = None
     if objective.ibot:
         grids = {
@@ -149,12 +149,12 @@ def batches(config, setup: Setup, section: Section, view: Mapping, spec: Mapping
             group=objective.mask_group,
             share=objective.mask_share,
             ratio=objective.mask_ratio,
-            seed=config.seed,
+            seed=seed,
         )
     return loader.batches(
-        source,
+        data.source(split, **view),
         batch=section.train.batch,
-        seed=config.seed,
+        seed=seed,
         transform=transforms.Views(section.crops),
         threads=section.threads,
         fields=tuple(name for name in spec if name.endswith(("/global", "/local"))),

@@ -1,0 +1,79 @@
+"""The cache: images that are slow to read at random, converted once to records."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+
+from dlc_jax.data import listing, naming, records, shard
+from dlc_jax.data.progress import Progress
+from dlc_jax.errors import UserError
+
+
+def folder_of(cache):
+    """The folder of the cache: `cache`, or `~/.cache/dlc_jax` if None."""
+    if cache is not None:
+        return pathlib.Path(cache).expanduser()
+    parent = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(parent) / "dlc_jax"
+
+
+def convert(found, path, *, folder, cache_gb):
+    """The images of a `sequential` listing as records in the cache, in the same order.
+
+    Args:
+      found: the `Listing` of `path`.
+      path: the place, for its name.
+      folder: of the cache, see `folder_of`.
+      cache_gb: the most that one conversion may take there, in 10^9 bytes.
+
+    Raises:
+      UserError: the images take more, or the disk refuses.
+    """
+    place = pathlib.Path(path).expanduser().absolute()
+    # Archives were converted without the labels in them before those were read; what has none stays
+    # where it is.
+    labelled = found.kind == "tar" and found.classes != naming.classify(found.names)[1]
+    labels = ["labels"] if labelled else []
+    identity = listing.digest([str(place), found.content, *_stamps(place), *labels])
+    directory = folder / f"{place.name}-{identity[:12]}"
+    with _locked(directory):
+        # Absent, unfinished or damaged: what is missing is written.
+        with contextlib.suppress(UserError):
+            return records.open_records(directory)
+        if found.size > cache_gb * 1e9:
+            raise UserError(
+                f"{path} has {found.size / 1e9:.3g} GB of images, to be converted to read them at "
+                f"random, and cache_gb allows {cache_gb:g}; raise it, or convert them where there "
+                f"is room: dlc data convert {path} FOLDER"
+            )
+        print(
+            f"converting {path} once: {len(found)} images, {found.size / 1e6:.1f} MB, to "
+            f"{directory}",
+            flush=True,
+        )
+        with Progress("converting", "images") as progress:
+            records.write(directory, found, progress=progress)
+        return records.open_records(directory)
+
+
+def _stamps(place):
+    """Sizes and times of change: another place may have equal names and sizes of the images."""
+    inside = [place]
+    if place.is_dir():
+        inside = sorted(
+            file for ending in ("parquet", "npz") for file in place.rglob(f"*.{ending}")
+        )
+    stats = [file.stat() for file in inside]
+    return [f"{found.st_size} {found.st_mtime_ns}" for found in stats]
+
+
+@contextlib.contextmanager
+def _locked(directory):
+    """One process at a time; the others wait. The lock ends with the process, however it ends."""
+    with shard.disk(f"the cache {directory.parent}"):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        file = open(directory.with_name(directory.name + ".lock"), "w")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
