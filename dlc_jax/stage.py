@@ -22,7 +22,8 @@ class Plan:
       batch: global batch, examples per step.
       accumulate: microbatches per step.
       clip: largest gradient norm; 0 never clips.
-      clip_apart: regular expressions of parameters, each of whose gradients are clipped for themselves; all others together.
+      clip_separately: regular expressions of parameters. The gradients that one matches are clipped
+        by their own norm, all others together.
       dtype: of the computation, "float32" or "bfloat16".
       log_every, save_every, validate_every: cadences in steps; the last step is always saved and validated.
       validate_batches: batches of the fixed validation split.
@@ -36,7 +37,7 @@ class Plan:
     batch: int
     accumulate: int = 1
     clip: float = 0.0
-    clip_apart: tuple[str, ...] = ()
+    clip_separately: tuple[str, ...] = ()
     dtype: str = "float32"
     log_every: int = 50
     save_every: int = 1000
@@ -98,6 +99,7 @@ class Stage:
       identity: what must not change under a checkpoint: the parts of the config that define model and data.
       reads: () -> what must not change either, of what is read from disk: the content of data and code stores. Asked when the stage is
         about to be trained, so that planning needs no files.
+      former: (saved identity) -> its present form, where fields were since renamed or added.
     """
 
     init: Callable
@@ -117,6 +119,7 @@ class Stage:
     flops: float = 0.0
     identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reads: Callable[[], Mapping[str, Any]] = dict
+    former: Callable[[Mapping], Mapping] = lambda saved: saved
 
 
 @dataclasses.dataclass(frozen=True)
