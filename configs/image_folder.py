@@ -128,7 +128,7 @@ def latent256() -> ConfigDict:
             multipliers=(("vit/patch_embed/.*", 0.2),), freeze=(("(patch_)?head/(direction|gain)", 300),),  # 1 % of the run, as in the paper
         ),
         monitor=dict(every=5000, count=5000),
-        train=train(steps=30_000, batch=256, clip=3.0, clip_apart=("(patch_)?head/.*",), dtype="bfloat16"),
+        train=train(steps=30_000, batch=256, clip=3.0, clip_separately=("(patch_)?head/.*",), dtype="bfloat16"),
     )  # fmt: skip
     prior = dict(
         stage="prior",
@@ -224,8 +224,8 @@ def optimizer(
     )  # fmt: skip
 
 
-def train(*, steps: int, batch: int, clip: float = 1.0, clip_apart: tuple = (), dtype: str = "float32") -> dict:
+def train(*, steps: int, batch: int, clip: float = 1.0, clip_separately: tuple = (), dtype: str = "float32") -> dict:
     return dict(
-        steps=steps, batch=batch, accumulate=1, clip=clip, clip_apart=clip_apart, dtype=dtype, log_every=50,
+        steps=steps, batch=batch, accumulate=1, clip=clip, clip_separately=clip_separately, dtype=dtype, log_every=50,
         save_every=max(1, steps // 4), validate_every=max(1, steps // 4), validate_batches=8, keep=2, patience=10, init_from="", init_new=(),
     )  # fmt: skip

@@ -73,7 +73,7 @@ def get_config(variant: str = "") -> ConfigDict:
             freeze=(("(patch_)?head/(direction|gain)", 1250),), b1=0.9, b2=0.999, eps=1e-8,
         ),
         monitor=dict(every=6250, count=10_000),
-        train=train(steps=125_000, batch=batch, clip=3.0, clip_apart=("(patch_)?head/.*",)),
+        train=train(steps=125_000, batch=batch, clip=3.0, clip_separately=("(patch_)?head/.*",)),
     )  # fmt: skip
     prior = dict(
         stage="prior",
@@ -141,8 +141,8 @@ def get_config(variant: str = "") -> ConfigDict:
     )  # fmt: skip
 
 
-def train(*, steps: int, batch: int, clip: float, clip_apart: tuple = ()) -> dict:
+def train(*, steps: int, batch: int, clip: float, clip_separately: tuple = ()) -> dict:
     return dict(
-        steps=steps, batch=batch, accumulate=1, clip=clip, clip_apart=clip_apart, dtype="bfloat16", log_every=100, save_every=5000,
+        steps=steps, batch=batch, accumulate=1, clip=clip, clip_separately=clip_separately, dtype="bfloat16", log_every=100, save_every=5000,
         validate_every=5000, validate_batches=8, keep=3, patience=20, init_from="", init_new=(),
     )  # fmt: skip

@@ -131,6 +131,6 @@ def optimizer(learning_rate: float, *, schedule: str, final: float, weight_decay
 
 def train(*, steps: int, batch: int) -> dict:
     return dict(
-        steps=steps, batch=batch, accumulate=1, clip=1.0, clip_apart=(), dtype="float32", log_every=50,
+        steps=steps, batch=batch, accumulate=1, clip=1.0, clip_separately=(), dtype="float32", log_every=50,
         save_every=max(1, steps // 4), validate_every=max(1, steps // 4), validate_batches=8, keep=2, patience=10, init_from="", init_new=(),
     )  # fmt: skip

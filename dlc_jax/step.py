@@ -1,4 +1,7 @@
-"""One training step as a pure function: gradients, accumulation, clipping, mixed precision, averaging, skipped steps. Each exists only here."""
+"""One training step as a pure function.
+
+Gradients, accumulation, clipping, mixed precision, averaging, skipped steps: each exists only here.
+"""
 
 import dataclasses
 import re
@@ -16,7 +19,7 @@ from dlc_jax.typing import Array, Int, Key, Tree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that training changes, and nothing else: no key (keys come from the step), no functions.
+    """Everything that training changes: no functions, and no key, since keys come from the step.
 
     Attributes:
       step: int32, steps taken, skipped ones included.
@@ -24,7 +27,8 @@ class TrainState:
       opt_state: of optax.
       ema: average of params, or None.
       extra: whatever the stage keeps.
-      skipped: int32 [2], steps skipped for a non-finite loss or gradient: in all, and in a row up to now.
+      skipped: int32 [2], steps skipped for a non-finite loss or gradient: in all, and in a row up
+        to now.
     """
 
     step: Array
@@ -36,11 +40,16 @@ class TrainState:
 
 
 def example_keys(key: Key[Array, ""], position: Int[Array, "b"], purpose: int) -> Key[Array, "b"]:
-    """One key per example, from its position in the global step; `purpose` keeps a stage's several draws apart.
+    """One key per example, from its position in the global step.
 
-    Shapes: scalar key and [b] positions to [b] keys. The same for any number of devices, processes or microbatches.
+    The same for any number of devices, processes or microbatches. `purpose` keeps a stage's several
+    draws apart. Shapes: scalar key and [b] positions to [b] keys.
     """
-    return jax.vmap(lambda place: jax.random.fold_in(jax.random.fold_in(key, place), purpose))(position)
+
+    def fold(place):
+        return jax.random.fold_in(jax.random.fold_in(key, place), purpose)
+
+    return jax.vmap(fold)(position)
 
 
 def shared_key(key: Key[Array, ""], purpose: int) -> Key[Array, ""]:
@@ -50,7 +59,11 @@ def shared_key(key: Key[Array, ""], purpose: int) -> Key[Array, ""]:
 
 def cast(tree: Tree, dtype) -> Tree:
     """Floating-point leaves in `dtype`; integers and keys as they are."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
+
+    def convert(leaf):
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(convert, tree)
 
 
 def make_init(stage: Stage) -> Callable[[Key[Array, ""]], TrainState]:
@@ -71,37 +84,52 @@ def make_init(stage: Stage) -> Callable[[Key[Array, ""]], TrainState]:
 
 
 def split(batch: Tree, accumulate: int, shares: int) -> Tree:
-    """[b, ...] to [accumulate, b / accumulate, ...], every share of the mesh cutting its own examples: no example moves.
+    """[b, ...] to [accumulate, b / accumulate, ...]; each share of the mesh cuts its own examples.
 
-    Neighbors stay neighbors, so groups of examples stay whole while `accumulate * shares * group` divides b.
+    So no example moves. Neighbors stay neighbors: groups of examples stay whole while
+    `accumulate * shares * group` divides b.
     """
 
     def cut(leaf):
-        parts = leaf.reshape(shares, accumulate, leaf.shape[0] // (shares * accumulate), *leaf.shape[1:])
-        return parts.swapaxes(0, 1).reshape(accumulate, leaf.shape[0] // accumulate, *leaf.shape[1:])
+        size, rest = leaf.shape[0] // accumulate, leaf.shape[1:]
+        parts = leaf.reshape(shares, accumulate, size // shares, *rest)
+        return parts.swapaxes(0, 1).reshape(accumulate, size, *rest)
 
     return jax.tree.map(cut, batch)
 
 
-def clip_norms(grads: Tree, clip: float, apart: tuple[str, ...] = ()) -> Tree:
-    """The gradient scaled down to a norm of at most `clip`: each part that `apart` names for itself, and the rest together.
+def clip_norms(grads: Tree, clip: float, separately: tuple[str, ...] = ()) -> Tree:
+    """The gradient scaled down to a norm of at most `clip`.
 
     Args:
-      apart: regular expressions of whole names with slashes, as in head/fc1/kernel; the first that matches counts.
+      separately: regular expressions of whole names with slashes, as in head/fc1/kernel. What each
+        matches is clipped by its own norm, the rest together; the first that matches counts.
 
     Raises:
-      UserError: one of them is none, or no parameter is left to it.
+      UserError: one of them is invalid, or no parameter is left to it.
     """
     leaves, tree = jax.tree.flatten(grads)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(grads)]
+    paths = [path for path, _ in jax.tree.leaves_with_path(grads)]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
     try:
-        parts = [next((i for i, pattern in enumerate(apart) if re.fullmatch(pattern, name)), -1) for name in names]
+        parts = [
+            next((i for i, pattern in enumerate(separately) if re.fullmatch(pattern, name)), -1)
+            for name in names
+        ]
     except re.error as error:
-        raise UserError(f"train.clip_apart={apart} has what is no regular expression: {error}") from None
-    if missing := [pattern for i, pattern in enumerate(apart) if i not in parts]:
-        raise UserError(f"train.clip_apart: {missing[0]!r} matches no parameter; their names are like {', '.join(names[:3])}")
-    norms = {part: optax.tree.norm([leaf for leaf, its in zip(leaves, parts) if its == part]) for part in set(parts)}
-    clipped = [leaf * jnp.minimum(1.0, clip / (norms[part] + 1e-12)) for leaf, part in zip(leaves, parts)]
+        raise UserError(
+            f"train.clip_separately={separately} has an invalid regular expression: {error}"
+        ) from None
+    if missing := [pattern for i, pattern in enumerate(separately) if i not in parts]:
+        raise UserError(
+            f"train.clip_separately: {missing[0]!r} matches no parameter; their names are like "
+            f"{', '.join(names[:3])}"
+        )
+    scales = {}
+    for part in set(parts):
+        norm = optax.tree.norm([leaf for leaf, its in zip(leaves, parts) if its == part])
+        scales[part] = jnp.minimum(1.0, clip / (norm + 1e-12))
+    clipped = [leaf * scales[part] for leaf, part in zip(leaves, parts)]
     return jax.tree.unflatten(tree, clipped)
 
 
@@ -111,7 +139,7 @@ def make_train_step(
     accumulate: int = 1,
     shares: int = 1,
     clip: float = 0.0,
-    clip_apart: tuple[str, ...] = (),
+    clip_separately: tuple[str, ...] = (),
     dtype: str = "float32",
     placed: Tree = None,
 ) -> Callable[[TrainState, Tree, Tree, Key[Array, ""]], tuple[TrainState, dict]]:
@@ -120,11 +148,14 @@ def make_train_step(
     Args:
       accumulate: microbatches per step; `prepare` sees the whole batch, `loss` one microbatch.
       shares: shares of the batch on the mesh, see `split`.
-      clip, clip_apart: see `clip_norms`; 0 never clips.
-      dtype: of the computation, "float32" or "bfloat16"; parameters, gradients' sum and averages stay float32.
-      placed: shardings of the parameters, which the gradients then have too, also while they are summed over microbatches.
+      clip, clip_separately: see `clip_norms`; 0 never clips.
+      dtype: of the computation, "float32" or "bfloat16"; parameters, sums of gradients and averages
+        stay float32.
+      placed: shardings of the parameters, which the gradients then have too, also while they are
+        summed over microbatches.
 
-    On a non-finite loss or gradient the old state is kept whole but for `step`, which moves on with the data, and `skipped`.
+    On a non-finite loss or gradient the old state is kept but for `skipped` and `step`, which moves
+    on with the data.
     """
     dtype = jnp.dtype(dtype)
 
@@ -132,11 +163,13 @@ def make_train_step(
         key = jax.random.fold_in(root, state.step)
         frozen = cast(frozen, dtype)
         # No gradient passes here, and the whole global batch is in sight: teachers, Sinkhorn.
-        batch = stage.prepare(cast(state.params, dtype), cast(state.ema, dtype), state.extra, batch, frozen, state.step, key)
+        params, ema = cast(state.params, dtype), cast(state.ema, dtype)
+        batch = stage.prepare(params, ema, state.extra, batch, frozen, state.step, key)
         batch = jax.lax.stop_gradient(batch)
 
         def loss(params, micro):
-            value, (metrics, aux) = stage.loss(cast(params, dtype), state.extra, micro, frozen, state.step, key)
+            params = cast(params, dtype)
+            value, (metrics, aux) = stage.loss(params, state.extra, micro, frozen, state.step, key)
             return value, ({"loss": value, **metrics}, aux)
 
         def gradient(micro):
@@ -145,20 +178,10 @@ def make_train_step(
                 grads = jax.lax.with_sharding_constraint(grads, placed)
             return grads, metrics, aux
 
-        if accumulate == 1:
-            grads, metrics, aux = gradient(batch)
-        else:
-            micros = split(batch, accumulate, shares)
-            zeros = jax.tree.map(
-                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-                jax.eval_shape(gradient, jax.tree.map(lambda leaf: leaf[0], micros)),
-            )
-            total, _ = jax.lax.scan(lambda sums, micro: (jax.tree.map(jnp.add, sums, gradient(micro)), None), zeros, micros)
-            grads, metrics, aux = jax.tree.map(lambda leaf: leaf / accumulate, total)
-
+        grads, metrics, aux = _mean(gradient, batch, accumulate, shares)
         norm = optax.tree.norm(grads)
         if clip:
-            grads = clip_norms(grads, clip, clip_apart)
+            grads = clip_norms(grads, clip, clip_separately)
         updates, opt_state = stage.optimizer.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = None
@@ -186,13 +209,31 @@ def make_train_step(
     return train_step
 
 
-def make_validation_step(stage: Stage, *, dtype: str = "float32") -> Callable[[TrainState, Tree, Tree, Key[Array, ""]], dict]:
+def _mean(function: Callable, batch: Tree, accumulate: int, shares: int) -> Tree:
+    """The mean of function(microbatch) over the microbatches of a batch, one after the other."""
+    if accumulate == 1:
+        return function(batch)
+    micros = split(batch, accumulate, shares)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], micros))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def add(sums, micro):
+        return jax.tree.map(jnp.add, sums, function(micro)), None
+
+    total, _ = jax.lax.scan(add, zeros, micros)
+    return jax.tree.map(lambda leaf: leaf / accumulate, total)
+
+
+def make_validation_step(
+    stage: Stage, *, dtype: str = "float32"
+) -> Callable[[TrainState, Tree, Tree, Key[Array, ""]], dict]:
     """(state, batch, frozen, key) -> metrics of the stage's loss, without an update."""
     dtype = jnp.dtype(dtype)
 
     def validation_step(state, batch, frozen, key):
         frozen, params = cast(frozen, dtype), cast(state.params, dtype)
-        batch = stage.prepare(params, cast(state.ema, dtype), state.extra, batch, frozen, state.step, key)
+        ema = cast(state.ema, dtype)
+        batch = stage.prepare(params, ema, state.extra, batch, frozen, state.step, key)
         loss, (metrics, _) = stage.loss(params, state.extra, batch, frozen, state.step, key)
         return {"loss": loss, **metrics}
 

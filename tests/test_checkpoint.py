@@ -9,6 +9,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dlc_jax import checkpoint
+from dlc_jax import checkpoint, checksum
 from dlc_jax.checkpoint import Checkpoints, seal
 from dlc_jax.errors import UserError
 
@@ -277,6 +278,7 @@ def test_every_file_counts(tmp_path):
             flip(path)
             assert Checkpoints(tmp_path).latest() is None, path
             path.write_bytes(data)
+            os.utime(path)  # a clock that ticks in milliseconds may not have moved since
     assert Checkpoints(tmp_path).latest() == 1
 
 
@@ -386,6 +388,20 @@ def test_another_identity_is_refused_by_names(tmp_path):
     assert restored(tmp_path, {"data": "shapes", "model": {"heads": [2, 2], "width": np.int32(8)}})[1] == 2
 
 
+def test_an_identity_of_before_is_compared_in_its_present_form(tmp_path):
+    saved(tmp_path, 1)
+    new = {"model": {"width": 8, "heads": (2, 2), "depth": 1}, "source": "shapes"}
+
+    def former(saved):
+        return {"model": {"depth": 1, **saved["model"]}, "source": saved["data"]}
+
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.restore(abstract(make_state(0)), None, new, former=former)[1] == 1
+    other = {**new, "source": "other"}
+    with pytest.raises(UserError, match=r'is of another model or data \(source: "shapes" -> "other"\)'):
+        Checkpoints(tmp_path).restore(abstract(make_state(0)), None, other, former=former)
+
+
 def test_weights_alone_are_no_state_to_go_on_from(tmp_path):
     """Of an imported encoder whose train.steps were raised."""
     checkpoints = Checkpoints(tmp_path / "encoder" / "checkpoints")
@@ -466,12 +482,146 @@ def test_warm_start(tmp_path, caplog):
         ({"list": fresh["list"]}, (), "dense.bias has no place"),
         (make_state(5, width=9).params, (".*",), "dense.kernel is"),
         (more, ("cross.*", "crss.*"), "init_new: 'crss.*' names no parameter of this model"),
-        (more, ("cross(",), r"init_new: 'cross\(' is no regular expression"),
+        (more, ("cross(",), r"init_new: 'cross\(' is an invalid regular expression"),
     ):
         with pytest.raises(UserError, match=words):
             checkpoint.warm_start(tmp_path, params, new=new)
     with pytest.raises(UserError, match="init_from=.*elsewhere: no good checkpoint .*; give the folder of a trained step"):
         checkpoint.warm_start(tmp_path / "elsewhere", fresh)
+
+
+# What is hashed, and when.
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """The files hashed since it was asked last."""
+    names, of_file = [], checksum.of_file
+
+    def counted(path):
+        names.append(pathlib.Path(path).name)
+        return of_file(path)
+
+    def since():
+        found = sorted(names)
+        names.clear()
+        return found
+
+    monkeypatch.setattr(checksum, "of_file", counted)
+    return since
+
+
+def test_a_step_is_hashed_once_and_again_when_it_changes(tmp_path, hashed, monkeypatch):
+    saved(tmp_path, 1)
+    every = sorted(path.name for path in (tmp_path / "1").rglob("*") if path.is_file())
+    assert hashed() == every  # for its seal
+
+    def read():
+        checkpoint.load_params(tmp_path, abstract(make_state(0)).params)
+        checkpoint.warm_start(tmp_path, make_state(5).params)
+        return restored(tmp_path)
+
+    read()
+    assert hashed() == []  # by the process that wrote it
+    monkeypatch.setattr(seal, "_hashed", {})  # as in another process
+    identity = checkpoint.identity_of(tmp_path)
+    checkpoint.check_start(tmp_path, make_state(5).params)
+    assert hashed() == []
+    read()
+    assert hashed() == every
+    os.utime(files_of(tmp_path / "1")[0], ns=(0, 0))
+    read()
+    assert hashed() == every
+    assert checkpoint.identity_of(tmp_path) == identity and hashed() == []
+
+
+def test_sizes_alone_do_not_make_a_damaged_step_a_start(tmp_path, monkeypatch):
+    """What `check_start` cannot read it hashes, and `warm_start` hashes what it reads."""
+    saved(tmp_path, 1, 2)
+    flip(files_of(tmp_path / "2")[0])
+    fresh = make_state(5).params
+    assert checkpoint.check_start(tmp_path, fresh)[0].name == "2"
+    assert same(checkpoint.warm_start(tmp_path, fresh), make_state(1).ema)
+    assert checkpoint.check_start(tmp_path, fresh)[0].name == "1"  # it is known now
+    monkeypatch.setattr(seal, "_hashed", {})
+    (meta,) = (tmp_path / "2" / "meta").rglob("metadata")
+    meta.write_text("{" * meta.stat().st_size)
+    assert checkpoint.check_start(tmp_path, fresh)[0].name == "1"
+
+
+SEVERAL = """
+import json, pathlib, sys, time
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import multihost_utils
+from dlc_jax import checkpoint, checksum, parallel
+from dlc_jax.checkpoint import agreement, seal
+
+parallel.join()
+directory, me, names, of_file = pathlib.Path(sys.argv[1]), jax.process_index(), [], checksum.of_file
+checksum.of_file = lambda path: (names.append(str(path.relative_to(directory))), of_file(path))[1]
+
+def hashed():
+    found = sorted(names)
+    names.clear()
+    return found
+
+mesh = parallel.make_mesh()
+place = parallel.NamedSharding(mesh, parallel.BATCH)
+values = np.arange(2**16, dtype=np.float32).reshape(2, -1)
+state = {"params": {"w": jax.make_array_from_callback(values.shape, place, lambda index: values[index])}}
+abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+checkpoints = checkpoint.Checkpoints(directory)
+for step in (1, 2):
+    checkpoints.save(step, state, None, {"identity": {}})
+checkpoints.close()
+told = {"sealed": hashed()}
+seal._hashed.clear()
+found = [agreement.gather("rounds", me * 10 + number) for number in range(12)]  # "1" begins "11"
+assert found == [[number, 10 + number] for number in range(12)], found
+if me == 0:
+    data = max((directory / "2" / "state").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    data.write_bytes(bytes(byte ^ 1 for byte in data.read_bytes()))
+if me == 1:
+    time.sleep(1)  # nobody gives up
+checkpoint.meet("damaged")
+params = checkpoint.load_params(directory, abstract["params"], collection="params")
+assert all((part.data == values[part.index]).all() for part in params["w"].addressable_shards)
+told["loaded"] = hashed()
+told["identity"] = checkpoint.identity_of(directory)  # all know what one has seen
+restored, step, _ = checkpoint.Checkpoints(directory).restore(abstract, None, {})
+told["restored"], told["step"] = hashed(), step
+print(json.dumps(told))
+"""
+
+
+def test_two_processes_hash_a_share_each_and_agree(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    usual = os.environ | {
+        "XLA_FLAGS": "",
+        "PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[1]),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": "2",
+    }
+    command, pipe = [sys.executable, "-c", SEVERAL, str(tmp_path)], subprocess.PIPE
+    started = [
+        subprocess.Popen(command, env=usual | {"JAX_PROCESS_ID": str(p)}, stdout=pipe, stderr=pipe, text=True)
+        for p in range(2)
+    ]
+    ended = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0], ended
+    one, two = (json.loads(out.splitlines()[-1]) for out, _ in ended)
+    sealed = {step: json.loads((tmp_path / f"{step}.sha256.json").read_text()) for step in ("1", "2.damaged")}
+    files = {step[0]: sorted(f"{step[0]}/{name}" for name in facts["files"]) for step, facts in sealed.items()}
+    both = sorted(files["1"] + files["2"])
+    for what in ("sealed", "loaded"):
+        assert sorted(one[what] + two[what]) == both and abs(len(one[what]) - len(two[what])) <= 2
+    assert one["restored"] == two["restored"] == [] and one["step"] == two["step"] == 1
+    assert one["identity"] == two["identity"] == checkpoint.identity_of(tmp_path)
+    assert seal.altered(tmp_path, 1) is None  # what the processes sealed together is true
 
 
 # Kills, in processes of their own.
@@ -534,7 +684,7 @@ def test_kill_9_while_saving(tmp_path):
     out, error = child(tmp_path, last).communicate(timeout=60)
     assert out.splitlines()[-1] == "end", error
     assert all("skipped: it has no seal" in line or "going on from" in line for line in error.splitlines()), error
-    assert [step for step in seal.steps(tmp_path) if seal.damage(tmp_path, step) is None] == [last, last - 1]
+    assert [step for step in seal.steps(tmp_path) if not (seal.damage(tmp_path, step) or seal.altered(tmp_path, step))] == [last, last - 1]
     assert not [path for path in tmp_path.iterdir() if "tmp" in path.name]
 
 

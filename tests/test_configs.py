@@ -160,7 +160,7 @@ def test_every_parameter_is_treated_as_dinov2_does(recipe, variant, readout, sep
         seen.add(slot.path)
         number = int(name.split(".")[1]) if name.startswith("blocks.") else ...
         first, factor = (np.broadcast_to(np.squeeze(found[slot.path])[number], ()) for found in (start, later))
-        apart = any(re.fullmatch(pattern, slot.path) for pattern in section.train.clip_apart)
+        apart = any(re.fullmatch(pattern, slot.path) for pattern in section.train.clip_separately)
         rate, *rest = told_by_dinov2(name, depth)
         assert factor == pytest.approx(rate, rel=1e-5), name
         assert [decays[slot.path], first == 0, apart] == rest, name

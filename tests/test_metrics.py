@@ -14,6 +14,7 @@ import pytest
 
 from dlc_jax import metrics
 from dlc_jax.errors import UserError
+from dlc_jax.metrics import boards
 
 
 class Terminal(io.StringIO):
@@ -224,7 +225,7 @@ def test_tensorboard(tmp_path):
 
 
 def test_tiles_keep_their_order():
-    tiles = metrics._tiled(np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8))
+    tiles = boards.tiled(np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8))
     assert np.array_equal(tiles[..., 0], [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 0, 0], [2, 2, 0, 0]])
 
 

@@ -161,5 +161,5 @@ def test_parts_are_clipped_for_themselves():
         (("head/.*", ".*/c"), r"'\.\*/c' matches no"),
         (("(",), "no regular"),
     ):
-        with pytest.raises(UserError, match=f"train.clip_apart.*{message}"):
+        with pytest.raises(UserError, match=f"train.clip_separately.*{message}"):
             clip_norms(grads, 1.0, apart)

@@ -1,4 +1,4 @@
-"""Arrays and JSON of one step: trees to flat dicts of dotted names and back, read through Orbax, and compared in words."""
+"""Arrays and JSON of one step: flat dicts by dotted name, read through Orbax, compared in words."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ from dlc_jax.typing import Tree
 
 
 def flat(tree: Tree) -> dict[str, Any]:
-    """Leaves by dotted name, so that namedtuples of optax, None and empty dicts need no care in the format."""
+    """Leaves by dotted name: the format need not know optax's namedtuples, None and empty dicts."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
     if len(named) != len(leaves):
@@ -28,11 +28,16 @@ def unflat(like: Tree, named: Mapping[str, Any]) -> Tree:
 
 def part(named: Mapping[str, Any], collection: str) -> dict[str, Any]:
     prefix = f"{collection}."
-    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)
+    }
 
 
 def read(path: Path, targets: Mapping[str, Any]) -> dict[str, Any]:
-    """The named arrays, placed and typed as the targets say. The caller compared names, so `partial_restore` hides nothing."""
+    """The named arrays, placed and typed as the targets say.
+
+    The caller has compared the names, so `partial_restore` hides nothing.
+    """
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted, empty = {}, {}
     for name, leaf in targets.items():
@@ -45,7 +50,9 @@ def read(path: Path, targets: Mapping[str, Any]) -> dict[str, Any]:
         return empty
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         how = ocp.checkpoint_utils.construct_restore_args(wanted)
-        return empty | reader.restore(path, args=ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True))
+        return empty | reader.restore(
+            path, args=ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True)
+        )
 
 
 def read_json(path: Path) -> dict:
@@ -59,7 +66,7 @@ def shapes(named: Mapping[str, Any]) -> dict[str, list]:
 
 
 def mismatch(found: Mapping[str, list], targets: Mapping[str, Any], *, dtypes: bool) -> list[str]:
-    """One line for each array that is absent, of another shape or, if `dtypes`, of another dtype."""
+    """One line for each array that is absent, of another shape or, if `dtypes`, another dtype."""
     lines = []
     for name in sorted(found.keys() | targets.keys()):
         if name not in targets:
@@ -78,27 +85,42 @@ def mismatch(found: Mapping[str, list], targets: Mapping[str, Any], *, dtypes: b
 def changes(old: Any, new: Any, name: str = "") -> list[str]:
     """The fields that differ between two nested dicts, as "dotted.name: old -> new"."""
     if isinstance(old, dict) and isinstance(new, dict):
-        pairs = [(f"{name}.{key}".strip("."), old.get(key, "absent"), new.get(key, "absent")) for key in sorted(old | new)]
+        pairs = [
+            (f"{name}.{key}".strip("."), old.get(key, "absent"), new.get(key, "absent"))
+            for key in sorted(old | new)
+        ]
         return [line for field, before, after in pairs for line in changes(before, after, field)]
     return [] if old == new else [f"{name}: {json.dumps(old)} -> {json.dumps(new)}"]
 
 
 def listed(lines: Sequence[str], most: int = 10) -> str:
-    return "; ".join(lines[:most]) + (f"; and {len(lines) - most} more" if len(lines) > most else "")
+    return "; ".join(lines[:most]) + (
+        f"; and {len(lines) - most} more" if len(lines) > most else ""
+    )
 
 
 def plain(value: Any) -> Any:
     """As it comes back from JSON: tuples are lists, numpy numbers are numbers, paths are text."""
 
     def default(other):
-        return other.item() if hasattr(other, "item") else dict(other) if isinstance(other, Mapping) else str(other)
+        return (
+            other.item()
+            if hasattr(other, "item")
+            else dict(other)
+            if isinstance(other, Mapping)
+            else str(other)
+        )
 
     return json.loads(json.dumps(value, default=default))
 
 
 def pack(state: Any) -> dict:
     """An iterator's state, bytes or JSON, as JSON."""
-    return {"bytes": base64.b64encode(state).decode()} if isinstance(state, bytes) else {"json": plain(state)}
+    return (
+        {"bytes": base64.b64encode(state).decode()}
+        if isinstance(state, bytes)
+        else {"json": plain(state)}
+    )
 
 
 def unpack(packed: Mapping[str, Any]) -> Any:

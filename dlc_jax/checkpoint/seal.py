@@ -1,38 +1,48 @@
-"""Which steps on disk are good: a seal beside each step directory holds the size and SHA-256 of its files. Knows no arrays.
+"""Which steps on disk are good: a seal beside each step directory has the size and SHA-256 of
+every file in it. Knows no arrays.
 
-Orbax restores a flipped byte without a word, takes an empty directory for its latest step and remembers steps whose saving
-failed. So what is there is read from the disk each time, by process 0, and all processes do as it says.
+Orbax restores a flipped byte silently, takes an empty directory for its latest step and remembers
+steps whose saving failed. So the disk is read each time, and all processes do as process 0 decides.
+Sizes are always compared. Files are hashed when a seal is written and before their bytes are
+trusted: by all processes, a share each, and once while they stay unchanged.
 """
 
-import concurrent.futures
 import errno
-import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import numpy as np
-import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
-from dlc_jax.errors import Interrupted, UserError
+from dlc_jax import checksum
+from dlc_jax.checkpoint.agreement import agreed, gather, meet
+from dlc_jax.errors import UserError
 
 log = logging.getLogger("dlc_jax.checkpoint")
 log.setLevel(logging.INFO)
 
 EMPTY = "it is empty"
 UNSEALED = "it has no seal: the run was killed while saving it"
-_MONTH = 30 * 24 * 3600 * 1000  # milliseconds
-_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR)
+_STORAGE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENOTDIR,
+)
+# {step directory: (what its seal, sizes and times were when it was hashed, what was wrong)}
+_hashed: dict[Path, tuple[tuple, str | None]] = {}
 
 
 def steps(directory: Path) -> list[int]:
-    """Newest first. Orbax renames whole directories into place, so what has a plain number for a name claims to be a checkpoint.
+    """Newest first: Orbax renames a complete directory into place, named by a plain number.
 
     Raises:
       UserError: the directory cannot be read.
@@ -43,38 +53,52 @@ def steps(directory: Path) -> list[int]:
         return []
     except OSError as error:
         raise UserError(f"cannot read checkpoints under {directory}: {error.strerror}") from error
-    return sorted((int(name) for name in names if name.isdecimal() and str(int(name)) == name), reverse=True)
+    numbers = (int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+    return sorted(numbers, reverse=True)
 
 
-def newest(directory: Path, refused: dict[int, str], *, log_refused: bool = True) -> int | None:
-    """The newest step that verifies and is not refused yet. What does not verify is logged and added to `refused`."""
-    chosen = -1
-    if jax.process_index() == 0:
-        found = steps(directory)
-        sealed = any(path_of(directory, step).exists() for step in found)
-        for step in found:
-            if step in refused:
-                continue
+def newest(
+    directory: Path, refused: dict[int, str], *, hashed: bool = True, log_refused: bool = True
+) -> int | None:
+    """The newest step that verifies and is not refused yet; others are logged and refused.
+
+    Args:
+      hashed: reads the files whole; otherwise seals, sizes and what was hashed before decide.
+    """
+    while True:
+        chosen = None
+        if jax.process_index() == 0:
+            chosen = _newest_by_size(directory, refused, log_refused)
+        chosen = agreed("newest", chosen)
+        if chosen is None or not hashed or (reason := altered(directory, chosen)) is None:
+            return chosen
+        refuse(directory, refused, chosen, reason, log_it=log_refused)
+
+
+def _newest_by_size(directory: Path, refused: dict[int, str], log_refused: bool) -> int | None:
+    found = steps(directory)
+    sealed = any(path_of(directory, step).exists() for step in found)
+    for step in found:
+        if step not in refused:
             reason = damage(directory, step)
             if reason == UNSEALED and not sealed:
                 reason = incomplete(directory / str(step))
             if reason is None:
-                chosen = step
-                break
+                return step
             refuse(directory, refused, step, reason, log_it=log_refused)
-    if jax.process_count() > 1:
-        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
-    return None if chosen < 0 else chosen
+    return None
 
 
-def refuse(directory: Path, refused: dict[int, str], step: int, reason: str, *, log_it: bool = True) -> None:
+def refuse(
+    directory: Path, refused: dict[int, str], step: int, reason: str, *, log_it: bool = True
+) -> None:
     refused[step] = reason
     if log_it and jax.process_index() == 0:
         log.warning("checkpoint %s skipped: %s", directory / str(step), reason)
 
 
 def damage(directory: Path, step: int) -> str | None:
-    """Why a step is not as it was sealed, or None."""
+    """Why a step is not as it was sealed, by its sizes and by what was hashed before; or None."""
     path = directory / str(step)
     try:
         if not any(path.iterdir()):
@@ -84,24 +108,46 @@ def damage(directory: Path, step: int) -> str | None:
         found = json.loads(path_of(directory, step).read_text())
         if (sealed := found.get("step", step)) != step:  # a seal that names no step is accepted
             return f"its seal is of step {sealed}: it was renamed"
-        files = found["files"]
         if reason := incomplete(path):
             return reason
-        for name, (size, _) in files.items():
+        for name, (size, _) in found["files"].items():
             if not (path / name).is_file():
                 return f"{name} is missing"
             if (path / name).stat().st_size != size:
                 return f"{name} has {(path / name).stat().st_size} bytes and not {size}"
-        for name, digest in _digests(path, files).items():
-            if digest != files[name][1]:
-                return f"{name} is not what was written, its SHA-256 differs"
+        stamp, reason = _hashed.get(path, (None, None))
+        return reason if stamp == _stamp(path, found["files"]) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return f"its seal or its files cannot be read ({error})"
-    return None
+        return _unreadable(error)
+
+
+def altered(directory: Path, step: int) -> str | None:
+    """Why the bytes of a step are not those that were sealed; None if they are, or if no seal is.
+
+    All processes call it: each hashes a share of the files, unless it has since they changed.
+    """
+    path, reason, stamp = directory / str(step), None, None
+    try:
+        if path_of(directory, step).exists():
+            files = json.loads(path_of(directory, step).read_text())["files"]
+            stamp = _stamp(path, files)
+            before, reason = _hashed.get(path, (None, None))
+            if before != stamp:
+                reason = None
+                digests = checksum.of_files(path, _share({name: files[name][0] for name in files}))
+                wrong = [name for name, digest in digests.items() if digest != files[name][1]]
+                if wrong:
+                    reason = f"{wrong[0]} is not what was written, its SHA-256 differs"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = _unreadable(error)
+    reason = next((found for found in gather("altered", reason) if found is not None), None)
+    _hashed[path] = stamp, reason
+    return reason
 
 
 def incomplete(path: Path) -> str | None:
-    missing = [name for name in ("_CHECKPOINT_METADATA", "state", "meta") if not (path / name).exists()]
+    names = ("_CHECKPOINT_METADATA", "state", "meta")
+    missing = [name for name in names if not (path / name).exists()]
     return f"{missing[0]} is missing" if missing else None
 
 
@@ -110,21 +156,37 @@ def path_of(directory: Path, step: int) -> Path:
 
 
 def seal(directory: Path, step: int) -> None:
-    """Hashes a step that is whole and writes its seal, which is there completely or not at all."""
-    path = directory / str(step)
-    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    digests = _digests(path, names)
-    files = {name: [(path / name).stat().st_size, digests[name]] for name in names}
-    temporary = path_of(directory, step).with_suffix(".tmp")
-    with open(temporary, "w") as file:
-        json.dump({"step": step, "files": files}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path_of(directory, step))
+    """Hashes a complete step and writes its seal, the whole file or none of it.
+
+    All processes call it: each hashes a share of the files, process 0 writes.
+    """
+    path, sizes = directory / str(step), None
+    if jax.process_index() == 0:
+        found = {file.relative_to(path).as_posix(): file for file in path.rglob("*")}
+        sizes = {name: found[name].stat().st_size for name in found if found[name].is_file()}
+    sizes = agreed(f"{directory.parent.name}/seal", sizes)
+    mine, digests = checksum.of_files(path, _share(sizes)), {}
+    for part in gather(f"{directory.parent.name}/digests", mine):
+        digests |= part
+    files = {name: [sizes[name], digests[name]] for name in sorted(sizes)}
+    if jax.process_index() == 0:
+        temporary = path_of(directory, step).with_suffix(".tmp")
+        with open(temporary, "w") as file:
+            json.dump({"step": step, "files": files}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path_of(directory, step))
+    _hashed[path] = _stamp(path, files), None
+
+
+def seal_if_none(directory: Path, step: int) -> None:
+    """Seals the step on which all processes have agreed, if it has no seal."""
+    if agreed("unsealed", not path_of(directory, step).exists()):
+        seal(directory, step)
 
 
 def prune(directory: Path, keep: int) -> None:
-    """Deletes what is older than the newest `keep` sealed steps, and what killed runs left half done."""
+    """Deletes what is older than the newest `keep` sealed steps, and what killed runs left."""
     sealed = [step for step in steps(directory) if path_of(directory, step).exists()]
     for step in sealed[keep:]:
         os.replace(directory / str(step), directory / f"{step}.deleting")
@@ -133,16 +195,20 @@ def prune(directory: Path, keep: int) -> None:
 
 
 def clear(directory: Path) -> None:
-    """Removes what killed runs left half written or half deleted. Process 0 does it, while nothing is saved there."""
+    """Removes what killed runs left half written or half deleted.
+
+    Process 0 does it, while nothing is saved there.
+    """
     for path in directory.iterdir() if directory.is_dir() and jax.process_index() == 0 else ():
         if found := re.fullmatch(r"(\d+)\.(deleting|orbax-checkpoint-tmp.*)", path.name):
             if found[2] == "deleting" and not (directory / found[1]).exists():
-                path_of(directory, int(found[1])).unlink(missing_ok=True)  # the kill came between directory and seal
+                # the kill came between directory and seal
+                path_of(directory, int(found[1])).unlink(missing_ok=True)
             shutil.rmtree(path, ignore_errors=True)
 
 
 def settle(directory: Path, step: int | None, refused: Mapping[int, str]) -> None:
-    """Moves skipped steps aside, so that they do not stand in the way of the next saves, and seals the one that was restored.
+    """Moves skipped steps aside, out of the way of the next saves; seals the one restored.
 
     What killed runs left half done is removed.
     """
@@ -156,39 +222,19 @@ def settle(directory: Path, step: int | None, refused: Mapping[int, str]) -> Non
             if path_of(directory, bad).exists():
                 os.replace(path_of(directory, bad), directory / f"{aside.name}.sha256.json")
         clear(directory)
-        if step is not None and not path_of(directory, step).exists():
-            seal(directory, step)
-        if step is not None and refused:
-            log.warning("going on from %s, the newest good one; what was skipped is kept as *.damaged", directory / str(step))
-    barrier("settled")
-
-
-def agreed(answer: bool) -> bool:
-    """Process 0's answer."""
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer))) if jax.process_count() > 1 else answer
-
-
-def barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"dlc_jax.checkpoint.{name}")
-
-
-def meet(name: str) -> None:
-    """Waits for all processes, for as long as they take; no device takes part, so each may have run other programs meanwhile.
-
-    Raises:
-      Interrupted: one of them is gone.
-    """
-    if jax.process_count() == 1:
-        return
-    try:
-        ocp.multihost.get_barrier_sync_fn()(key=f"dlc_jax.{name}", timeout_ms=_MONTH)
-    except jax.errors.JaxRuntimeError as error:
-        raise Interrupted(f"{name}: another process has ended; the same command, in all of them, goes on") from error
+    if step is not None:
+        seal_if_none(directory, step)
+        if refused and jax.process_index() == 0:
+            line = "going on from %s, the newest good one; what was skipped is kept as *.damaged"
+            log.warning(line, directory / str(step))
+    meet("settled")
 
 
 def storage_reason(error: BaseException | None) -> str | None:
-    """What the system said, if the error or one of its causes is about storage; TensorStore has it only in its text."""
+    """What the system said, if the error or one of its causes is about storage.
+
+    TensorStore has it only in its text.
+    """
     while error is not None:
         if isinstance(error, OSError):
             return error.strerror or str(error)
@@ -199,10 +245,19 @@ def storage_reason(error: BaseException | None) -> str | None:
     return None
 
 
-def _digests(path: Path, names: Iterable[str]) -> dict[str, str]:
-    def digest(name):
-        with open(path / name, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+def _share(sizes: Mapping[str, int]) -> list[str]:
+    """The files that this process hashes: dealt out by size, so that all have alike to read."""
+    names = sorted(sizes, key=lambda name: (-sizes[name], name))
+    return names[jax.process_index() :: jax.process_count()]
 
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        return dict(zip(names, pool.map(digest, names)))
+
+def _stamp(path: Path, files: Mapping[str, list]) -> tuple:
+    """What changes when a file is written again, or its seal."""
+    facts = {name: (path / name).stat() for name in files}
+    return tuple(
+        (name, *files[name], fact.st_size, fact.st_mtime_ns) for name, fact in facts.items()
+    )
+
+
+def _unreadable(error: Exception) -> str:
+    return f"its seal or its files cannot be read ({error})"

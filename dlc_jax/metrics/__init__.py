@@ -1,16 +1,19 @@
-"""What a run tells about itself: metrics.jsonl, TensorBoard, W&B, a progress line. Process 0 writes; every process may read `last`.
+"""What a run reports: metrics.jsonl, TensorBoard, W&B, a progress line.
 
-Metrics are fetched one step late: asking for the numbers of a step just dispatched would make the host wait for the device.
+Process 0 writes; every process may read `last`. Metrics are fetched one step late: asking for the
+numbers of a step just dispatched would make the host wait for the device.
 
-    <directory>/metrics.jsonl    strict JSON; a line every `log_every` steps, each once, also after kills; a line per evaluation
-    <directory>/tensorboard/     the same, and pictures; so in W&B, see boards.py
-    <directory>/seconds.json     seconds spent up to "step": {"before": in runs before this one, "seconds": in all, "step"}
+    <directory>/metrics.jsonl     strict JSON; a line every `log_every` steps, each once, also after
+                                  kills; a line per evaluation
+    <directory>/tensorboard/      the same, and pictures; so in W&B, see boards.py
+    <directory>/seconds.json      seconds spent up to "step": {"before": in runs before this one,
+                                  "seconds": in all, "step"}
+    <directory>/parameters.txt    the table of the parameters, as the last run placed them
 """
 
 import contextlib
+import dataclasses
 import json
-import math
-import os
 import resource
 import sys
 import time
@@ -22,9 +25,23 @@ import jax
 import numpy as np
 
 from dlc_jax.errors import UserError
-from dlc_jax.metrics.boards import TensorBoard, Wandb
+from dlc_jax.metrics import files
+from dlc_jax.metrics.boards import TensorBoard, Wandb, tiled
+from dlc_jax.metrics.progress import Line
+from dlc_jax.typing import Tree
 
-_REDRAW = 0.2  # seconds between two drawings of the line on a terminal
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Log:
+    """Where metrics are shown beside metrics.jsonl: the `log` section of a recipe.
+
+    Attributes:
+      tensorboard: Whether event files of TensorBoard are written.
+      wandb: Project of Weights & Biases. "" is none.
+    """
+
+    tensorboard: bool = True
+    wandb: str = ""
 
 
 class Writer:
@@ -42,48 +59,46 @@ class Writer:
         name: str,
         batch: int = 0,
         first: int = 0,
-        tensorboard: bool = True,
-        wandb: str = "",
         about: Mapping[str, Any] | None = None,
         stream: Any = None,
+        **log: bool | str,
     ):
-        """Opens the files, and drops from metrics.jsonl what a killed run wrote after the step that this one goes on from.
+        """Opens the files; drops from metrics.jsonl what a killed run wrote after step `first`.
 
         Args:
           total: steps in all, for the share and the time left.
           name: of the step of the recipe, printed in front.
           batch: examples per step, for images per second; 0 leaves that out.
           first: steps already taken, as restored.
-          tensorboard: writes its event files.
-          wandb: project of Weights & Biases; "" is none.
           about: the recipe, which W&B shows beside the run.
           stream: where the progress line goes; sys.stdout, looked up now, by default.
+          log: fields of `Log`.
         """
-        self._directory, self._total, self._log_every, self._name, self._batch = Path(directory), total, log_every, name, batch
-        self._stream = sys.stdout if stream is None else stream
-        self._in_place = bool(getattr(self._stream, "isatty", lambda: False)())
-        self._main = jax.process_index() == 0
-        self._first, self._boards, self._file = first, [], None
-        self._pending: tuple[int, Any] | None = None  # the newest step, its metrics still on the device
+        self._directory, self._total, self._log_every = Path(directory), total, log_every
+        self._batch, self._first, self._main = batch, first, jax.process_index() == 0
+        self._line = Line(sys.stdout if stream is None else stream, name=name, total=total)
+        self._boards, self._file = [], None
+        self._pending: tuple[int, Any] | None = None  # the newest step, its metrics on the device
         self._last: dict[str, Any] = {"step": first}
         self._old: dict[str, Any] = {}  # what is already written for step `first`
         self._start, self._before = time.monotonic(), 0.0
-        self._mark: tuple[float, int] | None = None  # time and step at which the present window of rates began
-        self._waited, self._drawn, self._width = 0.0, 0.0, 0
+        self._mark: tuple[float, int] | None = None  # time and step since which rates are taken
+        self._waited, shown = 0.0, Log(**log)
         if self._main:
             with self._writing():
                 self._directory.mkdir(parents=True, exist_ok=True)
-                self._before = _seconds(self._directory)
-                self._old = _trim(self._directory / "metrics.jsonl", first)
-                if tensorboard:
+                self._before = files.seconds(self._directory)
+                self._old = files.trim(self._directory / "metrics.jsonl", first)
+                if shown.tensorboard:
                     self._boards.append(TensorBoard(self._directory, first=first))
-                if wandb:
-                    self._boards.append(Wandb(self._directory, project=wandb, about=about or {}))
+                if shown.wandb:
+                    board = Wandb(self._directory, project=shown.wandb, about=about or {})
+                    self._boards.append(board)
                 self._file = open(self._directory / "metrics.jsonl", "a")
                 self._note(first)
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Takes the metrics of the step that was just dispatched; writes and returns those of the step before, as `last`.
+        """Takes the metrics of the step just dispatched; writes and returns those before, `last`.
 
         Args:
           step: steps taken, this one included; what the state's counter says after it.
@@ -96,24 +111,45 @@ class Writer:
     def last(self) -> dict[str, Any]:
         """Metrics of the newest step as numbers, with "step". It waits for that step and writes it.
 
-        Read it before saving: a run that is killed after saving must find all of the steps before on file.
+        Read it before saving: a run that is killed after saving must find all steps before on file.
         """
         self._flush()
         return self._last
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes what evaluators measured at `step`; what a resumed run measures once more at its first step is dropped."""
+        """Writes what evaluators measured at `step`.
+
+        What a resumed run measures once more at its first step is dropped.
+        """
         self._flush()
-        new = {key: _plain(value) for key, value in values.items() if step != self._first or key not in self._old}
+        old = self._old if step == self._first else {}
+        new = {key: files.plain(value) for key, value in values.items() if key not in old}
         if new:
             self._write(step, new)
             self._show(step, new)
 
     def images(self, name: str, array: Any, step: int) -> None:
-        """Shows pictures in TensorBoard and W&B: [y, x, c] or [b, y, x, c], tiled; uint8, or floats from 0 to 1."""
+        """Shows pictures in TensorBoard and W&B.
+
+        Args:
+          array: [y, x, c] or [b, y, x, c], tiled; uint8, or floats from 0 to 1.
+        """
         with self._writing():
             for board in self._boards:
-                board.image(name, _tiled(np.asarray(array)), step)
+                board.image(name, tiled(np.asarray(array)), step)
+
+    def parameters(self, params: Tree) -> None:
+        """Writes the table of the parameters: name, shape, dtype, size and placement.
+
+        Args:
+          params: nested dict of arrays, or of jax.ShapeDtypeStruct with shardings.
+        """
+        if self._main:
+            from clu import parameter_overview  # and flax: what trains nothing need not load it
+
+            table = parameter_overview.get_parameter_overview(params, include_stats="sharding")
+            with self._writing():
+                files.replace(self._directory / "parameters.txt", table + "\n")
 
     @contextlib.contextmanager
     def waiting(self):
@@ -141,14 +177,10 @@ class Writer:
             self._flush()
             self._note(self._last["step"])
         finally:
-            if self._in_place and self._width:
-                with contextlib.suppress(OSError):
-                    self._stream.write("\n")
-                    self._stream.flush()
-                self._width = 0
-            files, self._file, self._boards = [*self._boards, self._file], None, []
+            self._line.close()
+            opened, self._file, self._boards = [*self._boards, self._file], None, []
             with self._writing(), contextlib.ExitStack() as closing:
-                for file in files:
+                for file in opened:
                     if file is not None:
                         closing.callback(file.close)
 
@@ -156,7 +188,8 @@ class Writer:
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
-        values = {key: _plain(value) for key, value in jax.device_get(metrics).items()}  # waits for the device
+        fetched = jax.device_get(metrics)  # waits for the device
+        values = {key: files.plain(value) for key, value in fetched.items()}
         now, due = time.monotonic(), step % self._log_every == 0 or step >= self._total
         rates = self._rates(step, now)
         line = values | (rates if due else {})
@@ -165,8 +198,8 @@ class Writer:
             self._write(step, line)
             self._show(step, line)
             self._note(step)
-        if self._main and (due or (self._in_place and now - self._drawn > _REDRAW)):
-            self._draw(step, values, rates, now)
+        if self._main and (due or self._line.is_stale(now)):
+            self._line.draw(step, values, rates, now)
         if due or self._mark is None:
             self._mark, self._waited = (now, step), 0.0
 
@@ -179,32 +212,11 @@ class Writer:
         rates = {"seconds_per_step": pace, "data_wait": min(1.0, self._waited / span)}
         return rates | ({"images_per_second": self._batch / pace} if self._batch else {})
 
-    def _draw(self, step: int, values: Mapping[str, Any], rates: Mapping[str, float], now: float) -> None:
-        parts = [f"{self._name} {step}/{self._total} {100 * step / max(self._total, 1):.0f}%"]
-        if isinstance(loss := values.get("loss"), float):
-            parts.append(f"loss {loss:.4f}")
-        elif "loss" in values:
-            parts.append("loss not finite")
-        if self._batch and rates:
-            parts.append(f"{rates['images_per_second']:.0f} images/s")
-        if rates:
-            pace = rates["seconds_per_step"]
-            left = _span(pace * (self._total - step))
-            parts += [f"{1000 * pace:.1f} ms/step", f"data {100 * rates['data_wait']:.0f}%", f"ETA {left}"]
-        text, self._drawn = "  ".join(parts), now
-        if self._in_place:
-            with contextlib.suppress(OSError):  # the terminal is gone: a signal says so in a moment, and then all is saved
-                self._stream.write("\r" + text + " " * (self._width - len(text)))
-                self._stream.flush()
-            self._width = len(text)
-        else:
-            self._stream.write(text + "\n")
-            self._stream.flush()
-
     def _write(self, step: int, values: Mapping[str, Any]) -> None:
         if self._main:
+            row = {"step": step} | dict(values) | {"step": step}
             with self._writing():
-                self._file.write(json.dumps({"step": step} | dict(values) | {"step": step}, allow_nan=False) + "\n")
+                self._file.write(json.dumps(row, allow_nan=False) + "\n")
                 self._file.flush()  # a killed process flushes nothing
 
     def _show(self, step: int, values: Mapping[str, Any]) -> None:
@@ -215,20 +227,26 @@ class Writer:
 
     def _note(self, step: int) -> None:
         if self._main:
-            facts = {"before": self._before, "seconds": self._before + time.monotonic() - self._start, "step": step}
+            total = self._before + time.monotonic() - self._start
+            facts = {"before": self._before, "seconds": total, "step": step}
             with self._writing():
-                _replace(self._directory / "seconds.json", json.dumps(facts) + "\n")
+                files.replace(self._directory / "seconds.json", json.dumps(facts) + "\n")
 
     @contextlib.contextmanager
     def _writing(self):
         try:
             yield
         except OSError as error:
-            raise UserError(f"{self._directory}: {error.strerror}; make room there, then run the same command") from error
+            raise UserError(
+                f"{self._directory}: {error.strerror}; make room there, then run the same command"
+            ) from error
 
 
 def peak_memory_gb() -> float:
-    """Largest memory that this process ever held, in 1e9 bytes. Not its children: a fork that only starts git counts as large as its parent."""
+    """Largest memory that this process ever held, in 1e9 bytes.
+
+    Not its children: a fork that only starts git counts as large as its parent.
+    """
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
@@ -236,61 +254,3 @@ def peak_memory_gb() -> float:
 def device() -> str:
     """What the numbers of this process were computed on, such as "8 x NVIDIA H100"."""
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-
-
-def _trim(path: Path, first: int) -> dict[str, Any]:
-    """Drops lines of steps after `first`, torn and damaged ones, joins those of one step. Returns what is written of step `first`."""
-    if not path.exists():
-        return {}
-    kept: dict[int, dict] = {}
-    text = path.read_text(encoding="utf-8", errors="replace")  # a damaged line is dropped like a torn one
-    for line in text.split("\n"):
-        try:
-            row = json.loads(line)
-            step = row["step"]
-        except (ValueError, TypeError, KeyError):  # killed while writing
-            continue
-        if isinstance(step, int) and step <= first:
-            kept[step] = kept.get(step, {}) | row
-    trimmed = "".join(json.dumps(row) + "\n" for row in kept.values())
-    if trimmed != text:
-        _replace(path, trimmed)
-    return kept.get(first, {})
-
-
-def _seconds(directory: Path) -> float:
-    try:
-        return float(json.loads((directory / "seconds.json").read_text())["seconds"])
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
-        return 0.0
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def _plain(value: Any) -> Any:
-    """A number, or a list of numbers, as strict JSON has it: what is not finite is null."""
-    value = np.asarray(value).tolist() if hasattr(value, "dtype") else value
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _tiled(array: np.ndarray) -> np.ndarray:
-    if array.ndim == 3:
-        return array
-    count, height, width, channels = array.shape
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    tiles = np.zeros((rows * columns, height, width, channels), array.dtype)
-    tiles[:count] = array
-    return tiles.reshape(rows, columns, height, width, channels).swapaxes(1, 2).reshape(rows * height, columns * width, channels)
-
-
-def _span(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

@@ -40,7 +40,7 @@ def recipe(*, kinds=("all",), batch=32, model=None, objective=None, **changed):
     crops = next(iter(section.crops.values())).to_dict() | CROPS
     section.crops = {kind: crops for kind in kinds}
     section.optimizer.warmup = 0
-    section.train.update(dict(batch=batch, clip_apart=("head/.*",)))
+    section.train.update(dict(batch=batch, clip_separately=("head/.*",)))
     for name, value in changed.items():
         section[name].update(value)
     return config
@@ -230,7 +230,7 @@ def test_centers_follow_the_teacher():
 @pytest.mark.slow
 def test_separate_heads_learn_their_own():
     def moved(**objective):
-        stage = make(objective=dict(drop_path=0.0, **objective), model=dict(separate_head=True), train=dict(clip_apart=()))
+        stage = make(objective=dict(drop_path=0.0, **objective), model=dict(separate_head=True), train=dict(clip_separately=()))
         before, batch, _ = measure(stage)
         after, _ = jax.jit(make_train_step(stage))(before, batch, {}, jax.random.key(1))
         change = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before.params, after.params)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from dlc_jax.checkpoint import Checkpoints, load_params
 from dlc_jax.errors import Interrupted, UserError
 from dlc_jax.stage import Evaluator
 from dlc_jax.step import TrainState
-from dlc_jax.train import _initial, _validation, compile_step, train
+from dlc_jax.train import _initial, _Validation, compile_step, train
 
 
 def run(stage, directory, **options):
@@ -48,6 +49,20 @@ class Stopping(Numbers):
         if self.count > self.after:
             raise MemoryError("the machine is gone")
         return super().__next__()
+
+
+class Closing:
+    """An iterator with threads, as it were."""
+
+    def __init__(self, batches):
+        self.closed, self.get_state, self.set_state = False, batches.get_state, batches.set_state
+        self.batches = batches
+
+    def __next__(self):
+        return next(self.batches)
+
+    def close(self):
+        self.closed = True
 
 
 def dying(stage, after, **options):
@@ -210,15 +225,17 @@ def test_an_evaluators_pictures_are_shown_and_are_no_results(tmp_path):
 
 def test_validation_is_on_the_same_records_with_the_same_draws(tmp_path):
     """Two numbers of it differ by what was learned and by nothing else: a state that does not learn has the same ones."""
-    asked, made = [], joint(steps=8, validate_batches=2)
+    opened, made = [], joint(steps=8, validate_batches=2)
     still = dataclasses.replace(made, optimizer=optim.make(steps=8, learning_rate=0.0))
 
     def batches(split):
-        asked.append(split)
-        return made.batches(split)
+        opened.append((split, Closing(made.batches(split))))
+        return opened[-1][1]
 
     run(dataclasses.replace(still, batches=batches), tmp_path)
-    assert asked == ["train", "validation", "validation"]
+    assert [split for split, _ in opened] == ["train", "validation"]
+    assert all(iterator.closed for _, iterator in opened)
+    assert opened[1][1].get_state() == {"global_next_index": 0}  # it has nothing to read ahead for
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     validation = [line["validation/loss"] for line in lines if "validation/loss" in line]
     assert len(validation) == 2 and validation[0] == validation[1]
@@ -233,7 +250,7 @@ def test_validation_is_the_mean_over_batches_each_with_draws_of_its_own():
         stage = dataclasses.replace(joint(validate_batches=count), loss=loss)
         mesh = parallel.make_mesh(devices=jax.devices()[:1])
         state = TrainState(step=0, params={}, opt_state=(), ema=None, extra={}, skipped=None)
-        return _validation(stage, mesh, jax.random.key(0))(state, {})
+        return _Validation(stage, mesh, jax.random.key(0))(state, {})
 
     first, all_three = measure(1), measure(3)
     batches = joint().batches("validation")
@@ -276,6 +293,39 @@ def test_parameters_are_drawn_from_the_key_of_no_step():
     used = np.asarray(_initial(stage, abstract, root).extra["key"])
     for other in (jax.random.key_data(root)[None], jax.random.key_data(others)):
         assert not (np.asarray(other) == used).all(1).any()
+
+
+def test_what_was_opened_is_closed_however_the_run_ends(tmp_path):
+    opened = []
+    stage = dying(coupled(steps=8), 5)
+
+    def batches(split):
+        opened.append(Closing(stage.batches(split)))
+        return opened[-1]
+
+    with pytest.raises(MemoryError):
+        run(dataclasses.replace(stage, batches=batches), tmp_path)
+    assert [iterator.closed for iterator in opened] == [True, True]
+
+
+def test_a_run_writes_the_table_of_its_parameters(tmp_path):
+    run(joint(steps=2), tmp_path)
+    text = (tmp_path / "parameters.txt").read_text()
+    shapes = compile_step(joint(), parallel.make_mesh(devices=jax.devices()[:1]))[1].params
+    for path, leaf in jax.tree.leaves_with_path(shapes):
+        name, shape = jax.tree_util.keystr(path, simple=True, separator="/"), re.escape(str(leaf.shape))
+        assert re.search(rf"^\| {name} +\| {shape} +\| {leaf.dtype} \| {leaf.size} +\| \(\) ", text, re.M), text
+    assert f"Total: {sum(leaf.size for leaf in jax.tree.leaves(shapes)):,} -- " in text
+
+
+def test_a_checkpoint_of_before_a_field_goes_on_in_its_present_form(tmp_path):
+    stage = coupled(steps=4)
+    run(dataclasses.replace(stage, identity={"old": 1}), tmp_path)
+    renamed = dataclasses.replace(coupled(steps=6), identity={"new": 1})
+    with pytest.raises(UserError, match="of another model or data"):
+        run(renamed, tmp_path)
+    run(dataclasses.replace(renamed, former=lambda saved: {"new": saved["old"]}), tmp_path)
+    assert (tmp_path / "checkpoints" / "6").is_dir()
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused(tmp_path):

@@ -1,0 +1,55 @@
+"""What several processes agree on without their devices, each waiting as long as the others take.
+
+A collective of devices would not do: it times out while a process reads files, and must not come
+from a background thread.
+"""
+
+import collections
+import json
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from dlc_jax.errors import Interrupted
+
+_MONTH = 30 * 24 * 3600 * 1000  # milliseconds
+_rounds: collections.Counter[str] = collections.Counter()
+
+
+def meet(name: str) -> None:
+    """Waits for all processes, for as long as they take.
+
+    Raises:
+      Interrupted: one of them has ended.
+    """
+    gather(name, None)
+
+
+def agreed(name: str, value: Any) -> Any:
+    """Process 0's value, JSON."""
+    return gather(name, value if jax.process_index() == 0 else None)[0]
+
+
+def gather(name: str, value: Any) -> list:
+    """The value of every process, JSON, in their order. All of them call it, with the same name.
+
+    Raises:
+      Interrupted: one of them has ended.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    client, me = ocp.multihost.get_jax_distributed_client(), jax.process_index()
+    key = f"dlc_jax/{name}/{_rounds[name]}"
+    before = f"dlc_jax/{name}/{_rounds[name] - 1}/{me}"
+    _rounds[name] += 1
+    try:
+        client.key_value_set(f"{key}/{me}", json.dumps(value))
+        client.wait_at_barrier(key, _MONTH)
+        found = dict(client.key_value_dir_get(f"{key}/"))
+        if _rounds[name] > 1:
+            client.key_value_delete(before)  # every process has read it: all have come here since
+    except jax.errors.JaxRuntimeError as error:
+        line = f"{name}: another process has ended; the same command, in all of them, goes on"
+        raise Interrupted(line) from error
+    return [json.loads(found[f"{key}/{process}"]) for process in range(jax.process_count())]

@@ -1,0 +1,56 @@
+"""What a run writes on disk about itself, each file whole or as it was before."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def trim(path: Path, first: int) -> dict[str, Any]:
+    """Drops lines of steps after `first`, torn and damaged ones, and joins those of one step.
+
+    Returns:
+      What is written of step `first`.
+    """
+    if not path.exists():
+        return {}
+    kept: dict[int, dict] = {}
+    text = path.read_text(encoding="utf-8", errors="replace")  # damaged lines drop like torn ones
+    for line in text.split("\n"):
+        try:
+            row = json.loads(line)
+            step = row["step"]
+        except (ValueError, TypeError, KeyError):  # killed while writing
+            continue
+        if isinstance(step, int) and step <= first:
+            kept[step] = kept.get(step, {}) | row
+    trimmed = "".join(json.dumps(row) + "\n" for row in kept.values())
+    if trimmed != text:
+        replace(path, trimmed)
+    return kept.get(first, {})
+
+
+def seconds(directory: Path) -> float:
+    """Those of the runs before, from seconds.json; 0 without it."""
+    try:
+        return float(json.loads((directory / "seconds.json").read_text())["seconds"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return 0.0
+
+
+def replace(path: Path, text: str) -> None:
+    """Writes a file, renamed into place."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def plain(value: Any) -> Any:
+    """A number, or a list of numbers, as strict JSON has it: what is not finite is null."""
+    value = np.asarray(value).tolist() if hasattr(value, "dtype") else value
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
