@@ -6,13 +6,13 @@ with it in one line.
 """
 
 import errno
-import importlib.util
 import json
 import os
+import runpy
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from dlc_jax import stop
@@ -51,13 +51,18 @@ def parse(argv: list[str]):
 def read(file: str) -> tuple[Path, dict]:
     """(path, the recipe's own lines) of FILE.py, FILE.py:VARIANT or a run's config.json.
 
+    A recipe is a file with `RECIPE`, {field: value}, and perhaps `VARIANTS`, {word: more lines, or a
+    function that makes other lines of those so far}. `like` names a recipe beside it whose lines
+    come first. A variant is words with commas between; the name of a step is one, and runs that
+    step alone.
+
     Raises:
       UserError: it is not a recipe, or has no such variant.
     """
-    from dlc_jax.recipe import expand, former
+    from dlc_jax.recipe import expansion, former
 
-    name, _, variant = file.partition(".py:")
-    path = Path(f"{name}.py" if _ else file)
+    name, is_variant, words = file.partition(".py:")
+    path = Path(f"{name}.py" if is_variant else file)
     if path.suffix not in (".py", ".json"):
         raise UserError(
             f"{file!r} is not a recipe; expected a .py file, as in configs/, or a run's config.json"
@@ -68,21 +73,30 @@ def read(file: str) -> tuple[Path, dict]:
         try:
             saved = json.loads(path.read_text())
             if isinstance(saved.get("steps"), list):
-                return path, expand.flat(former.config(saved))
+                return path, expansion.flat(former.config(saved))
         except (ValueError, AttributeError, KeyError, TypeError, OSError):
             pass
         raise UserError(f"command line: {path} is not a recipe: a run writes one as config.json")
-    spec = importlib.util.spec_from_file_location("recipe", path)
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        lines = module.get_config(variant)
-        lines = lines if isinstance(lines, Mapping) else lines.to_dict()
-        return path, expand.flat(expand.nested(lines))
+        module = runpy.run_path(str(path))
+        lines, variants = dict(module["RECIPE"]), dict(module.get("VARIANTS", {}))
+        if base := lines.pop("like", None):
+            lines = expansion.later(read(str(path.with_name(base)))[1], lines)
     except (Exception, SystemExit) as error:  # a recipe is the user's own code
-        about = "" if isinstance(error, ValueError) else f"{path}: {type(error).__name__}: "
         said = (str(error).splitlines() or ["it does not load"])[0]
-        raise UserError(f"command line: {about}{said}") from error
+        raise UserError(f"command line: {path}: {type(error).__name__}: {said}") from error
+    steps = [*lines.get("steps", ()), *expansion.kinds()]
+    chosen = []
+    for word in filter(None, words.split(",")):
+        if word in variants:
+            change = variants[word]
+            lines = change(lines) if callable(change) else expansion.later(lines, change)
+        elif word in steps:
+            chosen.append(word)
+        else:
+            known = ", ".join(dict.fromkeys([*variants, *steps]))
+            raise UserError(f"command line: unknown variant {word!r}; {path} has {known}")
+    return path, lines | ({"steps": tuple(chosen)} if chosen else {})
 
 
 def _arguments(argv: list[str]) -> tuple[str | None, str | None, dict[str, str]]:

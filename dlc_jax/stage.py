@@ -27,8 +27,10 @@ class Plan:
         clipped together.
       dtype: of the computation, "float32" or "bfloat16".
       log_every: steps between two lines of the log.
-      save_every: steps between two checkpoints; the last step is always saved.
-      validate_every: steps between two validations; the last step is always validated.
+      save_every: steps between two checkpoints; 0 is a quarter of `steps`. The last step is always
+        saved.
+      validate_every: steps between two validations; 0 is a quarter of `steps`. The last step is
+        always validated.
       validate_batches: batches of the fixed validation split.
       keep: checkpoints kept, at least 2.
       patience: non-finite steps in a row after which the run stops.
@@ -44,8 +46,8 @@ class Plan:
     clip_separately: tuple[str, ...] = ()
     dtype: str = "float32"
     log_every: int = 50
-    save_every: int = 1000
-    validate_every: int = 1000
+    save_every: int = 0
+    validate_every: int = 0
     validate_batches: int = 8
     keep: int = 2
     patience: int = 10
@@ -55,6 +57,9 @@ class Plan:
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"train.dtype={self.dtype!r} is unknown; known: float32, bfloat16")
+        for name in ("save_every", "validate_every"):
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, max(1, self.steps // 4))
         positive = "steps batch accumulate log_every save_every validate_every patience".split()
         for name in positive:
             if getattr(self, name) < 1:

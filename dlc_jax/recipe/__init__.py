@@ -8,9 +8,10 @@ from ml_collections import ConfigDict
 from dlc_jax import workdir as home
 from dlc_jax.errors import UserError
 from dlc_jax.recipe import former
-from dlc_jax.recipe.expand import Text as Text
-from dlc_jax.recipe.expand import complete as complete
-from dlc_jax.recipe.expand import expand
+from dlc_jax.recipe.expansion import Text as Text
+from dlc_jax.recipe.expansion import complete as complete
+from dlc_jax.recipe.expansion import expand
+from dlc_jax.recipe.expansion import later as later
 from dlc_jax.recipe.fields import build as build
 from dlc_jax.recipe.steps import check as check
 from dlc_jax.recipe.steps import codes_dtype as codes_dtype

@@ -110,11 +110,6 @@ class Section:
         steps=6_000_000,
         batch=256,
         dtype="bfloat16",
-        log_every=100,
-        save_every=5000,
-        validate_every=5000,
-        keep=3,
-        patience=20,
     )
 
 

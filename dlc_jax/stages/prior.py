@@ -43,11 +43,6 @@ class Section:
         batch=512,
         clip=1.0,
         dtype="bfloat16",
-        log_every=100,
-        save_every=5000,
-        validate_every=5000,
-        keep=3,
-        patience=20,
     )
 
 

@@ -55,9 +55,9 @@ class Section:
     flip: bool = False
     image: int | None = None
     splits: tuple[str, ...] = ("train", "validation")
-    batch: int = 128
+    batch: int = 256
     dtype: str = "float32"
-    shard_size: int = 16_384
+    shard_size: int = 4096
 
     def __post_init__(self):
         if self.dtype not in DTYPES:

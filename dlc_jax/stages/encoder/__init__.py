@@ -78,11 +78,6 @@ class Section:
         clip=3.0,
         clip_separately=("(patch_)?head/.*",),
         dtype="bfloat16",
-        log_every=100,
-        save_every=5000,
-        validate_every=5000,
-        keep=3,
-        patience=20,
     )
 
 

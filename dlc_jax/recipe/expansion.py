@@ -1,14 +1,20 @@
 """A recipe's own lines to the full, typed, locked config: every field of every constructor.
 
-    expand({"data.name": "shapes", "encoder.train.steps": 320})
+    expand({"data.name": "shapes", "*.optimizer.warmup": 100, "encoder.train.steps": 320})
 
-Dotted names are those of the command line, `--config.encoder.train.steps=320`; nested dicts are the
-same. A section other than the recipe's own (`agenda.Recipe`) is a step: its `stage`, by default its
-name, says of which kind.
+Names are those of the command line, `--config.encoder.train.steps=320`. What comes later counts:
+
+    "*.train.steps": 24         every field of a name that matches
+    "encoder.crops": None       of a section: takes its lines back
+    "other.like": "generator"   starts a step from the lines of another, as they are here
+
+A section other than the recipe's own (`agenda.Recipe`) is a step: its `stage`, by default its name,
+says of which kind.
 """
 
 import ast
 import difflib
+import fnmatch
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -37,16 +43,49 @@ def expand(given: Mapping[str, Any]) -> ConfigDict:
       UserError: an unknown field (the nearest name is told), a value of another type, or a field
         without a default that is not given.
     """
-    tree = nested(given)
-    own = fields.fields(ROOT)
-    config = {}
+    lines = _resolved(flat(given))
+    plain = {name: value for name, value in lines.items() if "*" not in name}
+    if len(plain) < len(lines):
+        names, plain = flat(_full(nested(plain))), {}
+        for name, value in lines.items():
+            matched = [each for each in names if fnmatch.fnmatchcase(each, name)]
+            if "*" in name and not matched:
+                raise UserError(f"{name!r} matches no field")
+            plain = later(plain, dict.fromkeys(matched if "*" in name else [name], value))
+    return ConfigDict(_full(nested(plain))).lock()
+
+
+def later(lines: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Lines with more after them: what is set again moves to the end."""
+    return {name: value for name, value in lines.items() if name not in more} | dict(more)
+
+
+def _resolved(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Lines without `like` and without those that were taken back."""
+    lines: dict[str, Any] = {}
+    for name, value in given.items():
+        step, _, last = name.rpartition(".")
+        below = {key: each for key, each in lines.items() if key.startswith(f"{name}.")}
+        if last == "like" and step:
+            copied = {key: lines[key] for key in lines if key.startswith(f"{value}.")}
+            copied = {f"{step}{key.removeprefix(str(value))}": copied[key] for key in copied}
+            lines = later(lines, {f"{step}.stage": value} | copied)
+        elif value is None and below:
+            lines = {key: each for key, each in lines.items() if key not in below}
+        else:
+            lines = later(lines, {name: value})
+    return lines
+
+
+def _full(tree: Mapping[str, Any]) -> dict[str, Any]:
+    own, config = fields.fields(ROOT), {}
     for name, field in own.items():
         if isinstance(field.kind, Either) and name not in tree:
             continue  # an optional section
         config[name] = _expanded(field, tree, name)
     for name in dict.fromkeys([*config["steps"], *(key for key in tree if key not in own)]):
         config[name] = step(name, tree.get(name, {}))
-    return ConfigDict(config).lock()
+    return config
 
 
 def step(name: str, given: Any) -> dict:
@@ -70,24 +109,21 @@ def step(name: str, given: Any) -> dict:
 def kinds() -> dict[str, Constructor]:
     """{kind of step: constructor of its section}."""
     return {
-        kind: Constructor(module, "Section")
-        for kind, module in fields.constant("dlc_jax.stages", "STAGES").items()
+        kind: Constructor(make.module, "Section")
+        for kind, make in fields.constant("dlc_jax.stages", "STAGES").items()
     }
 
 
 def nested(given: Mapping[str, Any]) -> dict:
-    """A tree of dicts from dotted names, nested dicts, or both; what comes later counts."""
+    """A tree of dicts from dotted names."""
     tree: dict = {}
     for name, value in given.items():
         *path, last = str(name).split(".")
         inner = tree
         for part in path:
-            if not isinstance(inner.get(part), dict):
-                inner[part] = {} if inner.get(part) is None else {"": inner[part]}
+            if not isinstance(inner.setdefault(part, {}), dict):
+                inner[part] = {"": inner[part]}  # a section that has a value: told later
             inner = inner[part]
-        if isinstance(value, Mapping):
-            before = inner.get(last)
-            value = nested(flat(before if isinstance(before, dict) else {}) | flat(nested(value)))
         inner[last] = value
     return tree
 
