@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from dlc_jax.errors import UserError
+from dlc_jax.models.drop_path import add_residual
 from dlc_jax.models.layers import (
     FAN_IN,
     NORMAL,
@@ -13,7 +14,6 @@ from dlc_jax.models.layers import (
     LayerNorm,
     Mlp,
     SwiGlu,
-    add_residual,
     block_flops,
     mlp_hidden,
     patchify,
@@ -130,7 +130,7 @@ class ViT(nn.Module):
         Args:
           images: normalized; square, of a side that the patch divides.
           masked: True for the patches that the mask token replaces (iBOT, arXiv 2111.07832).
-          kept: drop path: the rows of each group whose residuals are computed, see `layers.drop_subsets`; None computes all.
+          kept: drop path: the rows of each group whose residuals are computed, see `drop_path.drop_subsets`; None computes all.
           every: adds the outputs of all blocks.
 
         Returns:
@@ -176,7 +176,7 @@ def flops(model: nn.Module, *, image: int | None = None, drop_path: float = 0.0)
     Args:
       model: a ViT, or a module with its attributes.
       image: side in pixels; by default the model's.
-      drop_path: share of the residuals that is not computed; see `layers.drop_subsets`.
+      drop_path: share of the residuals that is not computed; see `drop_path.drop_subsets`.
     """
     patches = ((image or model.image) // model.patch) ** 2
     embed = 2.0 * patches * model.patch**2 * model.channels * model.width

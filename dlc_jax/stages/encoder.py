@@ -22,7 +22,8 @@ from dlc_jax.data import loader, masks, sources, transforms
 from dlc_jax.errors import UserError
 from dlc_jax.losses import masked, ssl
 from dlc_jax.models import simplicial
-from dlc_jax.models.layers import RULES, drop_subsets
+from dlc_jax.models.drop_path import drop_subsets
+from dlc_jax.models.layers import RULES
 from dlc_jax.models.simplicial import Encoder
 from dlc_jax.models.vit import standardize
 from dlc_jax.stage import Plan, Stage
@@ -48,7 +49,7 @@ class Objective:
       mask_group: examples among which that share and range are spread evenly.
       koleo: weight of the KoLeo term; koleo_group: examples in which nearest neighbors are looked for, see `ssl.koleo`; 0 is all.
       drop_path: share of the student's residuals that are left out; 0.3 in the paper.
-      drop_path_group: examples, with all their crops, among which those are chosen; see `layers.drop_subsets`.
+      drop_path_group: examples, with all their crops, among which those are chosen; see `drop_path.drop_subsets`.
       consistency: weight of the positions' own cross-entropy between crops, each position a set of V prototypes whose targets are
         balanced over the batch (Sinkhorn); 0 in the paper.
       consistency_temperature: (student, teacher) of that term.

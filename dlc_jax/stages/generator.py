@@ -18,7 +18,7 @@ from dlc_jax.diffusion import flow, schedules
 from dlc_jax.errors import UserError
 from dlc_jax.evals import pictures
 from dlc_jax.losses.diffusion import flow_loss
-from dlc_jax.models.dit import RULES, DiT, flops
+from dlc_jax.models.dit import RULES, DiT
 from dlc_jax.pipeline import Pipeline
 from dlc_jax.stage import Evaluator, Plan, Stage
 from dlc_jax.step import example_keys, shared_key
@@ -189,7 +189,7 @@ def make(config, *, step: str, workdir) -> Stage:
         optimizer=optim.make(steps=plan.steps, **section.optimizer),
         plan=plan,
         rules=RULES if length else RULES[:-1],
-        flops=3 * plan.batch * flops(model),
+        flops=3 * plan.batch * model.flops(),
         evals=() if section.latents else (Evaluator("grid", shown.every, draw),),  # latents are no pictures yet
         identity={
             "model": section.model.to_dict(),

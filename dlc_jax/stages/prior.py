@@ -11,7 +11,7 @@ from dlc_jax.data import loader
 from dlc_jax.data.codes import CodeStore
 from dlc_jax.diffusion import masked, schedules
 from dlc_jax.models.layers import RULES
-from dlc_jax.models.masked_transformer import MaskedTransformer, flops
+from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.stage import Plan, Stage
 from dlc_jax.step import example_keys, shared_key
 
@@ -58,7 +58,7 @@ def make(config, *, step: str, workdir) -> Stage:
         optimizer=optim.make(steps=plan.steps, **section.optimizer),
         plan=plan,
         rules=RULES,
-        flops=3 * plan.batch * flops(model),
+        flops=3 * plan.batch * model.flops(),
         identity={"model": section.model.to_dict(), "codes": section.codes},
         reads=lambda: {"store": store("train").origin},
     )

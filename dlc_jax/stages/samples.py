@@ -19,7 +19,6 @@ from dlc_jax.diffusion.sample import Sampler
 from dlc_jax.evals import composition, pictures
 from dlc_jax.evals import judge as judging
 from dlc_jax.evals.factors import Factors
-from dlc_jax.models import dit, masked_transformer
 from dlc_jax.models.dit import DiT
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.pipeline import Pipeline, programs
@@ -127,9 +126,9 @@ def make(config, *, step: str, workdir) -> Job:
 
     calls = Sampler(method=section.method, steps=section.sampling_steps).calls
     passes = calls * (2 if section.codes and section.guidance != 1 else 1)  # the null condition too
-    counted = {"decode": passes * dit.flops(DiT(**config[section.generator].model))}
+    counted = {"decode": passes * DiT(**config[section.generator].model).flops()}
     if section.codes:
         prior = MaskedTransformer(**config[section.prior].model)
-        counted["sample_codes"] = (section.calls or prior.positions) * masked_transformer.flops(prior)
+        counted["sample_codes"] = (section.calls or prior.positions) * prior.flops()
     changeable = ("held_out", "count", "pairs", "calls", "sampling_steps", "guidance", "method")
     return Job(run=run, programs=programs(pipeline, batch=section.batch, flops=counted), settings=changeable)
