@@ -1,1 +1,4 @@
-"""Discrete Latent Codes in JAX: images to short sequences of tokens, a prior over them, and a diffusion model back to images."""
+"""Discrete Latent Codes in JAX: images to short sequences of tokens, and back.
+
+An encoder, a prior over the tokens, and a diffusion model that draws images from them.
+"""

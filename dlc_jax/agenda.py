@@ -17,7 +17,6 @@ from dlc_jax import workdir as home
 from dlc_jax.data.sources import SOURCES
 from dlc_jax.errors import UserError
 from dlc_jax.models import autoencoder
-from dlc_jax.recipe import former
 from dlc_jax.stage import Job, Stage
 from dlc_jax.stages import STAGES
 
@@ -79,17 +78,18 @@ def make(config, workdir: Path, mesh) -> dict[str, Stage | Job]:
     """Every step of the recipe, checked as far as it can be before anything is written.
 
     Raises:
-      UserError: a step that there is not, one that refuses its section or the mesh, one whose model cannot be or cannot start from its
-        `init_from`, or one that reads other codes than the encoder gives.
+      UserError: a step that refuses its section or the mesh, one whose model cannot be built or
+        cannot start from its `init_from`, or one that reads other codes than the encoder gives.
     """
-    unknown = [name for name in config.steps if name not in config or config[name].stage not in STAGES]
-    if unknown:
-        raise UserError(f"config.steps names {unknown[0]!r}, which is no section with a stage of {', '.join(STAGES)}")
-    made = {name: STAGES[config[name].stage](config, step=name, workdir=workdir) for name in config.steps}
+    made = {
+        name: STAGES[config[name].stage](config, step=name, workdir=workdir)
+        for name in config.steps
+    }
     for name, step in made.items():
         if isinstance(step, Stage):
             plan = step.plan
-            parallel.check_batch(plan.batch, mesh, accumulate=plan.accumulate, group=step.group, where=f"{name}.train")
+            where = {"group": step.group, "where": f"{name}.train"}
+            parallel.check_batch(plan.batch, mesh, accumulate=plan.accumulate, **where)
             if name not in recipe.unneeded(config):
                 _check_model(step, name, workdir)
             _check_codes(config, name)
@@ -100,17 +100,18 @@ def make(config, workdir: Path, mesh) -> dict[str, Stage | Job]:
 
 
 def _check_model(step: Stage, name: str, workdir: Path) -> None:
-    """Refuses a model that is none, or cannot start from `init_from`, before the workdir takes this recipe for its own.
+    """Refuses a model that cannot be built, or cannot start from `init_from`.
 
-    Afterwards it would refuse the corrected recipe.
+    Before the workdir takes this recipe for its own: it would refuse the corrected one.
     """
     try:
         params, _ = jax.eval_shape(step.init, jax.random.key(0))
     except UserError as error:
         raise UserError(f"{name}.model: {error}") from error
     start = step.plan.init_from
-    # What has a checkpoint goes on from that; what this very run makes is not there yet.
-    if start and not any((workdir / name / "checkpoints").glob("*")) and workdir.resolve() not in Path(start).resolve().parents:
+    has_checkpoint = any((workdir / name / "checkpoints").glob("*"))  # it is resumed from that
+    is_made_here = workdir.resolve() in Path(start).resolve().parents  # so it is not there yet
+    if start and not has_checkpoint and not is_made_here:
         try:
             checkpoint.check_start(start, params, new=step.plan.init_new)
         except UserError as error:
@@ -118,21 +119,27 @@ def _check_model(step: Stage, name: str, workdir: Path) -> None:
 
 
 def _check_codes(config, name: str) -> None:
-    """Refuses a reader of other codes than the encoder gives, and not when the encoder is trained."""
+    """Refuses a reader of other codes than the encoder gives, before the encoder is trained."""
     section = config[name]
-    if "model" in section and section.get("codes"):
-        encoder = config[section.codes].encoder
-        for field in ("positions", "values"):
-            reads, gives = section.model[field], config[encoder].model[field]
-            if reads != gives:
-                raise UserError(
-                    f"{name}.model.{field}={reads}, but {section.codes} gives what {encoder}.model.{field}={gives} says; set both alike"
-                )
+    if "model" not in section or "codes" not in section or not section.codes:
+        return
+    encoder = config[section.codes].encoder
+    for field in ("positions", "values"):
+        reads, gives = section.model[field], config[encoder].model.simplicial[field]
+        if reads != gives:
+            raise UserError(
+                f"{name}.model.{field}={reads}, but {section.codes} gives what "
+                f"{encoder}.model.simplicial.{field}={gives} says; set both alike"
+            )
 
 
 def operational(made: dict[str, Stage | Job]) -> tuple[str, ...]:
-    """Regular expressions of the fields that may change in this workdir: those of every workdir, and the jobs' settings."""
-    own = [rf"{re.escape(name)}\.{field}(\..*)?" for name, step in made.items() for field in _settings(step)]
+    """Regular expressions of the fields that may change here: every workdir's, and jobs' settings."""
+    own = [
+        rf"{re.escape(name)}\.{field}(\..*)?"
+        for name, step in made.items()
+        for field in _settings(step)
+    ]
     return (*home.OPERATIONAL, *own)
 
 
@@ -140,34 +147,52 @@ def read(config, workdir: Path, made: dict[str, Stage | Job]) -> list[Entry]:
     """The steps in their order. The caller holds the workdir: what a kill left half deleted in it goes.
 
     Raises:
-      UserError: a trained step is of results that are to change; a job's results are there, and others' than this workdir's.
+      UserError: a trained step is of results that are to change; a job's results are there, and
+        others' than this workdir's.
     """
     done = {name: home.done(workdir / name) for name in config}
     trained = {name: done[name]["steps"] for name in done if done[name] is not None}
     for name, step in made.items():
         trained[name] = max(trained.get(name, 0), step.plan.steps if isinstance(step, Stage) else 0)
         if isinstance(step, Stage):
-            checkpoint.clear(workdir / name / "checkpoints")  # now: one that is complete saves no more
+            checkpoint.clear(
+                workdir / name / "checkpoints"
+            )  # now: one that is complete saves no more
     absent, entries, outdated = recipe.unneeded(config), [], {}
     for name, step in made.items():
         need = step.plan.steps if isinstance(step, Stage) else 0
-        after = {above: trained[above] for above in recipe.upstream(config, name) if trained.get(above)}
-        facts = {"steps": need, "after": after, "settings": {field: config[name].to_dict()[field] for field in _settings(step)}}
+        after = {
+            above: trained[above] for above in recipe.upstream(config, name) if trained.get(above)
+        }
+        facts = {
+            "steps": need,
+            "after": after,
+            "settings": {field: config[name].to_dict()[field] for field in _settings(step)},
+        }
         skip = ""
         if name in absent:
             skip = f"not needed, {absent[name]}"
         elif done[name] is not None:
-            changed = [above for above, steps in after.items() if done[name].get("after", {}).get(above, steps) != steps]
+            changed = [
+                above
+                for above, steps in after.items()
+                if done[name].get("after", {}).get(above, steps) != steps
+            ]
             if changed and isinstance(step, Stage):
                 outdated[name] = changed[0]
             settings = home.plain(facts["settings"])
-            again = changed or any(done[name].get("settings", settings).get(key) != value for key, value in settings.items())
-            again = again or (isinstance(step, Job) and not step.whole(workdir / name))
+            again = changed or any(
+                done[name].get("settings", settings).get(key) != value
+                for key, value in settings.items()
+            )
+            again = again or (isinstance(step, Job) and not step.is_intact(workdir / name))
             skip = "complete" if done[name]["steps"] >= need and not again else ""
         entries.append(Entry(name, step, need, skip, facts))
     if outdated:
         name, above = next(iter(outdated.items()))
-        raise UserError(_outdated(workdir, list(outdated), above, done[name]["after"][above], trained[above]))
+        raise UserError(
+            _outdated(workdir, list(outdated), above, done[name]["after"][above], trained[above])
+        )
     return entries
 
 
@@ -177,6 +202,7 @@ def _settings(step: Stage | Job) -> tuple[str, ...]:
 
 def _outdated(workdir: Path, names: list[str], above: str, before: int, after: int) -> str:
     return (
-        f"{', '.join(names)} learned from what {above} gave after {before} steps, and {above} is to have {after}: set "
-        f"{above}.train.steps={before}, give another --workdir, or move {', '.join(names)} of {workdir} away to train them anew"
+        f"{', '.join(names)} learned from what {above} gave after {before} steps, and {above} is to "
+        f"have {after}: set {above}.train.steps={before}, give another --workdir, or move "
+        f"{', '.join(names)} of {workdir} away to train them anew"
     )

@@ -1,5 +1,7 @@
 """The checkup of an encoder: views by hand, names of what is reported, and the evaluator on one device and on eight."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -12,7 +14,7 @@ from dlc_jax import checkup, parallel
 from dlc_jax.data import sources
 from dlc_jax.data.shapes import Shapes
 from dlc_jax.errors import UserError
-from dlc_jax.evals.probe import Fit
+from dlc_jax.evals.probe import SMALL
 from dlc_jax.models.vit import standardize
 from dlc_jax.stages import STAGES
 from dlc_jax.step import make_init
@@ -81,7 +83,7 @@ def test_names_of_what_is_probed():
     codes = random.integers(0, 4, (60, 3))
     record = {"codes": codes, "factors": codes[:, :2], "features": random.normal(size=(60, 8)), "untrained": codes[::-1]}
     record["pixels"] = random.normal(size=(60, 5))
-    share = dict(factors={"shape": "abcd", "color": "abcd"}, values=4, fit=Fit(epochs=10, batch=8))
+    share = dict(factors={"shape": "abcd", "color": "abcd"}, values=4, fit=replace(SMALL, epochs=10, batch=8))
     found = checkup.probes(record, record, **share)
     groups = ("probe", "probe_best_on_validation", "probe_knn", "probe_untrained", "probe_features", "probe_pixels")
     expected = {f"{group}/{name}" for group in (*groups, "probe_features_patches") for name in ("shape", "color", "count")}

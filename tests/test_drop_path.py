@@ -8,14 +8,14 @@ from test_models import apply, drawn, normal, small_encoder, small_vit
 
 from dlc_jax import parallel
 from dlc_jax.errors import UserError
-from dlc_jax.models import layers, vit
+from dlc_jax.models import drop_path, layers, vit
 from dlc_jax.plan import program
 
 GROUPS, ROWS, KEEP = 3, 4, 2
 
 
 def subsets(seed, *, depth=2, groups=GROUPS, rows=ROWS, rate=0.4):
-    return layers.drop_subsets(jax.random.split(jax.random.key(seed), groups), depth=depth, rows=rows, rate=rate)
+    return drop_path.drop_subsets(jax.random.split(jax.random.key(seed), groups), depth=depth, rows=rows, rate=rate)
 
 
 def test_subsets_are_rising_places_in_the_group():
@@ -29,8 +29,8 @@ def test_subsets_are_rising_places_in_the_group():
 
 def test_subsets_belong_to_the_group_and_take_every_row_alike():
     keys = jax.random.split(jax.random.key(1), 500)
-    kept = layers.drop_subsets(keys, depth=1, rows=10, rate=0.3)
-    np.testing.assert_array_equal(layers.drop_subsets(keys[3:5], depth=1, rows=10, rate=0.3), kept[:, :, 3:5])
+    kept = drop_path.drop_subsets(keys, depth=1, rows=10, rate=0.3)
+    np.testing.assert_array_equal(drop_path.drop_subsets(keys[3:5], depth=1, rows=10, rate=0.3), kept[:, :, 3:5])
     share = np.bincount(np.asarray(kept).ravel(), minlength=10) / 1000
     np.testing.assert_allclose(share, 0.7, atol=0.06)  # four deviations
 
@@ -61,9 +61,9 @@ def test_residuals_of_kept_rows_grow_and_others_pass():
 def test_mean_is_the_whole_residual():
     x = normal(0, 6, 2, 8)
     every = jnp.stack([jnp.array([[a, b]]) for a in range(6) for b in range(a + 1, 6)])  # all pairs of one group of six
-    mean = jnp.mean(jax.vmap(lambda kept: layers.add_residual(x, jnp.sin, kept))(every), axis=0)
+    mean = jnp.mean(jax.vmap(lambda kept: drop_path.add_residual(x, jnp.sin, kept))(every), axis=0)
     np.testing.assert_allclose(mean, x + jnp.sin(x), atol=1e-5)
-    np.testing.assert_array_equal(layers.add_residual(x, jnp.sin), x + jnp.sin(x))
+    np.testing.assert_array_equal(drop_path.add_residual(x, jnp.sin), x + jnp.sin(x))
 
 
 @pytest.mark.parametrize("make", [small_vit, small_encoder])
@@ -88,7 +88,7 @@ def test_gradient_is_that_of_the_rows_computed():
     def loss(scale, x, add):
         return (weight * add(x, lambda x: jnp.sin(scale * x))).sum()
 
-    found = jax.grad(loss, (0, 1))(1.3, x, lambda x, f: layers.add_residual(x, f, kept))
+    found = jax.grad(loss, (0, 1))(1.3, x, lambda x, f: drop_path.add_residual(x, f, kept))
     chosen = np.zeros((GROUPS, ROWS))
     np.put_along_axis(chosen, np.asarray(kept), ROWS / KEEP, axis=1)
     expected = jax.grad(loss, (0, 1))(1.3, x, lambda x, f: x + f(x) * chosen.reshape(-1, 1, 1))
@@ -115,7 +115,7 @@ def test_no_collective_is_added(sizes, monkeypatch):
         for drop in (False, True):
 
             def loss(variables, inputs, drop=drop):
-                kept = layers.drop_subsets(inputs["keys"], depth=2, rows=4, rate=0.3) if drop else None
+                kept = drop_path.drop_subsets(inputs["keys"], depth=2, rows=4, rate=0.3) if drop else None
                 out = model.apply(variables, inputs["images"], kept=kept)
                 return jnp.sum(jnp.sin(out["cls"])) + jnp.sum(jnp.sin(out["patches"]))
 

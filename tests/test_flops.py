@@ -1,7 +1,8 @@
-"""FLOP formulas: every term against the products in the traced program, whole models against what the compiler counts.
+"""FLOP formulas: every term against the traced program, whole models against the compiler's count.
 
-The compiler's count (`cost_analysis` of a program compiled for the CPU) has the elementwise work too, about 1 % at these widths. It
-counts the body of a loop once, so the layers are unrolled; one and two layers are compiled and extrapolated to all.
+The compiler's count (`cost_analysis` of a program compiled for the CPU) has the elementwise work
+too, about 1 % at these widths. It counts the body of a loop once, so the layers are unrolled; one
+and two layers are compiled and extrapolated to all.
 """
 
 import functools
@@ -16,7 +17,9 @@ import pytest
 from dlc_jax.diffusion.guidance import Guidance, guided
 from dlc_jax.diffusion.masked import CodeSampler
 from dlc_jax.diffusion.sample import Sampler
-from dlc_jax.models import dit, masked_transformer, simplicial, vit
+from dlc_jax.models import simplicial, vit
+from dlc_jax.models.dit import DiT
+from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.stages import STAGES
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -37,7 +40,8 @@ def products(jaxpr):
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
-            total += 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+            summed = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2 * eqn.outvars[0].aval.size * summed
         times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
         for value in eqn.params.values():
             for inner in value if isinstance(value, (tuple, list)) else (value,):
@@ -49,12 +53,12 @@ def products(jaxpr):
 
 def inputs(model, *, batch=B, image=None):
     """Abstract arguments of a forward pass."""
-    if isinstance(model, masked_transformer.MaskedTransformer):
+    if isinstance(model, MaskedTransformer):
         sigma = (jax.ShapeDtypeStruct((batch,), jnp.float32),) if model.sigma_conditioning else ()
         return jax.ShapeDtypeStruct((batch, model.positions), jnp.int32), *sigma
     side = image or model.image
     pixels = jax.ShapeDtypeStruct((batch, side, side, model.channels), jnp.float32)
-    if not isinstance(model, dit.DiT):
+    if not isinstance(model, DiT):
         return (pixels,)
     codes = (jax.ShapeDtypeStruct((batch, model.positions), jnp.int32),) if model.positions else ()
     return pixels, jax.ShapeDtypeStruct((batch,), jnp.float32), *codes
@@ -68,21 +72,70 @@ def forward(model, *, method=None, **given):
 
 
 WIDTHS = {"width": 24, "depth": 3, "heads": 2, "mlp_ratio": 2.3}
-ENCODER = {"image": 16, "patch": 4, "positions": 3, "values": 5, "prototypes": 7, "hidden": 9, "bottleneck": 6, "channels": 2}
+ENCODER = {
+    "image": 16,
+    "patch": 4,
+    "positions": 3,
+    "values": 5,
+    "prototypes": 7,
+    "hidden": 9,
+    "bottleneck": 6,
+    "channels": 2,
+}
 TINY = {
     "vit": (vit, vit.ViT(image=16, patch=4, channels=2, **WIDTHS), {}, {}),
-    "vit, no registers, another image": (vit, vit.ViT(16, 4, registers=0, pos="sincos", **WIDTHS), {"image": 8}, {"image": 8}),
+    "vit, no registers, another image": (
+        vit,
+        vit.ViT(16, 4, registers=0, pos="sincos", **WIDTHS),
+        {"image": 8},
+        {"image": 8},
+    ),
     "vit, rope": (vit, vit.ViT(16, 4, pos="rope", **WIDTHS | {"width": 16}), {}, {}),
     "vit, swiglu": (vit, vit.ViT(16, 4, mlp="swiglu", **WIDTHS), {}, {}),
     "encoder": (simplicial, simplicial.Encoder(**ENCODER, **WIDTHS), {}, {}),
-    "encoder, shared": (simplicial, simplicial.Encoder(readout="shared", **ENCODER, **WIDTHS), {}, {}),
-    "encoder, pos-shared": (simplicial, simplicial.Encoder(readout="pos-shared", **ENCODER, **WIDTHS), {}, {}),
-    "encoder, local crop": (simplicial, simplicial.Encoder(**ENCODER, pos="sincos", **WIDTHS), {"image": 12}, {"image": 12}),
-    "encoder, codes": (simplicial, simplicial.Encoder(**ENCODER, **WIDTHS), {"codes": True}, {"method": "codes"}),
-    "dit": (dit, dit.DiT(16, 3, 4, positions=3, values=5, qk_norm=True, **WIDTHS), {}, {}),
-    "dit, no codes, more out": (dit, dit.DiT(16, 3, 2, out_channels=6, **WIDTHS), {}, {}),
-    "prior": (masked_transformer, masked_transformer.MaskedTransformer(7, 5, per_position=True, **WIDTHS), {}, {}),
-    "prior, sigma": (masked_transformer, masked_transformer.MaskedTransformer(7, 5, sigma_conditioning=True, **WIDTHS), {}, {}),
+    "encoder, shared": (
+        simplicial,
+        simplicial.Encoder(readout="shared", **ENCODER, **WIDTHS),
+        {},
+        {},
+    ),
+    "encoder, pos-shared": (
+        simplicial,
+        simplicial.Encoder(readout="pos-shared", **ENCODER, **WIDTHS),
+        {},
+        {},
+    ),
+    "encoder, local crop": (
+        simplicial,
+        simplicial.Encoder(**ENCODER, pos="sincos", **WIDTHS),
+        {"image": 12},
+        {"image": 12},
+    ),
+    "encoder, codes": (
+        simplicial,
+        simplicial.Encoder(**ENCODER, **WIDTHS),
+        {"codes": True},
+        {"method": "codes"},
+    ),
+    "dit": (DiT, DiT(16, 3, 4, positions=3, values=5, qk_norm=True, **WIDTHS), {}, {}),
+    "dit, no codes, more out": (
+        DiT,
+        DiT(16, 3, 2, positions=0, values=0, out_channels=6, **WIDTHS),
+        {},
+        {},
+    ),
+    "prior": (
+        MaskedTransformer,
+        MaskedTransformer(7, 5, per_position=True, **WIDTHS),
+        {},
+        {},
+    ),
+    "prior, sigma": (
+        MaskedTransformer,
+        MaskedTransformer(7, 5, sigma_conditioning=True, **WIDTHS),
+        {},
+        {},
+    ),
 }
 
 
@@ -90,7 +143,8 @@ TINY = {
 def test_every_product_is_counted(name):
     module, model, options, call = TINY[name]
     function, arguments = forward(model, **call)
-    assert module.flops(model, **options) * B == products(jax.make_jaxpr(function)(*arguments).jaxpr)
+    traced = products(jax.make_jaxpr(function)(*arguments).jaxpr)
+    assert module.flops(model, **options) * B == traced
 
 
 @pytest.mark.parametrize("name", ["vit", "encoder"])
@@ -98,13 +152,14 @@ def test_drop_path_leaves_its_share_of_the_blocks(name):
     module, model, _, _ = TINY[name]
     function, (variables, images) = forward(model, batch=2 * 8)
     kept = jnp.zeros((model.depth, 2, 2, 6), jnp.int32)  # six of the eight rows of two groups
-    counted = products(jax.make_jaxpr(lambda *arguments: function(*arguments, kept=kept))(variables, images).jaxpr)
+    traced = jax.make_jaxpr(lambda *arguments: function(*arguments, kept=kept))(variables, images)
+    counted = products(traced.jaxpr)
     assert module.flops(model, drop_path=0.25) * 16 == counted
 
 
 WHOLE = {  # at the paper's widths and depths
-    "dit": (dit, dit.DiT(32, 4, 2, positions=512, values=256, **dit.SIZES["XL"]), None),
-    "prior": (masked_transformer, masked_transformer.MaskedTransformer(512, 256, **masked_transformer.SIZES["M"]), None),
+    "dit": (DiT, DiT(), None),
+    "prior": (MaskedTransformer, MaskedTransformer(), None),
     "vit": (vit, vit.ViT(224, 14, **vit.SIZES["L"]), 224),
     "encoder, global": (
         simplicial,
@@ -161,7 +216,8 @@ def test_stages_within_five_percent_of_the_compiler(name, tmp_path):
 
         # a key of the kind that the recipes use
         key = jax.eval_shape(lambda: jax.random.key(0))
-        return jax.jit(gradient).lower(params, params, extra, stage.batch_spec, key).compile().cost_analysis()["flops"]
+        lowered = jax.jit(gradient).lower(params, params, extra, stage.batch_spec, key)
+        return lowered.compile().cost_analysis()["flops"]
 
     assert made(depth).flops == pytest.approx(extrapolate(compiled, depth), rel=0.05)
 
@@ -169,16 +225,19 @@ def test_stages_within_five_percent_of_the_compiler(name, tmp_path):
 def test_codes_job_counts_one_batch_up_to_the_logits(tmp_path):
     config = load("imagenet256")
     job = STAGES["codes"](config, step="codes", workdir=tmp_path)
-    function, arguments = forward(simplicial.Encoder(**config.encoder.model), method="codes", batch=config.codes.batch)
+    model = simplicial.Encoder(**config.encoder.model)
+    function, arguments = forward(model, method="codes", batch=config.codes.batch)
     assert job.programs["encode"].flops == products(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 @pytest.mark.parametrize(
-    "method, scale, drawn", [("heun", 1.5, True), ("heun", 1.5, False), ("heun", 1.0, True), ("euler", 1.5, True)]
+    "method, scale, drawn",
+    [("heun", 1.5, True), ("heun", 1.5, False), ("heun", 1.0, True), ("euler", 1.5, True)],
 )
 def test_samples_job_counts_the_calls_of_its_sampler(method, scale, drawn, tmp_path):
     config = load("imagenet256")
-    config.samples.update(method=method, guidance=scale, sampling_steps=4, codes="codes" if drawn else "")
+    config.samples.update(method=method, guidance=scale, sampling_steps=4)
+    config.samples.codes = "codes" if drawn else ""
     if not drawn:
         config.generator.model.update(positions=0, values=0)
     codes, calls = (jnp.zeros((2, 3), jnp.int32) if drawn else None), []
@@ -192,7 +251,8 @@ def test_samples_job_counts_the_calls_of_its_sampler(method, scale, drawn, tmp_p
         keys = jax.random.split(jax.random.key(0), 2)
         Sampler(method=method, steps=4).draw(function, keys, (1,))
     job = STAGES["samples"](config, step="samples", workdir=tmp_path)
-    assert job.programs["decode"].flops == config.samples.batch * len(calls) * dit.flops(dit.DiT(**config.generator.model))
+    once = DiT(**config.generator.model).flops()
+    assert job.programs["decode"].flops == config.samples.batch * len(calls) * once
 
 
 @pytest.mark.parametrize("calls", [0, 8])
@@ -207,20 +267,23 @@ def test_samples_job_counts_the_calls_of_the_prior(calls, tmp_path):
     with jax.disable_jit():
         CodeSampler(calls=calls).draw(logits, jax.random.split(jax.random.key(0), 2), 32, 3)
     job = STAGES["samples"](config, step="samples", workdir=tmp_path)
-    once = masked_transformer.flops(masked_transformer.MaskedTransformer(**config.prior.model))
+    once = MaskedTransformer(**config.prior.model).flops()
     assert job.programs["sample_codes"].flops == config.samples.batch * len(seen) * once
 
 
 def test_published_counts():
-    """Per image, code or crop, in units of 1e9; without registers, codes and heads where the figures that go around have none."""
-    bare = {"positions": 0, "values": 0}
-    assert round(dit.flops(dit.DiT(32, 4, 2, **bare, **dit.SIZES["XL"])) / 1e9, 1) == 237.2  # 118.6 multiply-adds, DiT's table 4
+    """Per image, code or crop, in units of 1e9.
+
+    Without registers, codes and heads where the figures that go around have none.
+    """
+    bare = DiT(positions=0, values=0)
+    assert round(bare.flops() / 1e9, 1) == 237.2  # 118.6 multiply-adds, DiT's table 4
     plain = vit.ViT(224, 14, registers=0, **vit.SIZES["L"])
-    assert [round(vit.flops(plain, image=image) / 1e9, 1) for image in (224, 98)] == [162.0, 30.5]
     with_registers = vit.ViT(224, 14, **vit.SIZES["L"])
-    assert [round(vit.flops(with_registers, image=image) / 1e9, 1) for image in (224, 98)] == [164.6, 33.0]
-    prior = masked_transformer.MaskedTransformer(512, 256, **masked_transformer.SIZES["M"])
-    assert round(masked_transformer.flops(prior) / 1e9, 1) == 335.3
+    for model, expected in ((plain, [162.0, 30.5]), (with_registers, [164.6, 33.0])):
+        found = [round(vit.flops(model, image=image) / 1e9, 1) for image in (224, 98)]
+        assert found == expected
+    assert round(MaskedTransformer().flops() / 1e9, 1) == 335.3
 
 
 def test_encoder_step_of_the_paper(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dlc_jax.errors import UserError
-from dlc_jax.models import dit, layers, masked_transformer, positions, simplicial, vit
+from dlc_jax.models import dit, layers, masked_transformer, positions, simplicial, time_embedding, vit
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.typing import Condition
 
@@ -134,7 +134,7 @@ def test_sincos_1d():
     x = np.array([0.0, 1.5, 900.0])
     frequency = 10000.0 ** -(np.arange(128) / 128)
     expected = np.concatenate([np.cos(np.outer(x, frequency)), np.sin(np.outer(x, frequency))], axis=1)
-    np.testing.assert_allclose(layers.sincos_1d(jnp.asarray(x, jnp.float32), 256), expected, atol=2e-4)
+    np.testing.assert_allclose(time_embedding.sincos_1d(jnp.asarray(x, jnp.float32), 256), expected, atol=2e-4)
 
 
 def test_patches():
@@ -768,6 +768,31 @@ def test_masked_transformer_block_order_is_shift_scale_gate():
     y = x + gate1 * attend.apply({"params": p["attention"]}, norm1(x) * (1 + scale1) + shift1, rotary=angles)
     y = y + gate2 * mlp.apply({"params": p["mlp"]}, norm2(y) * (1 + scale2) + shift2)
     np.testing.assert_allclose(apply(block, {"params": p}, x, angles, c), y, atol=1e-4)
+
+
+# layers between a parameter and the head
+
+
+def layers_below(model, *args):
+    """{name: layers between it and the head} of all parameters, those of blocks as tuples."""
+    params = jax.eval_shape(model.init, KEY, *args)["params"]
+    leaves = jax.tree.leaves_with_path(params)
+    names = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    found = {name: model.layer(name, leaf.shape) for name, leaf in names.items()}
+    return {name: n if isinstance(n, int) else tuple(map(int, n)) for name, n in found.items()}
+
+
+@pytest.mark.parametrize("name", ["dit", "prior"])
+def test_layer_counts_from_the_head(name):
+    if name == "dit":
+        found, below = layers_below(small_dit(depth=3), *dit_inputs()), "patch_embed/"
+    else:
+        model = small_prior(depth=3, sigma_conditioning=True)
+        found, below = layers_below(model, jnp.zeros((1, L), jnp.int32), jnp.ones((1,))), "pos_embed"
+    for path, number in found.items():
+        block, lowest = path.startswith("blocks/"), path.startswith(below)
+        assert number == ((3, 2, 1) if block else 4 if lowest else 0), path
+    assert set(found.values()) == {(3, 2, 1), 4, 0}
 
 
 # all of them

@@ -1,5 +1,6 @@
 """dlc probe W: what a run's codes and features say of its images, how healthy the codes are, and whether two views of an image agree."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def run(arguments, rest) -> None:
     if not found:
         raise UserError(f"dlc probe: the recipe of {workdir} has no section with stage='probe'")
     with config.unlocked():  # runs of before these fields have none
-        section = config[found[0]] = ConfigDict({"baselines": False, "fit": {}} | config[found[0]].to_dict())
+        section = config[found[0]] = ConfigDict({"baselines": False} | config[found[0]].to_dict())
     section.count = arguments.count or section.count
     section.splits = tuple(arguments.splits.split(",")) if arguments.splits else section.splits
     section.baselines = arguments.baselines or section.baselines
@@ -66,6 +67,11 @@ def run(arguments, rest) -> None:
 
     from dlc_jax import parallel, stages
     from dlc_jax.data import sources  # and jax: seconds, which a mistake need not wait for
+    from dlc_jax.evals.probe import SMALL
+
+    with config.unlocked():
+        if "fit" not in section:  # a run of before that field
+            section.fit = dataclasses.asdict(SMALL)
 
     logging.set_verbosity(logging.ERROR)
     results = stages.STAGES["probe"](config, step=found[0], workdir=workdir).run(parallel.make_mesh(**config.mesh), None)

@@ -1,8 +1,10 @@
-"""The convolutional autoencoder whose latents a generator draws, with a Gaussian posterior (arXiv 2112.10752).
+"""The convolutional autoencoder whose latents a generator draws (arXiv 2112.10752).
 
-    image [y, x, 3] in [-1, 1] ──► encode ──► mean and log-variance [y/8, x/8, 4] ──► latents ──► decode ──► image
+    image [y, x, 3] in [-1, 1] ──encode──► mean and log-variance of a Gaussian [y/8, x/8, 4]
+    ──latents──► a draw, scaled ──decode──► image
 
-The shape is that of the published `sd-vae-ft-ema`, whose weights `dlc import vae` reads; nothing here trains it.
+The shape is that of the published `sd-vae-ft-ema`, whose weights `dlc import vae` reads; nothing
+here trains it.
 """
 
 import flax.linen as nn
@@ -17,7 +19,7 @@ LOGVAR = (-30.0, 20.0)  # what the log-variances are clipped to
 
 
 class Conv(nn.Module):
-    """Convolution of a square kernel; "same" zero padding, or (0, 1) below and to the right where the stride is 2."""
+    """Convolution of a square kernel among zeros; at stride 2 these are below and to the right."""
 
     features: int
     size: int = 3
@@ -29,25 +31,31 @@ class Conv(nn.Module):
         bias = self.param("bias", ZEROS, (self.features,))
         pad = (0, 1) if self.stride == 2 else (self.size // 2, self.size // 2)
         y = jax.lax.conv_general_dilated(
-            x.astype(kernel.dtype), kernel, (self.stride,) * 2, (pad, pad), dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x.astype(kernel.dtype),
+            kernel,
+            (self.stride,) * 2,
+            (pad, pad),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         return y + bias
 
 
 class GroupNorm(nn.Module):
-    """Group normalization over a group's channels and all pixels (arXiv 1803.08494), in float32; the result has the input's dtype."""
+    """Group normalization (arXiv 1803.08494) in float32; the result has the input's dtype."""
 
     groups: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y x c"]:
-        norm = nn.GroupNorm(self.groups, epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name="norm")
+        norm = nn.GroupNorm(
+            self.groups, epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name="norm"
+        )
         nn.share_scope(self, norm)
         return norm(x).astype(x.dtype)
 
 
 class Residual(nn.Module):
-    """x + conv(silu norm conv(silu norm x)); a 1x1 convolution on the shortcut where the number of channels changes."""
+    """x + conv(silu norm conv(silu norm x)), with a 1x1 convolution of x for other channels."""
 
     features: int
     groups: int
@@ -56,7 +64,9 @@ class Residual(nn.Module):
     def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y x d"]:
         y = Conv(self.features, name="conv1")(jax.nn.silu(GroupNorm(self.groups, name="norm1")(x)))
         y = Conv(self.features, name="conv2")(jax.nn.silu(GroupNorm(self.groups, name="norm2")(y)))
-        return y + (x if x.shape[-1] == self.features else Conv(self.features, size=1, name="shortcut")(x))
+        if x.shape[-1] != self.features:
+            x = Conv(self.features, size=1, name="shortcut")(x)
+        return y + x
 
 
 class Middle(nn.Module):
@@ -77,11 +87,11 @@ class Autoencoder(nn.Module):
     """Images to the moments of their latents, and latents to images.
 
     Attributes:
-      channels: of each level; every level but the first halves the sides.
-      residuals: of a level going down; going up there is one more.
+      channels: of each level. Every level but the first halves the sides.
+      residuals: of a level going down. Going up there is one more.
       latent: channels of a latent.
       groups: of the normalizations.
-      scaling: of latents: those that `latents` gives, and that `decode` takes, have about unit variance.
+      scaling: of latents. Those that `latents` gives and `decode` takes have about unit variance.
     """
 
     channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -92,7 +102,11 @@ class Autoencoder(nn.Module):
 
     def setup(self):
         self.encoder_in = Conv(self.channels[0])
-        self.down = [[Residual(width, self.groups) for _ in range(self.residuals)] for width in self.channels]
+
+        def level(width, residuals):
+            return [Residual(width, self.groups) for _ in range(residuals)]
+
+        self.down = [level(width, self.residuals) for width in self.channels]
         self.smaller = [Conv(width, stride=2) for width in self.channels[:-1]]
         self.encoder_middle = Middle(self.groups)
         self.encoder_norm = GroupNorm(self.groups)
@@ -101,17 +115,19 @@ class Autoencoder(nn.Module):
         self.post_quant = Conv(self.latent, size=1)
         self.decoder_in = Conv(self.channels[-1])
         self.decoder_middle = Middle(self.groups)
-        self.up = [[Residual(width, self.groups) for _ in range(self.residuals + 1)] for width in reversed(self.channels)]
+        self.up = [level(width, self.residuals + 1) for width in reversed(self.channels)]
         self.larger = [Conv(width) for width in reversed(self.channels[1:])]
         self.decoder_norm = GroupNorm(self.groups)
         self.decoder_out = Conv(3)
 
     def __call__(self, images: Float[Array, "b y x 3"]) -> Float[Array, "b y x 3"]:
-        """Images as they come back from the mean of their posterior; makes every parameter, for `init`."""
+        """Images as they come back from their posterior's mean; makes every parameter in `init`."""
         return self.decode(self.scaling * self.encode(images)["mean"])
 
     def encode(self, images: Float[Array, "b y x 3"]) -> dict[str, Array]:
-        """Images in [-1, 1] to the posterior's mean and logvar, [b, y/8, x/8, 4] float32 with four levels, before scaling.
+        """Images in [-1, 1] to the posterior's mean and logvar, float32, before scaling.
+
+        They are [b, y/8, x/8, 4] with four levels.
 
         Raises:
           UserError: the levels do not halve the sides evenly.
@@ -119,7 +135,8 @@ class Autoencoder(nn.Module):
         part = 2 ** (len(self.channels) - 1)
         if images.shape[1] % part or images.shape[2] % part:
             raise UserError(
-                f"images of {images.shape[1]}x{images.shape[2]} pixels have no latents; their sides must be multiples of {part}"
+                f"images of {images.shape[1]}x{images.shape[2]} pixels have no latents; "
+                f"their sides must be multiples of {part}"
             )
         x = self.encoder_in(images)
         for level, residuals in enumerate(self.down):
@@ -132,13 +149,16 @@ class Autoencoder(nn.Module):
         return {"mean": mean, "logvar": jnp.clip(logvar, *LOGVAR)}
 
     def latents(
-        self, mean: Float[Array, "b y x c"], logvar: Float[Array, "b y x c"], noise: Float[Array, "b y x c"]
+        self,
+        mean: Float[Array, "b y x c"],
+        logvar: Float[Array, "b y x c"],
+        noise: Float[Array, "b y x c"],
     ) -> Float[Array, "b y x c"]:
-        """Draws of the posterior from standard normal noise, scaled: what a generator learns to draw."""
+        """Draws of the posterior from standard normal noise, scaled: what a generator learns."""
         return self.scaling * (mean + jnp.exp(0.5 * logvar) * noise)
 
     def decode(self, latents: Float[Array, "b y x c"]) -> Float[Array, "b yy xx 3"]:
-        """Scaled latents to images, about in [-1, 1], of eight times their sides with four levels."""
+        """Scaled latents to images, about in [-1, 1], of eight times the sides with four levels."""
         x = self.decoder_middle(self.decoder_in(self.post_quant(latents / self.scaling)))
         for level, residuals in enumerate(self.up):
             for residual in residuals:

@@ -1,8 +1,9 @@
-"""Diffusion transformer (DiT, arXiv 2212.09748) that reads discrete codes (DLC, arXiv 2507.12318)."""
+"""Diffusion transformer (DiT, arXiv 2212.09748) that reads discrete codes (arXiv 2507.12318)."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dlc_jax.errors import UserError
 from dlc_jax.models import layers
@@ -12,31 +13,27 @@ from dlc_jax.models.layers import (
     Dense,
     LayerNorm,
     Mlp,
-    TimeEmbedding,
     block_flops,
+    block_layer,
     modulate,
     patchify,
     scan_blocks,
-    time_embedding_flops,
     unpatchify,
 )
 from dlc_jax.models.positions import sincos_2d
+from dlc_jax.models.time_embedding import TimeEmbedding, time_embedding_flops
 from dlc_jax.typing import Array, Condition, Float, Int
 
-SIZES = {
-    "S": {"width": 384, "depth": 12, "heads": 6},
-    "B": {"width": 768, "depth": 12, "heads": 12},
-    "L": {"width": 1024, "depth": 24, "heads": 16},
-    "XL": {"width": 1152, "depth": 28, "heads": 16},
-}
-# A device looks up its columns of all rows: codes cross the network, and one vector an example, never the table.
+# A device looks up its columns of all rows: codes cross the network, and one vector an example,
+# never the table.
 RULES = (*layers.RULES, (r"code_table/table$", -1, "fsdp"))
 
 
 class CodeTable(nn.Module):
-    """Codes to one vector: the mean over positions i of E[i, c_i], from a table of its own for each position.
+    """Codes to one vector: the mean over positions i of E[i, c_i].
 
-    E is [L, V + 1, D]; row V of each position is the null value, what a denoiser reads without a condition.
+    E is [L, V + 1, D], a table for each position. Its row V is the null value, what a denoiser
+    reads without a condition.
     """
 
     positions: int
@@ -47,9 +44,9 @@ class CodeTable(nn.Module):
         self.table = self.param("table", _table_init, (self.positions, self.values + 1, self.width))
 
     def __call__(self, codes: Int[Array, "b l"] | Float[Array, "b l v"]) -> Float[Array, "b d"]:
-        """Of hard codes, integers in 0..V (V is null), or of soft ones, weights over the V values of each position.
+        """Of hard codes, integers in 0..V (V is null), or of soft ones, weights over the V values.
 
-        A code above V has no row: its example becomes NaN, for there is no way to raise within a compiled step.
+        A code above V has no row: its example becomes NaN, since a compiled step cannot raise.
 
         Raises:
           UserError: the codes are of another shape.
@@ -58,14 +55,16 @@ class CodeTable(nn.Module):
             expected = f"{self.positions} positions x {self.values} values"
             raise UserError(f"codes of shape {codes.shape[1:]} do not fit a table of {expected}")
         if codes.ndim == 2:
-            rows = self.table.at[jnp.arange(self.positions), codes].get(mode="fill", fill_value=jnp.nan)
+            index = jnp.arange(self.positions), codes
+            rows = self.table.at[index].get(mode="fill", fill_value=jnp.nan)
             return jnp.mean(rows, axis=1, dtype=jnp.float32).astype(self.table.dtype)
         weights = codes.reshape(len(codes), -1).astype(self.table.dtype)
         return weights @ self.table[:, : self.values].reshape(-1, self.width) / self.positions
 
     def null(self) -> Float[Array, "1 d"]:
         """The vector of codes that are null everywhere."""
-        return jnp.mean(self.table[:, self.values], axis=0, keepdims=True, dtype=jnp.float32).astype(self.table.dtype)
+        vector = jnp.mean(self.table[:, self.values], axis=0, keepdims=True, dtype=jnp.float32)
+        return vector.astype(self.table.dtype)
 
 
 def _table_init(key, shape):
@@ -78,7 +77,7 @@ def _table_init(key, shape):
 
 
 class Block(nn.Module):
-    """adaLN-zero block: shift, scale and gate of attention and MLP come from the condition, and start at 0."""
+    """adaLN-zero block: shift, scale and gate come from the condition, and start at 0."""
 
     heads: int
     mlp_ratio: float
@@ -86,12 +85,19 @@ class Block(nn.Module):
     implementation: str | None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], condition: Float[Array, "b d"]) -> Float[Array, "b n d"]:
+    def __call__(
+        self, x: Float[Array, "b n d"], condition: Float[Array, "b d"]
+    ) -> Float[Array, "b n d"]:
         width = x.shape[-1]
         modulation = Dense(6 * width, kernel_init=ZEROS, name="modulation")(condition)
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
         norm = LayerNorm(use_scale=False, use_bias=False)
-        attend = Attention(self.heads, qk_norm=self.qk_norm, implementation=self.implementation, name="attention")
+        attend = Attention(
+            self.heads,
+            qk_norm=self.qk_norm,
+            implementation=self.implementation,
+            name="attention",
+        )
         x = x + gate1[:, None] * attend(modulate(norm(x), shift1, scale1))
         mlp = Mlp(int(self.mlp_ratio * width), gelu="tanh", name="mlp")
         return x + gate2[:, None] * mlp(modulate(norm(x), shift2, scale2))
@@ -100,28 +106,35 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """Predicts what a diffusion process asks for from noisy images, times and codes.
 
-    `__call__` is `denoise(x, t, embed(codes))`. Another embedding of codes makes a `Condition` and calls `denoise`; a sampler can
-    call `embed` once.
+    `__call__` is `denoise(x, t, embed(codes))`. Another embedding of codes makes a `Condition` and
+    calls `denoise`; a sampler can call `embed` once.
 
     Attributes:
-      image: side that the positions are made for, in pixels (or latent pixels); on other sizes they are stretched.
-      channels: of the input; out_channels, of the output, are the same unless given.
+      image: side in pixels, or latent pixels, that the positions are made for. On other sizes they
+        are stretched.
+      channels: of the input.
       patch: side of a patch in pixels.
-      width, depth, heads: of the transformer; `SIZES` has the published ones.
-      positions, values: L and V of the codes; 0 and 0 for a model without codes.
+      width: of a token.
+      depth: number of blocks.
+      heads: of attention.
+      positions: L of the codes. 0 for a model without codes.
+      values: V of the codes. 0 for a model without codes.
+      out_channels: of the output. None is those of the input.
+      mlp_ratio: hidden units of the MLP in multiples of the width.
       qk_norm: root-mean-square normalization of queries and keys.
-      remat, unroll: see `layers.scan_blocks`.
-      implementation: forces one implementation of attention.
+      remat: what is stored for the backward pass, "none", "dots" or "full". See `scan_blocks`.
+      unroll: blocks in a turn of the loop over blocks. 0 is all.
+      implementation: of attention. None is the best that there is.
     """
 
-    image: int
-    channels: int
-    patch: int
-    width: int
-    depth: int
-    heads: int
-    positions: int = 0
-    values: int = 0
+    image: int = 32
+    channels: int = 4
+    patch: int = 2
+    width: int = 1152
+    depth: int = 28
+    heads: int = 16
+    positions: int = 512
+    values: int = 256
     out_channels: int | None = None
     mlp_ratio: float = 4.0
     qk_norm: bool = False
@@ -131,9 +144,15 @@ class DiT(nn.Module):
 
     def setup(self):
         if self.image % self.patch:
-            raise UserError(f"images of {self.image} pixels cannot be cut into patches of {self.patch}; change image or patch")
+            raise UserError(
+                f"images of {self.image} pixels cannot be cut into patches of {self.patch}; "
+                "change image or patch"
+            )
         if bool(self.positions) != bool(self.values):
-            raise UserError(f"positions={self.positions}, values={self.values}: give both, or 0 and 0 for a model without codes")
+            raise UserError(
+                f"positions={self.positions}, values={self.values}: give both, "
+                "or 0 and 0 for a model without codes"
+            )
         self.patch_embed = Dense(self.width)
         self.time_embed = TimeEmbedding(self.width)
         if self.positions:
@@ -144,24 +163,34 @@ class DiT(nn.Module):
         self.final = Dense(self.patch**2 * (self.out_channels or self.channels), kernel_init=ZEROS)
 
     def __call__(
-        self, x: Float[Array, "b y x c"], t: Float[Array, "b"], codes: Int[Array, "b l"] | Float[Array, "b l v"] | None = None
+        self,
+        x: Float[Array, "b y x c"],
+        t: Float[Array, "b"],
+        codes: Int[Array, "b l"] | Float[Array, "b l v"] | None = None,
     ) -> Float[Array, "b y x _"]:
         """See `embed` for the codes and `denoise` for the rest."""
         return self.denoise(x, t, self.embed(codes))
 
     def embed(self, codes: Int[Array, "b l"] | Float[Array, "b l v"] | None = None) -> Condition:
-        """What the blocks read of codes, hard or soft (see `CodeTable`); None is the null condition.
+        """What the blocks read of codes, hard or soft (see `CodeTable`). None: the null condition.
 
         Raises:
           UserError: the model was made without codes, or for codes of another shape.
         """
         if self.positions:
-            return Condition(vector=self.code_table.null() if codes is None else self.code_table(codes))
+            return Condition(
+                vector=self.code_table.null() if codes is None else self.code_table(codes)
+            )
         if codes is not None:
-            raise UserError("this DiT has no code table, so it takes codes=None; set positions and values to give it one")
+            raise UserError(
+                "this DiT has no code table, so it takes codes=None; "
+                "set positions and values to give it one"
+            )
         return Condition()
 
-    def denoise(self, x: Float[Array, "b y x c"], t: Float[Array, "b"], condition: Condition) -> Float[Array, "b y x _"]:
+    def denoise(
+        self, x: Float[Array, "b y x c"], t: Float[Array, "b"], condition: Condition
+    ) -> Float[Array, "b y x _"]:
         """The prediction, float32.
 
         Args:
@@ -174,10 +203,13 @@ class DiT(nn.Module):
           UserError: the images are not square, or the patch does not divide them.
         """
         if condition.tokens is not None:
-            raise NotImplementedError("DiT reads Condition.vector; it has no cross-attention for Condition.tokens")
+            raise NotImplementedError(
+                "DiT reads Condition.vector; it has no cross-attention for Condition.tokens"
+            )
         side = x.shape[1] // self.patch
         h = self.patch_embed(patchify(x, self.patch))
-        h = h + jnp.asarray(sincos_2d(side, side, self.width, extent=self.image // self.patch), h.dtype)
+        positions = sincos_2d(side, side, self.width, extent=self.image // self.patch)
+        h = h + jnp.asarray(positions, h.dtype)
         c = self.time_embed(t)
         if condition.vector is not None:
             c = c + condition.vector.astype(c.dtype)
@@ -187,13 +219,27 @@ class DiT(nn.Module):
         h = self.final(modulate(self.final_norm(h), shift, scale))
         return unpatchify(h.astype(jnp.float32), self.patch)
 
+    @property
+    def rules(self) -> tuple[tuple[str, int, str], ...]:
+        """How parameters are split, see `stage.Stage.rules`."""
+        return RULES if self.positions else layers.RULES
 
-def flops(model: DiT) -> float:
-    """FLOPs of a forward pass of one image, without or with hard codes; what is left out: `layers.block_flops`.
+    @nn.nowrap
+    def flops(self) -> float:
+        """FLOPs of a forward pass of one image, without or with hard codes; see `block_flops`.
 
-    L (24 n d^2 + 4 n^2 d + 12 d^2) for the usual MLP, plus patches in and out, time and the last modulation.
-    """
-    width, tokens = model.width, (model.image // model.patch) ** 2
-    block = block_flops(tokens, width, mlp_ratio=model.mlp_ratio) + 12.0 * width**2
-    ends = 2.0 * tokens * width * model.patch**2 * (model.channels + (model.out_channels or model.channels))
-    return model.depth * block + ends + time_embedding_flops(width) + 4.0 * width**2
+        L (24 n d^2 + 4 n^2 d + 12 d^2) for the usual MLP, plus patches in and out, time and the
+        last modulation.
+        """
+        width, tokens = self.width, (self.image // self.patch) ** 2
+        block = block_flops(tokens, width, mlp_ratio=self.mlp_ratio) + 12.0 * width**2
+        channels = self.channels + (self.out_channels or self.channels)
+        ends = 2.0 * tokens * width * self.patch**2 * channels
+        return self.depth * block + ends + time_embedding_flops(width) + 4.0 * width**2
+
+    @nn.nowrap
+    def layer(self, name: str, shape: tuple[int, ...]) -> np.ndarray | int:
+        """Layers between a parameter and the head, see `block_layer`; patches are below all."""
+        if name.startswith("patch_embed/"):
+            return self.depth + 1
+        return block_layer(name, shape, depth=self.depth)

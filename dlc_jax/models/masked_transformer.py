@@ -1,34 +1,33 @@
 """Bidirectional transformer over partly masked codes: the network of the prior.
 
-By default it is not told the time: the best prediction does not depend on it (RADD, arXiv 2406.03736), and the network of
-SEDD (arXiv 2310.16834) is otherwise kept. `sigma_conditioning` gives back SEDD's own.
+By default it is not told the time, on which the best prediction does not depend (RADD, arXiv
+2406.03736); otherwise it is the network of SEDD (arXiv 2310.16834). `sigma_conditioning` gives back
+SEDD's own.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dlc_jax.errors import UserError
 from dlc_jax.models.layers import (
+    RULES,
     FAN_IN,
     ZEROS,
     Attention,
     Dense,
     LayerNorm,
     Mlp,
-    TimeEmbedding,
     block_flops,
+    block_layer,
     modulate,
     scan_blocks,
-    time_embedding_flops,
 )
 from dlc_jax.models.positions import rotary
+from dlc_jax.models.time_embedding import TimeEmbedding, time_embedding_flops
 from dlc_jax.typing import Array, Float, Int
 
-SIZES = {
-    "S": {"width": 768, "depth": 12, "heads": 12},
-    "M": {"width": 1024, "depth": 24, "heads": 16},
-}
 CONDITION = 128  # width of SEDD's embedding of sigma
 
 
@@ -47,12 +46,22 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n d"], rotary: tuple[Array, Array], condition: Float[Array, "b m"] | None
+        self,
+        x: Float[Array, "b n d"],
+        rotary: tuple[Array, Array],
+        condition: Float[Array, "b m"] | None,
     ) -> Float[Array, "b n d"]:
         width = x.shape[-1]
-        attend = Attention(self.heads, use_bias=False, kernel_init=FAN_IN, implementation=self.implementation, name="attention")
+        attend = Attention(
+            self.heads,
+            use_bias=False,
+            kernel_init=FAN_IN,
+            implementation=self.implementation,
+            name="attention",
+        )
         mlp = Mlp(int(self.mlp_ratio * width), gelu="tanh", kernel_init=FAN_IN, name="mlp")
-        norm1, norm2 = (LayerNorm(eps=1e-5, use_bias=False, name=name) for name in ("norm1", "norm2"))
+        norm1 = LayerNorm(eps=1e-5, use_bias=False, name="norm1")
+        norm2 = LayerNorm(eps=1e-5, use_bias=False, name="norm2")
         if condition is None:
             x = x + attend(norm1(x), rotary=rotary)
             return x + mlp(norm2(x))
@@ -66,19 +75,25 @@ class MaskedTransformer(nn.Module):
     """Logits of every position's value, given codes of which some are masked.
 
     Attributes:
-      positions, values: L and V of the codes; the id V is the mask.
-      width, depth, heads: of the transformer; `SIZES` has the published ones.
+      positions: L of the codes.
+      values: V of the codes. The id V is the mask.
+      width: of a token.
+      depth: number of blocks.
+      heads: of attention.
+      mlp_ratio: hidden units of the MLP in multiples of the width.
       per_position: a token table for each position, instead of one for all.
-      sigma_conditioning: SEDD's network: it is also given sigma, the total noise, and it has V + 1 outputs.
-      remat, unroll: see `layers.scan_blocks`.
-      implementation: forces one implementation of attention.
+      sigma_conditioning: SEDD's network. It is also given sigma, the total noise, and it has V + 1
+        outputs.
+      remat: what is stored for the backward pass, "none", "dots" or "full". See `scan_blocks`.
+      unroll: blocks in a turn of the loop over blocks. 0 is all.
+      implementation: of attention. None is the best that there is.
     """
 
-    positions: int
-    values: int
-    width: int
-    depth: int
-    heads: int
+    positions: int = 512
+    values: int = 256
+    width: int = 1024
+    depth: int = 24
+    heads: int = 16
     mlp_ratio: float = 4.0
     per_position: bool = False
     sigma_conditioning: bool = False
@@ -86,8 +101,12 @@ class MaskedTransformer(nn.Module):
     unroll: int = 1
     implementation: str | None = None
 
+    rules = RULES
+
     @nn.compact
-    def __call__(self, codes: Int[Array, "b l"], sigma: Float[Array, "b"] | None = None) -> Float[Array, "b l _"]:
+    def __call__(
+        self, codes: Int[Array, "b l"], sigma: Float[Array, "b"] | None = None
+    ) -> Float[Array, "b l _"]:
         """Logits over the V values (V + 1 with sigma conditioning), float32.
 
         Args:
@@ -98,7 +117,9 @@ class MaskedTransformer(nn.Module):
           UserError: the codes are not of L positions, or sigma is missing or not expected.
         """
         if codes.shape[1] != self.positions:
-            raise UserError(f"codes of {codes.shape[1]} positions, but the model has {self.positions}")
+            raise UserError(
+                f"codes of {codes.shape[1]} positions do not fit a model of {self.positions}"
+            )
         if self.sigma_conditioning != (sigma is not None):
             given = "missing" if sigma is None else "given"
             raise UserError(f"sigma_conditioning={self.sigma_conditioning}, but sigma is {given}")
@@ -106,28 +127,41 @@ class MaskedTransformer(nn.Module):
         table = self.param("token_embed", _embedding_init, (*rows, self.width))
         index = (jnp.arange(self.positions), codes) if self.per_position else codes
         x = table.at[index].get(mode="fill", fill_value=jnp.nan)
-        x = x + self.param("pos_embed", _embedding_init, (self.positions, self.width)).astype(x.dtype)
+        place = self.param("pos_embed", _embedding_init, (self.positions, self.width))
+        x = x + place.astype(x.dtype)
         condition = None
         if self.sigma_conditioning:
-            condition = jax.nn.silu(TimeEmbedding(CONDITION, scale=1.0, kernel_init=FAN_IN, name="sigma_embed")(sigma))
+            embed = TimeEmbedding(CONDITION, scale=1.0, kernel_init=FAN_IN, name="sigma_embed")
+            condition = jax.nn.silu(embed(sigma))
         block = Block(self.heads, self.mlp_ratio, self.implementation, name="blocks")
         angles = rotary(self.positions, self.width // self.heads)
-        x = scan_blocks(block, x, angles, condition, depth=self.depth, remat=self.remat, unroll=self.unroll)
+        loop = {"depth": self.depth, "remat": self.remat, "unroll": self.unroll}
+        x = scan_blocks(block, x, angles, condition, **loop)
         x = LayerNorm(eps=1e-5, use_bias=False, name="final_norm")(x)
         if condition is not None:
-            x = modulate(x, *jnp.split(Dense(2 * self.width, kernel_init=ZEROS, name="final_modulation")(condition), 2, axis=-1))
+            final = Dense(2 * self.width, kernel_init=ZEROS, name="final_modulation")
+            x = modulate(x, *jnp.split(final(condition), 2, axis=-1))
         outputs = self.values + 1 if self.sigma_conditioning else self.values
         return Dense(outputs, kernel_init=ZEROS, name="final")(x).astype(jnp.float32)
 
+    @nn.nowrap
+    def flops(self) -> float:
+        """FLOPs of a forward pass of one code of L positions; see `block_flops`.
 
-def flops(model: MaskedTransformer) -> float:
-    """FLOPs of a forward pass of one code of L positions; what is left out: `layers.block_flops`.
+        Sigma conditioning adds V + 1 outputs for V, and products of one row an example, which weigh
+        next to nothing.
+        """
+        outputs = self.values + 1 if self.sigma_conditioning else self.values
+        total = self.depth * block_flops(self.positions, self.width, mlp_ratio=self.mlp_ratio)
+        total += 2.0 * self.positions * self.width * outputs
+        if self.sigma_conditioning:
+            modulations = 2.0 * CONDITION * self.width * (6 * self.depth + 2)
+            total += time_embedding_flops(CONDITION) + modulations
+        return total
 
-    Sigma conditioning adds V + 1 outputs for V, and products of one row an example, which weigh next to nothing.
-    """
-    outputs = model.values + 1 if model.sigma_conditioning else model.values
-    total = model.depth * block_flops(model.positions, model.width, mlp_ratio=model.mlp_ratio)
-    total += 2.0 * model.positions * model.width * outputs
-    if model.sigma_conditioning:
-        total += time_embedding_flops(CONDITION) + 2.0 * CONDITION * model.width * (6 * model.depth + 2)
-    return total
+    @nn.nowrap
+    def layer(self, name: str, shape: tuple[int, ...]) -> np.ndarray | int:
+        """Layers between a parameter and the head, see `block_layer`; positions are below all."""
+        if name == "pos_embed":
+            return self.depth + 1
+        return block_layer(name, shape, depth=self.depth)

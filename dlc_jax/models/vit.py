@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from dlc_jax.errors import UserError
+from dlc_jax.models.drop_path import add_residual
 from dlc_jax.models.layers import (
     FAN_IN,
     NORMAL,
@@ -19,7 +20,6 @@ from dlc_jax.models.layers import (
     LayerNorm,
     Mlp,
     SwiGlu,
-    add_residual,
     block_flops,
     block_layer,
     mlp_hidden,
@@ -176,14 +176,17 @@ class ViT(nn.Module):
         Args:
           images: normalized; square, of a side that the patch divides.
           masked: True for the patches that the mask token replaces (iBOT, arXiv 2111.07832).
-          kept: drop path: the rows of each group whose residuals are computed, see `layers.drop_subsets`; None computes all.
+          kept: rows of each group whose residuals drop path computes, see
+            `drop_path.drop_subsets`; None computes all.
           every: adds the outputs of all blocks.
 
         Returns:
-          cls [b d], registers [b r d], patches [b n d]; vector [b d] = normalize(cls). With `every` also blocks [depth, b, 1 + r + n, d].
+          cls [b d], registers [b r d], patches [b n d]; vector [b d] = normalize(cls). With `every`
+          also blocks [depth, b, 1 + r + n, d].
 
         Raises:
-          UserError: the patch does not divide the images, or they are not square; the batch does not divide into groups.
+          UserError: the patch does not divide the images, or they are not square; the batch does
+            not divide into groups.
         """
         patches = self.patch_embed(patchify(images, self.patch), dtype=self.cls_token.dtype)
         b, n, _ = patches.shape
@@ -243,7 +246,7 @@ class ViT(nn.Module):
 
         Args:
           image: side in pixels; None is the model's.
-          drop_path: share of the residuals that is not computed; see `layers.drop_subsets`.
+          drop_path: share of the residuals that is not computed; see `drop_path.drop_subsets`.
         """
         patches = ((image or self.image) // self.patch) ** 2
         embed = 2.0 * patches * self.patch**2 * self.channels * self.width
@@ -272,7 +275,7 @@ class ViT(nn.Module):
 
 
 def standardize(images: UInt8[Array, "*n y x c"]) -> Float[Array, "*n y x c"]:
-    """uint8 images to float32 with ImageNet's mean and deviation, channel by channel, as DINOv2's weights expect them."""
+    """uint8 images to float32 with ImageNet's mean and deviation, as DINOv2's weights expect."""
     mean, deviation = jnp.array([0.485, 0.456, 0.406]), jnp.array([0.229, 0.224, 0.225])
     pixels = images.astype(jnp.float32) / 255
     return (pixels - mean.reshape((1,) * (images.ndim - 1) + (3,))) / deviation.reshape(

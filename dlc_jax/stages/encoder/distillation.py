@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from dlc_jax.data import masks
 from dlc_jax.losses import masked, ssl
-from dlc_jax.models.layers import drop_subsets
+from dlc_jax.models.drop_path import drop_subsets
 from dlc_jax.models.encoder import Encoder
 from dlc_jax.models.vit import standardize
 from dlc_jax.stages.encoder.objective import Objective, rise
