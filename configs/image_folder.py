@@ -1,14 +1,11 @@
 """Your own images: codes, a prior and a generator, at 28 to 64 pixels or for 256 on one GPU.
 
     ./launch/local.sh python -m dlc_jax.main --config=configs/image_folder.py --config.data.path=PATH
-    ... --config=configs/image_folder.py:28px       images of 28, 32 (the default) or 64 pixels
-    ... --config=configs/image_folder.py:tiny       a minute on two cores: does everything run?
-    ... --config=configs/image_folder.py:long       codes that know more, from two hours
-    ... --config=configs/image_folder.py:latent256  ViT-B/14 and DiT-B/2 for 256 pixels, one GPU
+    ... --config=configs/image_folder.py:64px,long       28px, 32px (the default) or 64px; two hours
 
-PATH: a folder, archive, IDX, Parquet, .npz, ArrayRecord shards or tfds:NAME (docs/data.md). At 32
-pixels some 20 minutes on two CPU cores; docs/results.md ("Real images") has what comes of it.
-`:latent256` needs `dlc import vae`, and this version does not train its generator on latents yet.
+PATH: see docs/data.md. At 32 pixels some 20 minutes on two CPU cores; docs/results.md ("Real
+images") has what comes of it. `:tiny` is a minute: does everything run? `:latent256` is a ViT-B/14
+and a DiT-B/2 for 256 pixels; it needs `dlc import vae`, and its generator is not trained yet.
 """
 
 RECIPE = {
@@ -41,39 +38,8 @@ RECIPE = {
     "probe.splits": ("validation",),
     "prior.train.steps": 1500,
     "generator.train.steps": 5000,
-    "samples.held_out": False,
     "without_codes": None,
     "samples_without_codes": None,
-}
-LATENT256 = {
-    "data.name": "images",
-    "data.image": 256,
-    "*.model*.width": 768,
-    "*.model*.depth": 12,
-    "*.model*.heads": 12,
-    "*.model*positions": 128,
-    "*.model*values": 256,
-    "encoder.model.dino.prototypes": 16_384,
-    "encoder.objective.teacher_temperature": (0.04, 0.07, 10_000),
-    "encoder.optimizer.learning_rate": 5e-5,
-    "encoder.optimizer.warmup": 2500,
-    "encoder.optimizer.final": 0.02,
-    "encoder.optimizer.freeze": (("(patch_)?head/(direction|gain)", 300),),  # 1 %, as the paper's
-    "encoder.monitor.every": 5000,
-    "encoder.monitor.count": 5000,
-    "encoder.train.steps": 30_000,
-    "encoder.train.batch": 256,
-    "codes.image": 224,  # what the encoder was trained on
-    "codes.autoencoder": "autoencoder",
-    "codes.flip": True,
-    "autoencoder.path": "",
-    "prior.train.steps": 200_000,
-    "prior.train.batch": 256,
-    "generator.latents": True,
-    "generator.grid.every": 10_000,
-    "generator.train.steps": 400_000,
-    "generator.train.clip": 1.0,
-    "*.sampler.steps": 25,
 }
 VARIANTS = {
     "32px": {},
@@ -84,34 +50,59 @@ VARIANTS = {
         "encoder.crops.*_size": 28,
     },
     "64px": {"data.image": 64, "*.model*.image": 64, "encoder.crops.*_size": 64},
-    "latent256": lambda lines: LATENT256,
-    "long": lambda lines: (
-        lines
-        | {
-            "*.model*positions": 64,
-            "encoder.crops.all.global_scale": (0.4, 1.0),
-            "encoder.crops.all.local_crops": 4,
-            "encoder.crops.all.local_size": lines["data.image"] // 2,
-            "encoder.crops.all.local_scale": (0.1, 0.4),
-            "encoder.monitor.every": 400,
-            "encoder.monitor.count": 2000,
-            "encoder.train.steps": 3000,
-            "encoder.train.save_every": 200,
-            "encoder.train.validate_every": 400,
-        }
-    ),
+    "latent256": {
+        "*": None,
+        "data.name": "images",
+        "data.image": 256,
+        "*.model*.width": 768,
+        "*.model*.depth": 12,
+        "*.model*.heads": 12,
+        "*.model*positions": 128,
+        "*.model*values": 256,
+        "encoder.model.dino.prototypes": 16_384,
+        "encoder.objective.teacher_temperature": (0.04, 0.07, 10_000),
+        "encoder.optimizer.learning_rate": 5e-5,
+        "encoder.optimizer.warmup": 2500,
+        "encoder.optimizer.final": 0.02,
+        "encoder.optimizer.freeze": (
+            ("(patch_)?head/(direction|gain)", 300),
+        ),  # 1 %, as the paper's
+        "encoder.monitor.*": 5000,
+        "encoder.train.steps": 30_000,
+        "codes.image": 224,  # what the encoder was trained on
+        "codes.autoencoder": "autoencoder",
+        "codes.flip": True,
+        "autoencoder.path": "",
+        "prior.train.steps": 200_000,
+        "*.train.batch": 256,
+        "generator.latents": True,
+        "generator.grid.every": 10_000,
+        "generator.train.steps": 400_000,
+        "generator.train.clip": 1.0,
+        "*.sampler.steps": 25,
+    },
+    "long": lambda lines: {
+        "*.model*positions": 64,
+        "encoder.crops.all.global_scale": (0.4, 1.0),
+        "encoder.crops.all.local_crops": 4,
+        "encoder.crops.all.local_size": lines["data.image"] // 2,
+        "encoder.crops.all.local_scale": (0.1, 0.4),
+        "encoder.monitor.every": 400,
+        "encoder.monitor.count": 2000,
+        "encoder.train.steps": 3000,
+        "encoder.train.save_every": 200,
+        "encoder.train.validate_every": 400,
+    },
     "tiny": {
         "*.train.steps": 24,
         "*.train.batch": 32,
-        "*.train.log_every": 8,
-        "*.train.save_every": 8,
+        "*.train.*_every": 8,
         "*.train.validate_every": 12,
         "*.train.validate_batches": 2,
         "encoder.objective.koleo_group": 32,
-        "encoder.monitor.every": 12,
         "encoder.monitor.count": 64,
         "probe.count": 512,
-        "generator.grid.every": 12,
+        "*.every": 12,
         "generator.grid.count": 8,
         "*.sampler.steps": 4,
         "samples.count": 64,

@@ -91,7 +91,6 @@ RECIPE = {
     "generator.optimizer.schedule": "linear",
     "generator.train.steps": 7000,
     "generator.train.batch": 32,
-    "samples.held_out": True,
     "without_codes.like": "generator",
     "without_codes.codes": "",
     "without_codes.model.positions": 0,
@@ -99,7 +98,6 @@ RECIPE = {
     "samples_without_codes.like": "samples",
     "samples_without_codes.codes": "",
     "samples_without_codes.generator": "without_codes",
-    "samples_without_codes.prefix": "without_codes/",
 }
 VARIANTS = {
     "ablation": {"steps": ("without_codes", "samples_without_codes")},
@@ -114,14 +112,12 @@ VARIANTS = {
     "tiny": {
         "data.count": 1024,
         "*.train.steps": 24,
-        "*.train.log_every": 8,
-        "*.train.save_every": 8,
+        "*.train.*_every": 8,
         "*.train.validate_every": 12,
         "*.train.validate_batches": 2,
-        "encoder.monitor.every": 12,
         "encoder.monitor.count": 64,
         "probe.count": 512,
-        "*.grid.every": 12,
+        "*.every": 12,
         "*.grid.count": 8,
         "*.sampler.steps": 4,
         "samples*.count": 64,

@@ -125,7 +125,7 @@ def probes(
     factors: Mapping[str, Sequence],
     values: int,
     split: str = "validation",
-    fit: probe.Fit = probe.SMALL,
+    fit: probe.Fit = probe.Fit(),  # noqa: B008, it is frozen
 ) -> dict[str, float]:
     """How well each factor can be read by what was learned from `train`; shares of right answers on `unseen`.
 

@@ -52,9 +52,8 @@ def read(file: str) -> tuple[Path, dict]:
     """(path, the recipe's own lines) of FILE.py, FILE.py:VARIANT or a run's config.json.
 
     A recipe is a file with `RECIPE`, {field: value}, and perhaps `VARIANTS`, {word: more lines, or a
-    function that makes other lines of those so far}. `like` names a recipe beside it whose lines
-    come first. A variant is words with commas between; the name of a step is one, and runs that
-    step alone.
+    function of the lines so far that gives more}. `like` names a recipe beside it whose lines come
+    first. A variant is words with commas between; the name of a step is one, and runs it alone.
 
     Raises:
       UserError: it is not a recipe, or has no such variant.
@@ -90,7 +89,7 @@ def read(file: str) -> tuple[Path, dict]:
     for word in filter(None, words.split(",")):
         if word in variants:
             change = variants[word]
-            lines = change(lines) if callable(change) else expansion.later(lines, change)
+            lines = expansion.later(lines, change(lines) if callable(change) else change)
         elif word in steps:
             chosen.append(word)
         else:

@@ -24,11 +24,12 @@ RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How a probe is trained: the `fit` section. The defaults are for the paper's sizes.
+    """How a probe is trained: the `fit` section.
 
     Attributes:
-      rates: learning rates of a batch of 256. A batch of b takes them times b / 256. The defaults
-        are the paper's for codes of 512 positions; fewer images and shorter codes need larger ones.
+      rates: learning rates of a batch of 256. A batch of b takes them times b / 256. The paper's
+        thirteen for codes of 512 positions are 1e-5 to 0.1; fewer images and shorter codes need
+        larger ones.
       epochs: passes over the training set.
       batch: examples of a step. What does not fill a batch is left out of that epoch.
       deviation: of the normal initial weights, the same for every rate.
@@ -37,26 +38,12 @@ class Fit:
         trained together. The rates are split to fit.
     """
 
-    rates: tuple[float, ...] = (
-        1e-5,
-        2e-5,
-        5e-5,
-        1e-4,
-        2e-4,
-        5e-4,
-        1e-3,
-        2e-3,
-        5e-3,
-        1e-2,
-        2e-2,
-        5e-2,
-        0.1,
-    )
-    epochs: int = 10
-    batch: int = 1024
-    deviation: float = 0.01
-    held: float = 0.02
-    memory_gb: float = 40.0
+    rates: tuple[float, ...] = RATES
+    epochs: int = 50
+    batch: int = 128
+    deviation: float = 0.0
+    held: float = 0.2
+    memory_gb: float = 4.0
 
     def __post_init__(self):
         whole = self.epochs >= 1 and self.batch >= 1
@@ -70,10 +57,6 @@ class Fit:
                 f"probe.fit: held={self.held} must be between 0 and 1, "
                 f"memory_gb={self.memory_gb} above 0"
             )
-
-
-# For thousands of examples instead of a million.
-SMALL = Fit(rates=RATES, epochs=50, batch=128, deviation=0.0, held=0.2, memory_gb=4.0)
 
 
 class Found(NamedTuple):
@@ -100,7 +83,7 @@ def linear_probe(
     *,
     classes: Sequence[int],
     values: int = 0,
-    fit: Fit = SMALL,
+    fit: Fit = Fit(),
     seed: int = 0,
 ) -> Found:
     """Trains a linear classifier for each factor and scores it on unseen examples.

@@ -5,8 +5,8 @@
 Names are those of the command line, `--config.encoder.train.steps=320`. What comes later counts:
 
     "*.train.steps": 24         every field of a name that matches
-    "encoder.crops": None       of a section: takes its lines back
-    "other.like": "generator"   starts a step from the lines of another, as they are here
+    "encoder.crops": None       takes back the lines of a section; "*" those of all
+    "other.like": "generator"   gives a step the lines of another, but for its own
 
 A section other than the recipe's own (`agenda.Recipe`) is a step: its `stage`, by default its name,
 says of which kind.
@@ -64,16 +64,21 @@ def _resolved(given: Mapping[str, Any]) -> dict[str, Any]:
     """Lines without `like` and without those that were taken back."""
     lines: dict[str, Any] = {}
     for name, value in given.items():
-        step, _, last = name.rpartition(".")
-        below = {key: each for key, each in lines.items() if key.startswith(f"{name}.")}
-        if last == "like" and step:
-            copied = {key: lines[key] for key in lines if key.startswith(f"{value}.")}
-            copied = {f"{step}{key.removeprefix(str(value))}": copied[key] for key in copied}
-            lines = later(lines, {f"{step}.stage": value} | copied)
-        elif value is None and below:
+        below = {key for key in lines if key.startswith(f"{name}.") or name == "*"}
+        if value is None and below:
             lines = {key: each for key, each in lines.items() if key not in below}
         else:
             lines = later(lines, {name: value})
+    alike = {name: str(value) for name, value in lines.items() if name.endswith(".like")}
+    for name, other in alike.items():
+        step, copied = name.removesuffix(".like"), {}
+        for key, value in lines.items():  # each copy beside its original: what is later counts
+            copied[key] = value
+            target = f"{step}.{key.removeprefix(f'{other}.')}"
+            if key.startswith(f"{other}.") and target not in lines:
+                copied[target] = value
+        copied[f"{step}.stage"] = other
+        lines = {key: value for key, value in copied.items() if key != name}
     return lines
 
 
@@ -83,9 +88,20 @@ def _full(tree: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(field.kind, Either) and name not in tree:
             continue  # an optional section
         config[name] = _expanded(field, tree, name)
-    for name in dict.fromkeys([*config["steps"], *(key for key in tree if key not in own)]):
-        config[name] = step(name, tree.get(name, {}))
+    waiting = [*config["steps"], *(key for key in tree if key not in own)]
+    while waiting:
+        name = waiting.pop(0)
+        if name not in config:
+            config[name] = step(name, tree.get(name, {}))
+            waiting += _named(config[name])
     return config
+
+
+def _named(section: Mapping[str, Any]) -> list[str]:
+    """The steps that a section reads: fields that by default name one."""
+    known = fields.fields(kinds()[section["stage"]])
+    readers = [name for name, field in known.items() if str(field.default) in kinds()]
+    return [section[name] for name in readers if section[name]]
 
 
 def step(name: str, given: Any) -> dict:

@@ -65,6 +65,8 @@ def _generator(section):
 
 def _samples(section):
     section = _sampler(section)
+    section.pop("prefix", None)  # follows from the generator's name
+    section.pop("held_out", None)  # follows from the splits of the codes
     if "calls" in section:
         section["code_sampler"] = {"calls": section.pop("calls")}
     return section

@@ -1,12 +1,11 @@
 """The samples job: what the trained networks make, as pictures and as numbers.
 
     unconditional    prior -> codes -> images
-    reconstruction   unseen images -> codes -> images, of combinations seen in training and of
-                     held-out ones
+    reconstruction   images of every split but train -> codes -> images
     composition      codes of two and of three images mixed position by position -> images
 
-With `codes=""` the generator was trained without codes and only draws; its numbers stand under
-`prefix`.
+With `codes=""` the generator was trained without codes and only draws; its numbers stand under the
+name of its step.
 """
 
 import dataclasses
@@ -37,12 +36,10 @@ class Section:
     """The section of a samples job.
 
     Attributes:
-      prefix: of the names of what is drawn without codes.
       encoder: step whose codes the generator reads.
       prior: step that draws codes.
       generator: step that draws images.
       codes: step whose store has the codes of real images; "" of a generator without codes.
-      held_out: also reconstructs the split of combinations that training never saw.
       count: images drawn, and real ones reconstructed.
       pairs: compositions of two images, and of three.
       batch: images per call, over all devices.
@@ -50,12 +47,10 @@ class Section:
       sampler: how images are drawn.
     """
 
-    prefix: str = ""
     encoder: str = "encoder"
     prior: str = "prior"
     generator: str = "generator"
     codes: str = "codes"
-    held_out: bool = False
     count: int = 512
     pairs: int = 512
     batch: int = 128
@@ -129,7 +124,7 @@ def make(config, *, step: str, workdir) -> Job:
             rates = Factors(data.judge(), list(labels), classes)
             return fill(Studio(config, workdir, section, data, opened, rates, directory))
 
-    changeable = ("held_out", "count", "pairs", "code_sampler", "sampler")
+    changeable = ("count", "pairs", "code_sampler", "sampler")
     programs = plan(config, section, networks)
     return Job(run=run, programs=programs, settings=changeable)
 
@@ -155,9 +150,10 @@ def fill(studio: Studio) -> dict[str, float]:
     draw(studio)
     if section.codes:
         studio.note("judge/", studio.rates.proof(min(200, section.count)))
-        rebuild(studio, "validation", "reconstruction")
-        if section.held_out:
-            rebuild(studio, "held_out", "reconstruction_held_out")
+        for split in studio.config[section.codes].splits:
+            if split != "train":
+                after = "" if split == "validation" else f"_{split}"
+                rebuild(studio, split, f"reconstruction{after}")
         compose(studio, 2, "composition")
         compose(studio, 3, "composition_of_three")
     pictures.save_captions(studio.directory / "pictures", studio.captions)
@@ -174,7 +170,8 @@ def draw(studio: Studio) -> None:
     images = studio.decode(codes, seed=1, count=section.count)
     sentence = f"Images that never existed: {how}."
     studio.show("unconditional", pictures.grid(images[: 2 * SHOWN]), sentence)
-    studio.note(f"{section.prefix}unconditional/", studio.rates.unconditional(images))
+    above = "" if section.codes else f"{section.generator}/"
+    studio.note(f"{above}unconditional/", studio.rates.unconditional(images))
 
 
 def rebuild(studio: Studio, split: str, prefix: str) -> None:

@@ -61,7 +61,9 @@ class Section:
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
-            raise UserError(f"codes.dtype={self.dtype!r} is unknown; known: {', '.join(DTYPES[:2])}")
+            raise UserError(
+                f"codes.dtype={self.dtype!r} is unknown; known: {', '.join(DTYPES[:2])}"
+            )
 
 
 def make(config, *, step: str, workdir) -> Job:

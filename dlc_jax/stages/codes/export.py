@@ -106,9 +106,7 @@ def _program(config, step: str, section, network, mesh):
 
     params = (network.params, moments_params)
     sides = [network.size, *([config.data.image] if section.autoencoder else [])]
-    shapes = [
-        jax.ShapeDtypeStruct((network.batch, side, side, 3), jnp.uint8) for side in sides
-    ]
+    shapes = [jax.ShapeDtypeStruct((network.batch, side, side, 3), jnp.uint8) for side in sides]
     smallest = codes.code_dtype(network.model.simplicial.values)
     made = {
         name: (smallest if name.startswith("codes") else leaf.dtype, leaf.shape[1:])
@@ -207,7 +205,11 @@ def drop_others(directory: Path, identity: str) -> None:
         try:
             found = json.loads(path.read_text())
             of = found.get("description", found).get("identity")
-        except (OSError, ValueError, AttributeError):  # none, or damaged: `code_writer.write` sees to it
+        except (
+            OSError,
+            ValueError,
+            AttributeError,
+        ):  # none, or damaged: `code_writer.write` sees to it
             continue
         if of != identity:
             shutil.rmtree(directory)

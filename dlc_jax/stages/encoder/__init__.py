@@ -136,9 +136,7 @@ def batches(data, seed: int, setup: Setup, section: Section, view, spec, split: 
     objective = setup.objective
     drawn = None
     if objective.ibot:
-        grids = {
-            kind: (setup.crops[kind].global_crops, setup.side(kind)) for kind in setup.kinds
-        }
+        grids = {kind: (setup.crops[kind].global_crops, setup.side(kind)) for kind in setup.kinds}
         drawn = masks.GroupMasks(
             grids,
             group=objective.mask_group,

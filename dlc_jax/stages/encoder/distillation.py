@@ -227,9 +227,7 @@ def kind_terms(setup: Setup, params, extra, batch, step, key, kind, place):
         terms["koleo"] = sum(ssl.koleo(crop, group=group).mean() for crop in vectors)
     if objective.consistency:
         warm = objective.consistency_temperature[0]
-        agree = jax.vmap(
-            lambda student, teacher: ssl.dino(student, teacher, temperature=warm), 2
-        )
+        agree = jax.vmap(lambda student, teacher: ssl.dino(student, teacher, temperature=warm), 2)
         values = jax.lax.stop_gradient(batch[f"{kind}/values"])
         terms["consistency"] = agree(logits, values).mean()
     terms["target_entropy"] = ssl.entropy(target).mean() / kinds
