@@ -1,11 +1,11 @@
 """Your own images: codes, a prior and a generator, at 28 to 64 pixels or for 256 on one GPU.
 
     ./launch/local.sh python -m dlc_jax.main --config=configs/image_folder.py --config.data.path=PATH
-    ... --config=configs/image_folder.py:64px,long       28px, 32px (the default) or 64px; two hours
 
 PATH: see docs/data.md. At 32 pixels some 20 minutes on two CPU cores; docs/results.md ("Real
-images") has what comes of it. `:tiny` is a minute: does everything run? `:latent256` is a ViT-B/14
-and a DiT-B/2 for 256 pixels; it needs `dlc import vae`, and its generator is not trained yet.
+images") has what comes of it. Words: 28px, 32px or 64px; `:tiny` (a minute: does everything run?);
+`:long` (two hours: codes that know more); `:latent256`, a ViT-B/14 and a DiT-B/2 for 256 pixels,
+which needs `dlc import vae`, and whose generator this version does not train yet.
 """
 
 RECIPE = {

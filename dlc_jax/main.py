@@ -1,7 +1,8 @@
-"""python -m dlc_jax.main --config=configs/quickstart.py [--workdir=DIR]: runs the steps of a recipe in order, each resumed or skipped.
+"""python -m dlc_jax.main --config=configs/quickstart.py [--workdir=DIR]: runs a recipe's steps.
 
-With JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set it is one of several processes, each with devices of its own, that share
-the workdir; see `parallel.join`. Process 0 says what happens.
+In order, each resumed or skipped. With JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+JAX_PROCESS_ID set it is one of several processes, each with devices of its own, that share the
+workdir; see `parallel.join`. Process 0 says what happens.
 
 Exit codes: 0 complete, 2 a mistake of the user (one line says which), 75 stopped, saved and resumable.
 """
@@ -38,18 +39,22 @@ def run(config, workdir: Path) -> None:
     made = agenda.make(config, workdir, mesh)
     with home.lock(workdir):
         entries = agenda.read(config, workdir, made)
-        home.remember(workdir, config.to_dict(), agenda.operational(made))
+        operational = agenda.operational(made)
+        home.remember(workdir, config.to_dict(), operational, present=recipe.present)
         checkpoint.meet("agenda")  # before any step is marked as complete: all have read the same
         for entry in entries:
             if entry.skip:
                 say(f"{entry.name}: {entry.skip}")
                 continue
-            step, name, directory, started = entry.step, entry.name, workdir / entry.name, time.monotonic()
+            step, name, started = entry.step, entry.name, time.monotonic()
+            directory = workdir / name
             directory.mkdir(parents=True, exist_ok=True)
             if isinstance(step, Stage):
                 step = dataclasses.replace(step, identity={**step.identity, **step.reads()})
                 log = {**config.log, "about": config.to_dict()} if "log" in config else {}
-                found = train.train(step, directory, mesh=mesh, seed=config.seed, name=name, log=log)
+                found = train.train(
+                    step, directory, mesh=mesh, seed=config.seed, name=name, log=log
+                )
                 found = {f"{name}/{key}": value for key, value in found.items()}
             else:
                 say(f"{name} ...")
@@ -57,8 +62,9 @@ def run(config, workdir: Path) -> None:
             found[f"seconds/{name}"] = home.seconds(directory, time.monotonic() - started)
             home.merge_results(workdir, found)
             home.mark_done(directory, entry.facts)
-            about = {"peak_memory_gb": metrics.peak_memory_gb(), "device": metrics.device(), "commit": home.commit()}
-            home.merge_results(workdir, {key: value for key, value in about.items() if value})
+            about = {"peak_memory_gb": metrics.peak_memory_gb(), "device": metrics.device()}
+            about |= {"commit": home.commit()}
+            home.merge_results(workdir, {name: value for name, value in about.items() if value})
             stop.check()
         home.total_seconds(workdir)
         if jax.process_index() == 0:

@@ -18,7 +18,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,23 +81,33 @@ def lock(directory: str | Path) -> Iterator[Path]:
                 os.truncate(file.fileno(), 0)  # nobody's now; after a kill the text stays, but the system has let go of the lock
 
 
-def remember(directory: str | Path, config: Mapping[str, Any], operational: tuple[str, ...] = OPERATIONAL) -> None:
+def remember(
+    directory: str | Path,
+    config: Mapping[str, Any],
+    operational: tuple[str, ...] = OPERATIONAL,
+    *,
+    present: Callable[[dict], Mapping] = dict,
+) -> None:
     """Writes down the config of a run, or compares it with the one of the run before.
 
-    A section that is new is accepted, one that is absent now stays remembered: a recipe's variants share a workdir.
+    A section that is new is accepted, one that is absent now stays remembered: a recipe's variants
+    share a workdir.
 
     Args:
-      operational: regular expressions of whole dotted names that may change; their changes are recorded.
+      operational: regular expressions of whole dotted names that may change; their changes are
+        recorded.
+      present: a config of any version -> the same in this version's fields.
 
     Raises:
       UserError: anything else changed.
     """
-    directory, new = Path(directory), plain(config)
+    directory, new = Path(directory), plain(present(dict(config)))
     path = directory / "config.json"
-    old = _read(path)
-    if old is None:
+    saved = _read(path)
+    if saved is None:
         write(path, new)
         return
+    old = plain(present(saved))
     sections = {key for key in old.keys() ^ new.keys() if isinstance((old | new)[key], dict)}  # in one of the two only
     before, after = (_flat({key: value for key, value in tree.items() if key not in sections}) for tree in (old, new))
     changed = {
@@ -111,10 +121,10 @@ def remember(directory: str | Path, config: Mapping[str, Any], operational: tupl
         more = f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         what = "; ".join(lines) + more
         raise UserError(f"{directory} is a run of another config ({what}); set it back, or give another --workdir")
-    if old | new != old:
-        if _writes():
+    if old | new != saved:
+        added = sorted(new.keys() - old.keys())
+        if _writes() and (changed or added):
             with _writing(directory), open(directory / "config_history.jsonl", "a") as file:
-                added = sorted(new.keys() - old.keys())
                 file.write(json.dumps({"time": _now(), "changed": changed, "added": added}) + "\n")
         write(path, old | new)
 

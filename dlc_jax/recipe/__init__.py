@@ -1,17 +1,16 @@
 """Recipes: a few lines of what they change, and the full config that these lines stand for."""
 
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from dlc_jax import workdir as home
 from dlc_jax.errors import UserError
-from dlc_jax.recipe import former
 from dlc_jax.recipe.expansion import Text as Text
 from dlc_jax.recipe.expansion import complete as complete
 from dlc_jax.recipe.expansion import expand
 from dlc_jax.recipe.expansion import later as later
+from dlc_jax.recipe.expansion import present
 from dlc_jax.recipe.fields import build as build
 from dlc_jax.recipe.steps import check as check
 from dlc_jax.recipe.steps import codes_dtype as codes_dtype
@@ -29,17 +28,9 @@ def of_run(workdir: str | Path) -> ConfigDict:
     Raises:
       UserError: `workdir` holds no run, or its config.json is damaged or of another version.
     """
-    return present(home.read_config(workdir), Path(workdir) / "config.json")
-
-
-def present(saved: dict[str, Any], where: str | Path) -> ConfigDict:
-    """A config that was written down, by this version or an earlier one, in full.
-
-    Args:
-      where: what an error names.
-    """
+    saved, where = home.read_config(workdir), Path(workdir) / "config.json"
     try:
-        return expand(former.config(saved))
+        return ConfigDict(present(saved)).lock()
     except UserError as error:
         raise UserError(f"{where} does not fit this version: {error}") from error
     except (AttributeError, TypeError, KeyError) as error:

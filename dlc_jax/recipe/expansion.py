@@ -22,7 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dlc_jax.errors import UserError
-from dlc_jax.recipe import fields
+from dlc_jax.recipe import fields, former
 from dlc_jax.recipe.fields import REQUIRED, Choice, Constructor, Either, Field, Sections, Tuple
 
 ROOT = Constructor("dlc_jax.agenda", "Recipe")
@@ -53,6 +53,25 @@ def expand(given: Mapping[str, Any]) -> ConfigDict:
                 raise UserError(f"{name!r} matches no field")
             plain = later(plain, dict.fromkeys(matched if "*" in name else [name], value))
     return ConfigDict(_full(nested(plain))).lock()
+
+
+def present(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of this or an earlier version with every field of this one.
+
+    Fields that are new have their defaults, which mean what was before them.
+
+    Raises:
+      UserError: as `expand`.
+    """
+    own, config = fields.fields(ROOT), {}
+    for name, section in former.config(saved).items():
+        if name in own:
+            config[name] = _expanded(own[name], {name: section}, name)
+        elif isinstance(section, Mapping) and section.get("stage") in kinds():
+            config[name] = step(name, section)
+        else:
+            config[name] = section
+    return config
 
 
 def later(lines: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
