@@ -1,5 +1,6 @@
-"""The one loop. It restores, evaluates, saves, fetches a batch, steps and logs; it knows no model
-and no loss.
+"""The one loop: it restores, evaluates, saves, fetches a batch, steps and logs.
+
+It knows no model and no loss.
 """
 
 import contextlib

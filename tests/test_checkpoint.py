@@ -566,7 +566,7 @@ def hashed():
     return found
 
 mesh = parallel.make_mesh()
-place = parallel.NamedSharding(mesh, parallel.BATCH)
+place = jax.sharding.NamedSharding(mesh, parallel.BATCH)
 values = np.arange(2**16, dtype=np.float32).reshape(2, -1)
 state = {"params": {"w": jax.make_array_from_callback(values.shape, place, lambda index: values[index])}}
 abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

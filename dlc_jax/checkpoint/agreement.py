@@ -1,4 +1,4 @@
-"""What several processes agree on without their devices, each waiting as long as the others take.
+"""What several processes agree on without their devices, however long one of them takes.
 
 A collective of devices would not do: it times out while a process reads files, and must not come
 from a background thread.

@@ -1,5 +1,6 @@
-"""Which steps on disk are good: a seal beside each step directory has the size and SHA-256 of
-every file in it. Knows no arrays.
+"""Which steps on disk are good, by seals: the size and SHA-256 of every file of a step.
+
+A seal stands beside the directory of its step; nothing here knows arrays.
 
 Orbax restores a flipped byte silently, takes an empty directory for its latest step and remembers
 steps whose saving failed. So the disk is read each time, and all processes do as process 0 decides.
