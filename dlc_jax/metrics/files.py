@@ -1,4 +1,4 @@
-"""Files of a run: metrics trimmed after a kill, small files replaced whole, numbers as strict JSON."""
+"""Files of metrics: lines trimmed after a kill, small files replaced whole, strict JSON."""
 
 import json
 import math
