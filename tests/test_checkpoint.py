@@ -498,7 +498,7 @@ def test_weights_alone_are_no_state_to_go_on_from(tmp_path):
     checkpoints = Checkpoints(tmp_path / "encoder" / "checkpoints")
     checkpoints.save(3, {"ema": make_state(1).ema}, None, {"identity": {}})
     checkpoints.close()
-    with pytest.raises(UserError, match=r"3 has weights alone.*train.init_from=.*encoder$"):
+    with pytest.raises(UserError, match=r"3 has weights only.*train.init_from=.*encoder$"):
         Checkpoints(tmp_path / "encoder" / "checkpoints").restore(
             abstract(make_state(0)), None, {"crops": {"all": 1}}
         )

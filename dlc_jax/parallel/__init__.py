@@ -150,20 +150,20 @@ def shardings(shapes: Tree, mesh: Mesh, *, rules: Rules = (), strict: bool = Tru
             return NamedSharding(mesh, P(None, *layer))
         return NamedSharding(mesh, placement(name, leaf.shape, mesh.shape, rules))
 
-    placed = jax.tree_util.tree_map_with_path(place, shapes)
+    placements = jax.tree_util.tree_map_with_path(place, shapes)
     if unused:
         listed = ", ".join(sorted(unused))
         raise UserError(f"mesh {dict(mesh.shape)}: these rules match no array: {listed}")
-    return placed
+    return placements
 
 
-def abstract(shapes: Tree, placed: Tree) -> Tree:
+def abstract(shapes: Tree, placements: Tree) -> Tree:
     """Shapes with shardings: what a restore and an ahead-of-time compilation need."""
 
     def place(leaf, where):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-    return jax.tree.map(place, shapes, placed)
+    return jax.tree.map(place, shapes, placements)
 
 
 def to_global(batch: Tree, mesh: Mesh) -> Tree:
@@ -247,13 +247,13 @@ def each(
         rows = np.minimum(np.arange(size), count - 1)
         with jax.set_mesh(mesh):
             batch = [jax.device_put(array[rows], NamedSharding(mesh, BATCH)) for array in arrays]
-            found = function(params, *batch)
+            results = function(params, *batch)
         if before is not None:
             yield _cut(*before)
-        before = found, count
+        before = results, count
     if before is not None:
         yield _cut(*before)
 
 
-def _cut(found, count: int):
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], found)
+def _cut(results, count: int):
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], results)

@@ -119,14 +119,14 @@ def read_config(directory: str | Path) -> dict:
       UserError: it holds no run, or its config.json is damaged.
     """
     directory = Path(directory)
-    found = read(directory / "config.json")
-    if found is None:
+    config = read(directory / "config.json")
+    if config is None:
         what = "holds no run (no config.json)" if directory.is_dir() else "does not exist"
         raise UserError(
             f"{directory} {what}; make a run with dlc train --config=configs/quickstart.py "
             f"--workdir={directory}"
         )
-    return found
+    return config
 
 
 def merge_results(directory: str | Path, results: Mapping[str, Any]) -> None:
@@ -143,16 +143,16 @@ def done(directory: str | Path) -> dict | None:
         settings: to guess could throw training away.
     """
     path = Path(directory) / "done.json"
-    found = read(path)
-    if found is not None:
-        after, settings = found.get("after", {}), found.get("settings", {})
+    facts = read(path)
+    if facts is not None:
+        after, settings = facts.get("after", {}), facts.get("settings", {})
         sound = isinstance(after, dict) and isinstance(settings, dict)
-        if not sound or any(type(n) is not int for n in (found.get("steps"), *after.values())):
+        if not sound or any(type(n) is not int for n in (facts.get("steps"), *after.values())):
             raise UserError(
                 f"{path} is damaged; move it away: the same command then completes the step from "
                 "what it left"
             )
-    return found
+    return facts
 
 
 def mark_done(directory: str | Path, facts: Mapping[str, Any]) -> None:
@@ -174,9 +174,9 @@ def seconds(directory: str | Path, elapsed: float) -> float:
 
 def total_seconds(directory: str | Path) -> float:
     """Adds `seconds/total`, the sum of all `seconds/...` in results.json."""
-    found = read(Path(directory) / "results.json") or {}
-    names = [name for name in found if name.startswith("seconds/") and name != "seconds/total"]
-    total = sum(found[name] for name in names if _is_finite(found[name]))
+    results = read(Path(directory) / "results.json") or {}
+    names = [name for name in results if name.startswith("seconds/") and name != "seconds/total"]
+    total = sum(results[name] for name in names if _is_finite(results[name]))
     merge_results(directory, {"seconds/total": total})
     return total
 

@@ -19,9 +19,9 @@ def check(directory: str | Path) -> None:
       UserError: another live run holds it; a part of its path is a file.
     """
     directory = Path(directory).absolute()
-    there = next(path for path in (directory, *directory.parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"{there} is not a directory; give another --workdir")
+    nearest = next(path for path in (directory, *directory.parents) if path.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{nearest} is not a directory; give another --workdir")
     # One of several processes may find that the first of them holds it.
     if "JAX_PROCESS_ID" not in os.environ and (by := holder(directory)):
         raise UserError(_in_use(directory, by))
