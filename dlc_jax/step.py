@@ -141,7 +141,7 @@ def make_train_step(
     clip: float = 0.0,
     clip_separately: tuple[str, ...] = (),
     dtype: str = "float32",
-    placed: Tree = None,
+    shardings: Tree = None,
 ) -> Callable[[TrainState, Tree, Tree, Key[Array, ""]], tuple[TrainState, dict]]:
     """(state, batch, frozen, root key) -> (state, metrics).
 
@@ -151,7 +151,7 @@ def make_train_step(
       clip, clip_separately: see `clip_norms`; 0 never clips.
       dtype: of the computation, "float32" or "bfloat16"; parameters, sums of gradients and averages
         stay float32.
-      placed: shardings of the parameters, which the gradients then have too, also while they are
+      shardings: shardings of the parameters, which the gradients then have too, also while they are
         summed over microbatches.
 
     On a non-finite loss or gradient the old state is kept but for `skipped` and `step`, which moves
@@ -174,8 +174,8 @@ def make_train_step(
 
         def gradient(micro):
             grads, (metrics, aux) = jax.grad(loss, has_aux=True)(state.params, micro)
-            if placed is not None:
-                grads = jax.lax.with_sharding_constraint(grads, placed)
+            if shardings is not None:
+                grads = jax.lax.with_sharding_constraint(grads, shardings)
             return grads, metrics, aux
 
         grads, metrics, aux = _mean(gradient, batch, accumulate, shares)

@@ -1,9 +1,9 @@
 """A signal (SIGTERM, SIGINT, SIGHUP) ends a command in a line with code 75; training saves first.
 
 What is written here is whole or not there, as after a kill, so ending at once loses nothing that is
-complete. Nothing is raised in the main thread for that: an exception may arrive anywhere, in an
-import, in `__del__`, in a callback from C++, where it is swallowed or fatal; and the main thread may
-be in a compiler for minutes. So a thread of its own hears the signals, and ends the process.
+complete. Nothing is raised in the main thread: an exception may arrive anywhere, in an import, in
+`__del__`, in a callback from C++, where it is swallowed or fatal; and the main thread may be in a
+compiler for minutes. So a thread of its own hears the signals, and ends the process.
 """
 
 import contextlib
@@ -158,7 +158,7 @@ def _line(what: str) -> str:
 
 
 def _leave_terminal() -> None:
-    """If the terminal is gone, what is printed goes nowhere: else an error would come before the save."""
+    """If the terminal is gone, prints go nowhere: else an error would come before the save."""
     for number in (1, 2):
         with contextlib.suppress(OSError):
             if stat.S_ISCHR(os.fstat(number).st_mode) and not os.isatty(number):

@@ -1,5 +1,6 @@
-"""The one loop. It restores, evaluates, saves, fetches a batch, steps and logs; it knows no model
-and no loss.
+"""The one loop: it restores, evaluates, saves, fetches a batch, steps and logs.
+
+It knows no model and no loss.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ def compile_step(stage: Stage, mesh):
     """(jitted step with its placements, abstract state): what `train` runs and planning lowers."""
     plan = stage.plan
     shapes = jax.eval_shape(make_init(stage), jax.random.key(0))
-    placed = parallel.shardings(shapes, mesh, rules=stage.rules)
+    placements = parallel.shardings(shapes, mesh, rules=stage.rules)
     step = make_train_step(
         stage,
         accumulate=plan.accumulate,
@@ -32,17 +33,17 @@ def compile_step(stage: Stage, mesh):
         clip=plan.clip,
         clip_separately=plan.clip_separately,
         dtype=plan.dtype,
-        placed=placed.params,
+        shardings=placements.params,
     )
     frozen = parallel.shardings(stage.frozen_spec, mesh, rules=stage.rules, strict=False)
     one = parallel.replicated(mesh)
     jitted = jax.jit(
         step,
-        in_shardings=(placed, parallel.batch_shardings(stage.batch_spec, mesh), frozen, one),
-        out_shardings=(placed, one),
+        in_shardings=(placements, parallel.batch_shardings(stage.batch_spec, mesh), frozen, one),
+        out_shardings=(placements, one),
         donate_argnums=0,
     )
-    return jitted, parallel.abstract(shapes, placed)
+    return jitted, parallel.abstract(shapes, placements)
 
 
 def abstract_state(stage: Stage, mesh) -> TrainState:
@@ -132,17 +133,17 @@ def train(
             # 3. Fetch, 4. step.
             with writer.waiting():
                 batch = next(iterator)
-            state, found = jitted(state, parallel.to_global(batch, mesh), frozen, root)
+            state, values = jitted(state, parallel.to_global(batch, mesh), frozen, root)
             loop.hold()  # this step is not saved; what was before it is
             # 5. Write the metrics of the step before; reading this one's would wait for it.
-            _check(writer.step(step + 1, found), plan.patience, name, checkpoints)
+            _check(writer.step(step + 1, values), plan.patience, name, checkpoints)
         checkpoints.wait()
     return {**evaluate.measured, "skipped_steps": int(state.skipped[0])}
 
 
 def _initial(stage: Stage, abstract: TrainState, root) -> TrainState:
-    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    init = jax.jit(make_init(stage), out_shardings=placed)
+    placements = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    init = jax.jit(make_init(stage), out_shardings=placements)
     state = init(jax.random.fold_in(root, 2**31 - 1))
     plan = stage.plan
     if not plan.init_from:
@@ -163,11 +164,11 @@ class _Evaluation:
         self.measured: dict[str, float] = {}  # the newest of each
 
     def __call__(self, step: int, state: TrainState, frozen) -> None:
-        found = {}
+        measured = {}
         if self._due(step, self._stage.plan.validate_every):
             with self._writer.paused():
                 values = self._validation(state, frozen)
-            found |= {f"validation/{key}": value for key, value in values.items()}
+            measured |= {f"validation/{key}": value for key, value in values.items()}
         for evaluator in self._stage.evals:
             if self._due(step, evaluator.every):
                 with self._writer.paused():
@@ -176,10 +177,10 @@ class _Evaluation:
                     if isinstance(value, np.ndarray):
                         self._writer.images(f"{evaluator.name}/{key}", value, step)
                     else:
-                        found[f"{evaluator.name}/{key}"] = value
-        if found:
-            self._writer.scalars(step, found)
-            self.measured |= found
+                        measured[f"{evaluator.name}/{key}"] = value
+        if measured:
+            self._writer.scalars(step, measured)
+            self.measured |= measured
 
     def close(self) -> None:
         self._validation.close()
@@ -204,13 +205,13 @@ class _Validation:
         if self._iterator is None:
             self._iterator = self._stage.batches("validation")
             self._start = self._iterator.get_state()
-        found = []
+        results = []
         for number in range(self._stage.plan.validate_batches):
             batch = parallel.to_global(next(self._iterator), self._mesh)
             key = jax.random.fold_in(self._root, 2**31 - 2 - number)
-            found.append(self._step(state, batch, frozen, key))
+            results.append(self._step(state, batch, frozen, key))
         self._iterator.set_state(self._start)  # now: what it read ahead is of no use
-        return jax.tree.map(lambda *values: float(np.mean(values)), *jax.device_get(found))
+        return jax.tree.map(lambda *values: float(np.mean(values)), *jax.device_get(results))
 
     def close(self) -> None:
         _close(self._iterator)

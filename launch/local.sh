@@ -4,10 +4,12 @@
 #   ./launch/local.sh python -m dlc_jax.main --config=configs/quickstart.py
 #   ./launch/local.sh pytest
 #
-# The environment is .venv beside pyproject.toml, with the package installed editable. It is brought up to date when pyproject.toml or the
-# extras change, and made again when an install was interrupted or the folder moved; otherwise nothing is done. The working directory
-# stays where you are, and the command replaces this script: its exit code and its signals are its own. Made with uv when uv is on PATH
-# (which does not read pip.conf: give it UV_FIND_LINKS, UV_INDEX_URL), else with venv and pip.
+# The environment is .venv beside pyproject.toml, with the package installed editable. It is brought
+# up to date when pyproject.toml or the extras change, and made again when an install was
+# interrupted or the folder moved; otherwise nothing is done. The working directory stays where you
+# are, and the command replaces this script: its exit code and its signals are its own. Made with uv
+# when uv is on PATH (which does not read pip.conf: give it UV_FIND_LINKS, UV_INDEX_URL), else with
+# venv and pip.
 #
 #   DLC_EXTRAS=dev,torch   extras of pyproject.toml to install (default: dev)
 #   DLC_VENV=DIR           another place for the environment
@@ -15,7 +17,8 @@ set -euo pipefail
 
 die() { echo "local.sh: $*" >&2; exit 2; }
 
-[[ $# -gt 0 ]] || die "no command given; usage: ./launch/local.sh CMD [ARGUMENT…], e.g. ./launch/local.sh pytest"
+[[ $# -gt 0 ]] ||
+  die "no command given; usage: ./launch/local.sh CMD [ARGUMENT…], e.g. ./launch/local.sh pytest"
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 extras=${DLC_EXTRAS-dev}
 venv=${DLC_VENV:-$root/.venv}
@@ -25,18 +28,24 @@ want="$root $venv|$extras|$(cksum <"$root/pyproject.toml")"
 is_current() { [[ -f $stamp && $(<"$stamp") == "$want" ]]; }
 
 install() {
-  local python="" probe="import sys, venv, ensurepip; sys.version_info >= (3, 11) and print(sys.executable)" uv="" candidate
-  if uv=$(command -v uv); then probe=${probe/, venv, ensurepip/}; fi  # uv needs neither; some systems package them apart
+  local python="" uv="" candidate
+  local probe="import sys, venv, ensurepip; sys.version_info >= (3, 11) and print(sys.executable)"
+  # uv needs neither; some systems package them apart
+  if uv=$(command -v uv); then probe=${probe/, venv, ensurepip/}; fi
   for candidate in python3.13 python3.12 python3.11 python3; do
     python=$("$candidate" -I -c "$probe" 2>/dev/null) && [[ -n $python ]] && break
   done
-  [[ -n $python ]] || die "no Python >= 3.11 with venv and pip on PATH (tried python3.13, python3.12, python3.11, python3); install one, or uv"
-  exec 9<"$root/pyproject.toml"  # the lock belongs to the open file: it ends with the last process that holds it, even after kill -9
+  [[ -n $python ]] || die "no Python >= 3.11 with venv and pip on PATH" \
+    "(tried python3.13, python3.12, python3.11, python3); install one, or uv"
+  # The lock belongs to the open file: it ends with the last process that holds it, even after
+  # kill -9.
+  exec 9<"$root/pyproject.toml"
   "$python" -I -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
   if is_current; then return; fi  # another start did it meanwhile
   echo "local.sh: installing [$extras] into $venv with ${uv:-pip}, about a minute (once)" >&2
   mkdir -p "$venv"
-  if [[ -f $stamp && $(<"$stamp") != "$root $venv|"* ]]; then  # interrupted, or moved with its absolute paths: nothing in it can be trusted
+  # Interrupted, or moved with its absolute paths: nothing in it can be trusted.
+  if [[ -f $stamp && $(<"$stamp") != "$root $venv|"* ]]; then
     find "$venv" -mindepth 1 -maxdepth 1 ! -name .dlc_stamp -exec rm -rf {} +
   fi
   echo installing >"$stamp"
@@ -46,7 +55,8 @@ install() {
   else
     [[ -x $venv/bin/python ]] || "$python" -m venv "$venv"
     "$venv/bin/python" -m ensurepip >/dev/null  # an environment that uv made has no pip
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root${extras:+[$extras]}"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+      -e "$root${extras:+[$extras]}"
   fi >&2 || die "the install failed, see above; the next start tries again"
   echo "$want" >"$stamp"
 }

@@ -1,4 +1,7 @@
-"""TensorBoard and Weights & Biases get the same numbers and pictures as the file; without the package it is one line."""
+"""TensorBoard and Weights & Biases get the same numbers and pictures as the file.
+
+Without the package it is one line.
+"""
 
 import io
 import resource
@@ -53,7 +56,9 @@ def test_wandb_gets_numbers_and_pictures_in_the_order_of_steps(tmp_path, wandb):
     assert (start["config"], start["dir"]) == ({"seed": 0}, str(tmp_path / "run" / "generator"))
     assert [step for step, _ in told] == [4, 6, 6, 8, 10] and end == "finished"
     assert told[0][1]["loss"] == 0.25 and "parts" not in told[0][1]
-    assert told[1][1] == {"grid/samples": ("picture", (4, 8, 3))} and told[2][1] == {"validation/loss": 0.5}
+    assert told[1][1] == {"grid/samples": ("picture", (4, 8, 3))} and told[2][1] == {
+        "validation/loss": 0.5
+    }
 
 
 def test_wandb_goes_on_with_the_same_run_and_only_with_that(tmp_path, wandb):
@@ -68,9 +73,13 @@ def test_wandb_that_is_absent_or_refuses_is_one_line(tmp_path, wandb, monkeypatc
         raise ValueError("No API key configured.\nmore of it")
 
     monkeypatch.setattr(wandb, "init", refuse)
-    with pytest.raises(UserError, match=r"^log.wandb='codes': No API key configured; .*WANDB_MODE=offline.*$"):
+    with pytest.raises(
+        UserError, match=r"^log.wandb='codes': No API key configured; .*WANDB_MODE=offline.*$"
+    ):
         write(tmp_path, wandb="codes")
-    monkeypatch.setitem(sys.modules, "wandb", None)  # what `import wandb` meets where it is not installed
+    monkeypatch.setitem(
+        sys.modules, "wandb", None
+    )  # what `import wandb` meets where it is not installed
     with pytest.raises(UserError, match=r"not installed; pip install -e '\.\[tracking\]'"):
         write(tmp_path, wandb="codes")
 

@@ -1,4 +1,7 @@
-"""What a person can get wrong on the command line: one line on stderr, exit code 2, nothing lost. Every case runs main."""
+"""What a person can get wrong on the command line: one line on stderr, exit code 2, nothing lost.
+
+Every case runs main.
+"""
 
 import json
 import os
@@ -27,14 +30,18 @@ with workdir.lock(pathlib.Path(sys.argv[1])):
 def start(*arguments):
     command = [sys.executable, *arguments]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ.copy(), stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=os.environ.copy(), stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    )
 
 
 def refused(*arguments):
     """Runs main, checks that it refuses in one line, and returns the line."""
     process = start("-m", "dlc_jax.main", *arguments)
     out, err = process.communicate(timeout=120)
-    assert (process.returncode, out, err.count("\n")) == (2, "", 1), f"exit {process.returncode}\n{out}\n{err}"
+    assert (process.returncode, out, err.count("\n")) == (2, "", 1), (
+        f"exit {process.returncode}\n{out}\n{err}"
+    )
     return err
 
 
@@ -50,7 +57,10 @@ def refused(*arguments):
         ([TINY, "--config.encoder.train.stesp=1"], ["stesp", "'steps'"]),
         ([TINY, "--config.seed=many"], ["seed", "many"]),
         ([TINY, "--config.prior.train.steps=1.5"], ["prior.train.steps", "1.5"]),
-        ([TINY, "--config.generator.objective.time=late"], ["generator.objective.time", "late", "(0.8, 1.0)"]),
+        (
+            [TINY, "--config.generator.objective.time=late"],
+            ["generator.objective.time", "late", "(0.8, 1.0)"],
+        ),
         ([TINY, "--config.encoder=big"], ["encoder", "big"]),
         ([TINY, "--config.steps=('nope',)"], ["nope"]),
         (["--config=README.md"], ["README.md", "config.json"]),
@@ -58,14 +68,19 @@ def refused(*arguments):
         ([TINY, "--wrkdir=x"], ["wrkdir", "workdir"]),
         ([TINY, "steps=3"], ["steps=3"]),
     ],
-    ids="nothing no_file folder variant field nested_field last_field type part_type tuple section step text json flag rest".split(),
+    ids=(
+        "nothing no_file folder variant field nested_field last_field type part_type tuple section "
+        "step text json flag rest"
+    ).split(),
 )
 def test_command_line(arguments, words, tmp_path):
     if any(argument.startswith("--config=") for argument in arguments):
         arguments = [*arguments, f"--workdir={tmp_path / 'workdir'}"]
     line = refused(*arguments)
     assert all(word in line for word in words), line
-    assert "\\n" not in line and "Error" not in line, line  # a sentence, not the remains of a traceback
+    assert "\\n" not in line and "Error" not in line, (
+        line
+    )  # a sentence, not the remains of a traceback
 
 
 def test_workdir_cannot_be_made(tmp_path):
@@ -91,13 +106,18 @@ def test_workdir_of_another_run_is_refused_until_that_run_ends(tmp_path):
     ("field", "words"),
     [
         ("encoder.train.batch=7", ["encoder.train.batch=7", "koleo_group=64"]),
-        ("prior.train.batch=60", ["prior.train.batch=60 does not divide by 8", "the nearest that does is 64"]),
+        (
+            "prior.train.batch=60",
+            ["prior.train.batch=60 does not divide by 8", "the nearest that does is 64"],
+        ),
         ("prior.train.accumulate=3", ["prior.train.batch=64 does not divide by 24"]),
         ("mesh.fsdp=3", ["mesh", "8 devices"]),
     ],
     ids="groups mesh accumulation devices".split(),
 )
-def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_written(field, words, tmp_path):
+def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_written(
+    field, words, tmp_path
+):
     line = refused(TINY, f"--workdir={tmp_path / 'workdir'}", f"--config.{field}")
     assert all(word in line for word in words), line
     assert not (tmp_path / "workdir").exists()
@@ -107,37 +127,79 @@ def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_written(fi
     ("fields", "words"),
     [
         (["encoder.model.values=65537"], "65537"),
-        (["encoder.model.values=32"], "prior.model.values=16, but codes gives what encoder.model.values=32 says"),
+        (
+            ["encoder.model.values=32"],
+            "prior.model.values=16, but codes gives what encoder.model.values=32 says",
+        ),
         (["generator.model.positions=12"], "generator.model.positions=12, but codes gives"),
         (["encoder.model.positions=0"], "encoder.model.positions=0 must be at least 1"),
-        (["encoder.model.image=18"], "encoder.model: images of 18 pixels cannot be cut into patches of 8"),
+        (
+            ["encoder.model.image=18"],
+            "encoder.model: images of 18 pixels cannot be cut into patches of 8",
+        ),
         (["encoder.model.patch=0"], "encoder.model.patch=0 must be at least 1"),
         (["encoder.crops.tint.global_size=20"], "give --config.encoder.crops.tint.global_size=16"),
-        (["encoder.crops.tint.local_size=6", "encoder.crops.tint.local_crops=2"], "encoder.crops.tint.local_size=6 cannot be cut"),
-        (["encoder.model.readout=mean"], "encoder.model: readout='mean' is not one of plain, shared, pos-shared"),
+        (
+            ["encoder.crops.tint.local_size=6", "encoder.crops.tint.local_crops=2"],
+            "encoder.crops.tint.local_size=6 cannot be cut",
+        ),
+        (
+            ["encoder.model.readout=mean"],
+            "encoder.model: readout='mean' is not one of plain, shared, pos-shared",
+        ),
         (["encoder.model.heads=3"], "encoder.model: width 128 is not a multiple of 3 heads"),
         (["seed=-1"], "seed=-1 is no whole number from 0 to 2147483647"),
-        (["encoder.train.init_from=configs"], "encoder.train.init_from=configs: no good checkpoint"),
+        (
+            ["encoder.train.init_from=configs"],
+            "encoder.train.init_from=configs: no good checkpoint",
+        ),
     ],
 )
-def test_what_no_step_can_be_is_refused_before_the_folder_is_of_this_recipe(fields, words, tmp_path, capsys):
+def test_what_no_step_can_be_is_refused_before_the_folder_is_of_this_recipe(
+    fields, words, tmp_path, capsys
+):
     """Once it is, the corrected command would be one of another config."""
-    assert main.main(["dlc", TINY, f"--workdir={tmp_path / 'W'}", *(f"--config.{field}" for field in fields)]) == 2
+    assert (
+        main.main(
+            ["dlc", TINY, f"--workdir={tmp_path / 'W'}", *(f"--config.{field}" for field in fields)]
+        )
+        == 2
+    )
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and words in err, err
     assert not (tmp_path / "W").exists()
 
 
-@pytest.mark.parametrize("kilobytes", [2, pytest.param(200, marks=pytest.mark.slow)], ids=["at_once", "at_the_first_checkpoint"])
+@pytest.mark.parametrize(
+    "kilobytes",
+    [2, pytest.param(200, marks=pytest.mark.slow)],
+    ids=["at_once", "at_the_first_checkpoint"],
+)
 def test_a_full_disk(kilobytes, tmp_path):
-    """No file may grow beyond a size: what the system says on a full disk, but for the words. It neither hangs nor shows a traceback."""
-    command = [sys.executable, "-m", "dlc_jax.main", TINY, f"--workdir={tmp_path / 'workdir'}", "--config.steps=encoder"]
+    """No file may grow beyond a size: what the system says on a full disk, but for the words.
+
+    It neither hangs nor shows a traceback.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "dlc_jax.main",
+        TINY,
+        f"--workdir={tmp_path / 'workdir'}",
+        "--config.steps=encoder",
+    ]
     limited = ["bash", "-c", f'ulimit -f {kilobytes}; exec "$@"', "bash", *command]
     # jax warns in words of its own if its cache of programs cannot grow
     environment = os.environ | {"XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    done = subprocess.run(limited, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        limited, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert str(tmp_path / "workdir") in done.stderr and "too large" in done.stderr and "make room" in done.stderr
+    assert (
+        str(tmp_path / "workdir") in done.stderr
+        and "too large" in done.stderr
+        and "make room" in done.stderr
+    )
 
 
 def test_workdir_of_another_model_is_refused_by_the_names_of_its_fields(tmp_path):

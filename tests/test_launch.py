@@ -1,6 +1,6 @@
-"""launch/local.sh and .ci/run, with stand-ins for python and uv that write down what they were asked: nothing is downloaded.
+"""launch/local.sh and .ci/run, with stand-ins for python and uv that log what they are asked.
 
-`.ci/run` itself is the test of the true install.
+Nothing is downloaded. `.ci/run` itself is the test of the true install.
 """
 
 import os
@@ -17,19 +17,24 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TOOLS = "bash cat cksum chmod dirname echo env find mkdir rm sleep touch true"
 
-# Stands in for every python: answers the version probe, makes an environment with itself in it, logs installs.
+# Stands in for every python: answers the version probe, makes an environment, logs installs.
 PYTHON = r"""#!/usr/bin/env bash
 case "$*" in
   *version_info*) [[ -n "${FAKE_OLD-}" ]] || echo "$FAKE_BIN/python3" ;;
   *flock*) exec "$REAL_PYTHON" "$@" ;;
-  "-m venv"*) echo "$*" >>"$FAKE_LOG"; mkdir -p "$3/bin"; cat "$0" >"$3/bin/python"; chmod +x "$3/bin/python" ;;
+  "-m venv"*)
+    echo "$*" >>"$FAKE_LOG"
+    mkdir -p "$3/bin"; cat "$0" >"$3/bin/python"; chmod +x "$3/bin/python" ;;
   "-m ensurepip"*) ;;
   "-m pip"*) echo "$*" >>"$FAKE_LOG"; sleep "${FAKE_SECONDS-0}"; exit "${FAKE_FAILS-0}" ;;
 esac
 """
 UV = r"""#!/usr/bin/env bash
 echo "uv $*" >>"$FAKE_LOG"
-if [[ $1 == venv ]]; then for last; do :; done; mkdir -p "$last/bin"; touch "$last/bin/python"; chmod +x "$last/bin/python"; fi
+if [[ $1 == venv ]]; then
+  for last; do :; done
+  mkdir -p "$last/bin"; touch "$last/bin/python"; chmod +x "$last/bin/python"
+fi
 """
 
 
@@ -46,7 +51,12 @@ class Clone:
             (self.bin / tool).symlink_to(shutil.which(tool))
         self.program("python3", PYTHON)
         self.log.touch()
-        self.env = {"PATH": str(self.bin), "FAKE_BIN": str(self.bin), "FAKE_LOG": str(self.log), "REAL_PYTHON": sys.executable}
+        self.env = {
+            "PATH": str(self.bin),
+            "FAKE_BIN": str(self.bin),
+            "FAKE_LOG": str(self.log),
+            "REAL_PYTHON": sys.executable,
+        }
 
     def program(self, name, text):
         path = self.bin / name
@@ -55,7 +65,14 @@ class Clone:
 
     def start(self, *command, program="launch/local.sh", cwd=None, **env):
         pipe = subprocess.PIPE
-        return subprocess.Popen([self.root / program, *command], env=self.env | env, cwd=cwd, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(
+            [self.root / program, *command],
+            env=self.env | env,
+            cwd=cwd,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+        )
 
     def run(self, *command, **options):
         process = self.start(*command, **options)
@@ -95,8 +112,13 @@ def test_a_later_start_adds_less_than_half_a_second(clone):
 
 
 def test_command_runs_in_the_environment_where_the_user_is(clone, tmp_path):
-    code, out, _ = clone.run("bash", "-c", "echo $PWD; echo $VIRTUAL_ENV; echo ${PATH%%:*}", cwd=tmp_path)
-    assert (code, out.split("\n")[:3]) == (0, [str(tmp_path), f"{clone.root}/.venv", f"{clone.root}/.venv/bin"])
+    code, out, _ = clone.run(
+        "bash", "-c", "echo $PWD; echo $VIRTUAL_ENV; echo ${PATH%%:*}", cwd=tmp_path
+    )
+    assert (code, out.split("\n")[:3]) == (
+        0,
+        [str(tmp_path), f"{clone.root}/.venv", f"{clone.root}/.venv/bin"],
+    )
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 75])
@@ -105,7 +127,11 @@ def test_exit_code_is_the_commands(clone, code):
 
 
 def test_signals_reach_the_command(clone):
-    process = clone.start("bash", "-c", "trap 'echo saved; exit 75' TERM; echo ready; for i in {1..200}; do sleep 0.05; done")
+    process = clone.start(
+        "bash",
+        "-c",
+        "trap 'echo saved; exit 75' TERM; echo ready; for i in {1..200}; do sleep 0.05; done",
+    )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     assert (process.communicate(timeout=30)[0], process.returncode) == ("saved\n", 75)
@@ -115,8 +141,13 @@ def test_uv_is_used_when_present_with_the_path_of_an_interpreter(clone):
     clone.program("uv", UV)
     assert clone.run("true")[0] == 0
     venv, install = clone.asked()
-    assert venv == f"uv venv --quiet --allow-existing --python {clone.bin}/python3 {clone.root}/.venv"
-    assert install == f"uv pip install --quiet --python {clone.root}/.venv/bin/python -e {clone.root}[dev]"
+    assert (
+        venv == f"uv venv --quiet --allow-existing --python {clone.bin}/python3 {clone.root}/.venv"
+    )
+    assert (
+        install
+        == f"uv pip install --quiet --python {clone.root}/.venv/bin/python -e {clone.root}[dev]"
+    )
 
 
 @pytest.mark.parametrize("change", ["pyproject", "extras"])
@@ -192,7 +223,10 @@ def test_no_python(clone, old):
 
 @pytest.mark.parametrize("code", [0, 1])
 def test_ci_runs_every_test_in_an_environment_of_its_own(clone, code):
-    clone.program("pytest", f'#!/usr/bin/env bash\necho "$JAX_PLATFORMS|$1|$2|$3|"\necho closing line\nexit {code}\n')
+    clone.program(
+        "pytest",
+        f'#!/usr/bin/env bash\necho "$JAX_PLATFORMS|$1|$2|$3|"\necho closing line\nexit {code}\n',
+    )
     assert clone.run(program=".ci/run")[:2] == (code, "cpu|-m||--durations=20|\nclosing line\n")
     venv, *_ = clone.asked()
     assert not os.path.exists(venv.removeprefix("-m venv ")) and not (clone.root / ".venv").exists()

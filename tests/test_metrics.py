@@ -1,4 +1,4 @@
-"""Metrics of the step before, each step once on file also after a kill, strict JSON, a readable progress line."""
+"""Metrics of the step before, each step once on file also after a kill, and a progress line."""
 
 import errno
 import io
@@ -23,7 +23,14 @@ class Terminal(io.StringIO):
 
 
 def writer(directory, **keywords):
-    usual = {"total": 10, "log_every": 4, "name": "encoder", "batch": 8, "tensorboard": False, "stream": io.StringIO()}
+    usual = {
+        "total": 10,
+        "log_every": 4,
+        "name": "encoder",
+        "batch": 8,
+        "tensorboard": False,
+        "stream": io.StringIO(),
+    }
     return metrics.Writer(directory, **usual | keywords)
 
 
@@ -31,7 +38,10 @@ def lines(directory):
     def refuse(name):
         raise AssertionError(f"{name} is not JSON")
 
-    return [json.loads(line, parse_constant=refuse) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line, parse_constant=refuse)
+        for line in (directory / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def steps(directory):
@@ -64,7 +74,10 @@ def test_a_step_is_read_only_after_the_next_was_dispatched(tmp_path):
 def test_step_returns_and_last_waits(tmp_path):
     made = writer(tmp_path, log_every=1)
     assert made.step(1, {"loss": jnp.float32(3)}) == {"step": 0}
-    assert made.step(2, {"loss": jnp.float32(2), "parts": jnp.arange(2)}) == {"loss": 3.0, "step": 1}
+    assert made.step(2, {"loss": jnp.float32(2), "parts": jnp.arange(2)}) == {
+        "loss": 3.0,
+        "step": 1,
+    }
     assert made.last == made.last | {"loss": 2.0, "parts": [0, 1], "step": 2}
     assert steps(tmp_path) == [1, 2]  # on file before a checkpoint of step 2 is saved
     made.close()
@@ -83,7 +96,10 @@ def test_resume_has_each_step_once(tmp_path, first):
         made.step(step, {"loss": jnp.float32(-step)})
     made.close()
     assert steps(tmp_path) == list(range(1, 11))
-    assert [line["loss"] for line in lines(tmp_path)] == [*range(1, first + 1), *(-step for step in range(first + 1, 11))]
+    assert [line["loss"] for line in lines(tmp_path)] == [
+        *range(1, first + 1),
+        *(-step for step in range(first + 1, 11)),
+    ]
 
 
 def test_a_damaged_line_is_dropped(tmp_path):
@@ -99,16 +115,26 @@ def test_a_damaged_line_is_dropped(tmp_path):
 
 
 def test_only_due_steps_are_on_file_and_the_last_one(tmp_path):
-    """Half a million steps must not make a hundred megabytes; a resumed run has the lines of an uninterrupted one."""
+    """Half a million steps must not make a hundred megabytes.
+
+    A resumed run has the lines of an uninterrupted one.
+    """
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for directory, runs in ((whole, [(0, 10)]), (parts, [(0, 7), (6, 10)])):  # saved at step 6, killed at 7
+    for directory, runs in (
+        (whole, [(0, 10)]),
+        (parts, [(0, 7), (6, 10)]),
+    ):  # saved at step 6, killed at 7
         for first, stop in runs:
             made = writer(directory, first=first)
             for step in range(first + 1, stop + 1):
                 made.step(step, {"loss": jnp.float32(step)})
                 if step == 5:
                     made.scalars(5, {"validation/loss": 0.5})  # an evaluation is, whatever its step
-            assert made.last == {**made.last, "step": stop, "loss": stop}  # every step can be asked for
+            assert made.last == {
+                **made.last,
+                "step": stop,
+                "loss": stop,
+            }  # every step can be asked for
     made.close()
     assert steps(whole) == steps(parts) == [4, 5, 8, 10]
     keys = ("step", "loss", "validation/loss")  # the others are of the clock
@@ -124,9 +150,14 @@ def test_evaluations_are_written_once(tmp_path):
     made.close()
     assert lines(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 1, "validation/loss": 0.5}]
     made = writer(tmp_path, first=1)
-    made.scalars(1, {"validation/loss": 0.5, "probe/shape": 1.0})  # measured again by the resumed run
+    made.scalars(
+        1, {"validation/loss": 0.5, "probe/shape": 1.0}
+    )  # measured again by the resumed run
     made.close()
-    assert lines(tmp_path) == [{"step": 1, "loss": 1.0, "validation/loss": 0.5}, {"step": 1, "probe/shape": 1.0}]
+    assert lines(tmp_path) == [
+        {"step": 1, "loss": 1.0, "validation/loss": 0.5},
+        {"step": 1, "probe/shape": 1.0},
+    ]
 
 
 def test_not_finite_is_null(tmp_path):
@@ -146,7 +177,10 @@ def test_seconds_add_up_over_runs(tmp_path):
         assert made.last["step"] == first + 4  # logged; never closed, as after a kill
         noted.append(json.loads((tmp_path / "seconds.json").read_text()))
     assert noted[0]["before"] == 0 and noted[0]["seconds"] > 0.02 and noted[0]["step"] == 4
-    assert noted[1]["before"] == noted[0]["seconds"] and noted[1]["seconds"] > noted[0]["seconds"] + 0.02
+    assert (
+        noted[1]["before"] == noted[0]["seconds"]
+        and noted[1]["seconds"] > noted[0]["seconds"] + 0.02
+    )
     assert noted[1]["step"] == 8
 
 
@@ -165,13 +199,23 @@ def test_progress_in_a_log(tmp_path):
     text = out.getvalue()
     assert "\r" not in text
     shown = text.splitlines()
-    assert [line.split("  ")[0] for line in shown] == ["encoder 4/10 40%", "encoder 8/10 80%", "encoder 10/10 100%"]
+    assert [line.split("  ")[0] for line in shown] == [
+        "encoder 4/10 40%",
+        "encoder 8/10 80%",
+        "encoder 10/10 100%",
+    ]
     words = shown[1].split("  ")
-    assert words[1] == "loss 0.5000" and words[2].endswith(" images/s") and words[3].endswith(" ms/step")
+    assert (
+        words[1] == "loss 0.5000"
+        and words[2].endswith(" images/s")
+        and words[3].endswith(" ms/step")
+    )
     assert words[4].startswith("data ") and words[5].startswith("ETA ")
     rated = [line for line in lines(tmp_path) if "images_per_second" in line]
     assert [line["step"] for line in rated] == [4, 8, 10]
-    assert all(np.isclose(line["images_per_second"] * line["seconds_per_step"], 8) for line in rated)
+    assert all(
+        np.isclose(line["images_per_second"] * line["seconds_per_step"], 8) for line in rated
+    )
     assert rated[1]["seconds_per_step"] >= 0.02 and 0.1 < rated[1]["data_wait"] < 0.9
 
 
@@ -225,7 +269,9 @@ def test_tensorboard(tmp_path):
 
 
 def test_tiles_keep_their_order():
-    tiles = boards.tiled(np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8))
+    tiles = boards.tiled(
+        np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
+    )
     assert np.array_equal(tiles[..., 0], [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 0, 0], [2, 2, 0, 0]])
 
 
@@ -259,7 +305,9 @@ def test_full_disk_and_no_directory(tmp_path):
 def test_peak_memory():
     before = metrics.peak_memory_gb()
     block = np.ones(40_000_000, np.uint8)
-    assert 0.02 < metrics.peak_memory_gb() < 64 and metrics.peak_memory_gb() >= before and block.all()
+    assert (
+        0.02 < metrics.peak_memory_gb() < 64 and metrics.peak_memory_gb() >= before and block.all()
+    )
     held = metrics.peak_memory_gb()
     subprocess.run([sys.executable, "-c", "x = bytearray(3_000_000_000)"], check=True)
     assert metrics.peak_memory_gb() < held + 1

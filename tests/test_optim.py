@@ -159,7 +159,7 @@ def test_parts_are_clipped_for_themselves():
     for apart, message in (
         (("body/.*",), "matches no parameter"),
         (("head/.*", ".*/c"), r"'\.\*/c' matches no"),
-        (("(",), "no regular"),
+        (("(",), "invalid regular"),
     ):
         with pytest.raises(UserError, match=f"train.clip_separately.*{message}"):
             clip_norms(grads, 1.0, apart)

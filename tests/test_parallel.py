@@ -1,4 +1,4 @@
-"""The mesh, where arrays live on it, and what the compiler makes of a product whose kernel is shared out."""
+"""The mesh, where arrays live on it, and how a product with a shared-out kernel is compiled."""
 
 import re
 
@@ -12,7 +12,11 @@ from jax.sharding import PartitionSpec as P
 from dlc_jax import parallel
 from dlc_jax.errors import UserError
 
-RULES = ((r"a/table$", -1, "fsdp"), (r"attention/qkv/(kernel|bias)$", -2, "tensor"), (r"mlp/fc2/kernel$", 0, "tensor"))
+RULES = (
+    (r"a/table$", -1, "fsdp"),
+    (r"attention/qkv/(kernel|bias)$", -2, "tensor"),
+    (r"mlp/fc2/kernel$", 0, "tensor"),
+)
 LARGE = {"data": 1, "fsdp": 16, "tensor": 1}
 
 
@@ -35,13 +39,20 @@ def test_one_size_is_inferred():
 @pytest.mark.parametrize(
     "sizes, message",
     [
-        (dict(data=-1, fsdp=3), r"mesh.fsdp=3 does not divide the 8 devices; sizes that do: 1, 2, 4, 8$"),
+        (
+            dict(data=-1, fsdp=3),
+            r"mesh.fsdp=3 does not divide the 8 devices; sizes that do: 1, 2, 4, 8$",
+        ),
         (dict(data=-1, fsdp=-1), "at most one -1"),
         (dict(data=0), "at most one -1"),
-        (dict(data=2, fsdp=2, tensor=1), "data 2 x fsdp 2 x tensor 1 is 4, not the 8 devices here; set one of them to -1"),
+        (
+            dict(data=2, fsdp=2, tensor=1),
+            "data 2 x fsdp 2 x tensor 1 is 4, not the 8 devices here; set one of them to -1",
+        ),
         (
             dict(data=-1, fsdp=4, tensor=4),
-            "fsdp 4 x tensor 4 is 16, which does not divide the 8 devices; make one of them smaller",
+            "fsdp 4 x tensor 4 is 16, which does not divide the 8 devices; make one of them "
+            "smaller",
         ),
         (dict(data=4, fsdp=2, dcn_data=3), "mesh.dcn_data=3 does not divide mesh.data=4"),
     ],
@@ -70,7 +81,12 @@ def test_slices_stay_whole():
         ("a/embed", (512, 257, 384), LARGE, P("fsdp")),
         ("a/table", (512, 257, 384), LARGE, P(None, None, "fsdp")),  # by a rule
         ("a/table", (512, 257, 380), LARGE, P("fsdp")),  # which cannot be kept
-        ("blocks/attention/qkv/kernel", (1152, 3, 16, 72), LARGE | {"tensor": 4}, P("fsdp", None, "tensor")),
+        (
+            "blocks/attention/qkv/kernel",
+            (1152, 3, 16, 72),
+            LARGE | {"tensor": 4},
+            P("fsdp", None, "tensor"),
+        ),
         ("blocks/attention/qkv/bias", (3, 16, 72), LARGE | {"tensor": 4}, P(None, "tensor")),
         ("blocks/mlp/fc2/kernel", (4608, 1152), LARGE | {"tensor": 4}, P("tensor", "fsdp")),
         ("blocks/mlp/fc2/kernel", (4608, 1152), LARGE, P("fsdp")),
@@ -83,14 +99,20 @@ def test_placement(name, shape, sizes, spec):
 def test_heads_that_tensor_does_not_divide_are_refused():
     with pytest.raises(
         UserError,
-        match=r"mesh.tensor=3 does not divide the 16 heads of blocks/attention/qkv/kernel; sizes that do: 1, 2, 4, 8, 16$",
+        match=r"mesh.tensor=3 does not divide the 16 heads of blocks/attention/qkv/kernel; "
+        r"sizes that do: 1, 2, 4, 8, 16$",
     ):
-        parallel.placement("blocks/attention/qkv/kernel", (1152, 3, 16, 72), LARGE | {"tensor": 3}, RULES)
+        parallel.placement(
+            "blocks/attention/qkv/kernel", (1152, 3, 16, 72), LARGE | {"tensor": 3}, RULES
+        )
 
 
 def test_axis_of_layers_is_never_split_and_moments_follow_their_parameters():
     kernel = jax.ShapeDtypeStruct((4096, 256, 512), jnp.float32)
-    tree = {"params": {"blocks": {"fc1": {"kernel": kernel}}}, "opt_state": ({"blocks": {"fc1": {"kernel": kernel}}},)}
+    tree = {
+        "params": {"blocks": {"fc1": {"kernel": kernel}}},
+        "opt_state": ({"blocks": {"fc1": {"kernel": kernel}}},),
+    }
     specs = [leaf.spec for leaf in jax.tree.leaves(parallel.shardings(tree, mesh(fsdp=8, data=1)))]
     assert specs == [P(None, None, "fsdp")] * 2
 
@@ -107,21 +129,34 @@ def test_constrain_pins_the_batch_and_leaves_alone_what_does_not_divide():
     with jax.set_mesh(mesh(data=2, fsdp=4)):
         text = jax.jit(parallel.constrain).lower(jnp.zeros((16, 3))).as_text()
         assert "sharding_constraint" in text
-        assert "sharding_constraint" not in jax.jit(parallel.constrain).lower(jnp.zeros((1, 3))).as_text()
-    assert "sharding_constraint" not in jax.jit(parallel.constrain).lower(jnp.zeros((16, 3))).as_text()
+        assert (
+            "sharding_constraint"
+            not in jax.jit(parallel.constrain).lower(jnp.zeros((1, 3))).as_text()
+        )
+    assert (
+        "sharding_constraint" not in jax.jit(parallel.constrain).lower(jnp.zeros((16, 3))).as_text()
+    )
 
 
 @pytest.fixture
 def product(monkeypatch):
-    """(mesh) -> value, gradients and compiled text of a loss over `matmul`, with the kernel where `placement` puts it."""
+    """(mesh) -> value, gradients and compiled text of a loss over `matmul`.
+
+    The kernel lies where `placement` puts it.
+    """
     monkeypatch.setattr(parallel, "SMALLEST", 64)
     key = jax.random.key(0)
     x, kernel = jax.random.normal(key, (16, 24)), jax.random.normal(key, (24, 3, 4, 8))
 
     def run(sizes):
-        found = parallel.make_mesh(**sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))])
+        found = parallel.make_mesh(
+            **sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))]
+        )
         placed = NamedSharding(
-            found, parallel.placement("qkv/kernel", kernel.shape, found.shape, ((r"qkv/kernel$", -2, "tensor"),))
+            found,
+            parallel.placement(
+                "qkv/kernel", kernel.shape, found.shape, ((r"qkv/kernel$", -2, "tensor"),)
+            ),
         )
         rows = NamedSharding(found, parallel.BATCH)
 
@@ -136,7 +171,9 @@ def product(monkeypatch):
         )
         with jax.set_mesh(found):
             compiled = gradient.lower(x, kernel).compile()
-            return jax.device_get(compiled(jax.device_put(x, rows), jax.device_put(kernel, placed))), compiled.as_text()
+            return jax.device_get(
+                compiled(jax.device_put(x, rows), jax.device_put(kernel, placed))
+            ), compiled.as_text()
 
     return run
 
@@ -145,7 +182,9 @@ def product(monkeypatch):
 def test_matmul_is_the_product_and_so_is_its_gradient(product, sizes):
     alone, _ = product(dict(data=1, fsdp=1, tensor=1))
     together, _ = product(dict(zip(parallel.AXES, sizes)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), alone, together)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), alone, together
+    )
 
 
 def test_matmul_scatters_the_gradient_and_replicas_add_shares_only(product):
@@ -160,4 +199,6 @@ def test_matmul_is_plain_without_a_mesh_or_for_rows_that_do_not_divide(monkeypat
     x, kernel = jnp.ones((3, 24)), jnp.ones((24, 32))
     np.testing.assert_array_equal(parallel.matmul(x, kernel, "kernel"), x @ kernel)
     with jax.set_mesh(mesh(data=1, fsdp=8)):
-        np.testing.assert_array_equal(jax.jit(lambda x, kernel: parallel.matmul(x, kernel, "kernel"))(x, kernel), x @ kernel)
+        np.testing.assert_array_equal(
+            jax.jit(lambda x, kernel: parallel.matmul(x, kernel, "kernel"))(x, kernel), x @ kernel
+        )

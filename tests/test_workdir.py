@@ -27,14 +27,19 @@ with workdir.lock(sys.argv[1]):
 
 def hold(directory):
     pipe = subprocess.PIPE
-    child = subprocess.Popen([sys.executable, "-c", HOLD, str(directory)], stdin=pipe, stdout=pipe, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(directory)], stdin=pipe, stdout=pipe, text=True
+    )
     assert child.stdout.readline() == "held\n"
     return child
 
 
 @contextlib.contextmanager
 def full_disk():
-    """No file may grow, pytest's own output included, so only within: what the system says on a full disk, but for the words."""
+    """No file may grow: what the system says on a full disk, but for the words.
+
+    Only within, since pytest's own output is a file too.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
@@ -49,7 +54,9 @@ def test_lock_names_the_live_run_and_survives_kill_9(tmp_path):
         with pytest.raises(UserError, match=f"process {child.pid} on {socket.gethostname()}"):
             with workdir.lock(tmp_path / "a" / "run"):
                 pass
-        assert json.loads((tmp_path / "a" / "run" / ".lock").read_text())["pid"] == child.pid  # the attempt changed nothing
+        assert (
+            json.loads((tmp_path / "a" / "run" / ".lock").read_text())["pid"] == child.pid
+        )  # the attempt changed nothing
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()
@@ -88,7 +95,10 @@ CONFIG = {
     "steps": ("encoder",),
     "mesh": {"data": -1},
     "data": {"image": 16, "path": "here"},
-    "encoder": {"model": {"width": 64, "heads": (4, 4)}, "train": {"steps": 10, "batch": 8, "save_every": 5}},
+    "encoder": {
+        "model": {"width": 64, "heads": (4, 4)},
+        "train": {"steps": 10, "batch": 8, "save_every": 5},
+    },
 }
 
 
@@ -111,15 +121,29 @@ def test_same_config_writes_nothing(tmp_path):
     workdir.remember(tmp_path, CONFIG)
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     workdir.remember(tmp_path, changed())  # from JSON: lists where there were tuples
-    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before == {"config.json": before["config.json"]}
+    assert (
+        {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+        == before
+        == {"config.json": before["config.json"]}
+    )
 
 
 def test_model_and_data_may_not_change(tmp_path):
     workdir.remember(tmp_path, CONFIG)
-    with pytest.raises(UserError, match=r"data\.image: 16 -> 32; encoder\.model\.width: 64 -> 128\)") as caught:
-        workdir.remember(tmp_path, changed(encoder__model__width=128, data__image=32, encoder__train__steps=20))
+    with pytest.raises(
+        UserError, match=r"data\.image: 16 -> 32; encoder\.model\.width: 64 -> 128\)"
+    ) as caught:
+        workdir.remember(
+            tmp_path, changed(encoder__model__width=128, data__image=32, encoder__train__steps=20)
+        )
     assert "\n" not in str(caught.value) and "train.steps" not in str(caught.value)
-    for wrong in ({"seed": 1}, {"encoder__model__depth": 2}, {"encoder__train__batch": 4}, {"encoder": {}}, {"new": 1}):
+    for wrong in (
+        {"seed": 1},
+        {"encoder__model__depth": 2},
+        {"encoder__train__batch": 4},
+        {"encoder": {}},
+        {"new": 1},
+    ):
         with pytest.raises(UserError):
             workdir.remember(tmp_path, changed(**wrong))
     assert remembered(tmp_path) == changed() and not (tmp_path / "config_history.jsonl").exists()
@@ -133,19 +157,33 @@ def test_at_most_ten_keys_are_named(tmp_path):
 
 def test_operational_changes_are_recorded(tmp_path):
     workdir.remember(tmp_path, CONFIG)
-    new = changed(encoder__train__steps=20, mesh__data=2, data__path="there", steps=["encoder", "prior"])
+    new = changed(
+        encoder__train__steps=20, mesh__data=2, data__path="there", steps=["encoder", "prior"]
+    )
     workdir.remember(tmp_path, new)
     assert remembered(tmp_path) == new
     (line,) = (tmp_path / "config_history.jsonl").read_text().splitlines()
     assert json.loads(line)["changed"]["encoder.train.steps"] == [10, 20]
-    workdir.remember(tmp_path, changed(**{"seed": 5}) | {"steps": new["steps"]}, operational=("seed", ".*"))
+    workdir.remember(
+        tmp_path, changed(**{"seed": 5}) | {"steps": new["steps"]}, operational=("seed", ".*")
+    )
     with pytest.raises(UserError, match="encoder.train.steps"):  # patterns match whole names
-        workdir.remember(tmp_path, new, operational=("train.steps", "steps", "seed", "mesh.*", "data.*"))
+        workdir.remember(
+            tmp_path, new, operational=("train.steps", "steps", "seed", "mesh.*", "data.*")
+        )
 
 
 def test_what_is_learned_lasts_and_how_it_is_run_does_not():
     config = changed(
-        data={"name": "images", "image": 16, "path": "here", "cache": "there", "cache_gb": 1.0, "limit": 9, "data_dir": None},
+        data={
+            "name": "images",
+            "image": 16,
+            "path": "here",
+            "cache": "there",
+            "cache_gb": 1.0,
+            "limit": 9,
+            "data_dir": None,
+        },
         log={"tensorboard": True, "wandb": "x"},
         samples={"batch": 8, "count": 4, "grid": {"every": 3}},
     )
@@ -172,14 +210,20 @@ def test_new_sections_join_and_absent_ones_stay(tmp_path):
     workdir.remember(tmp_path, changed(encoder__train__steps=20))
     assert remembered(tmp_path) == changed(encoder__train__steps=20, ablation=ablation["ablation"])
     with pytest.raises(UserError, match="ablation.model.width: 8 -> 9"):
-        workdir.remember(tmp_path, changed(encoder__train__steps=20, ablation={"model": {"width": 9}}))
+        workdir.remember(
+            tmp_path, changed(encoder__train__steps=20, ablation={"model": {"width": 9}})
+        )
 
 
 def test_results_merge_sorted_and_strict(tmp_path):
     workdir.merge_results(tmp_path, {"probe/shape": 0.5, "loss": float("nan")})
     workdir.merge_results(tmp_path, {"judge/all": 1, "probe/shape": 0.75})
     text = (tmp_path / "results.json").read_text()
-    assert list(json.loads(text).items()) == [("judge/all", 1), ("loss", None), ("probe/shape", 0.75)]
+    assert list(json.loads(text).items()) == [
+        ("judge/all", 1),
+        ("loss", None),
+        ("probe/shape", 0.75),
+    ]
 
 
 def test_full_disk_leaves_what_was_there(tmp_path):
@@ -210,12 +254,25 @@ def test_damaged_files_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["{}", '{"steps": "10"}', '{"steps": 1, "after": []}', '{"steps": 1, "after": {"a": null}}', '{"steps": 1, "settings": 3}'],
+    [
+        "{}",
+        '{"steps": "10"}',
+        '{"steps": 1, "after": []}',
+        '{"steps": 1, "after": {"a": null}}',
+        '{"steps": 1, "settings": 3}',
+    ],
 )
 def test_a_mark_that_says_too_little_is_named(tmp_path, text):
-    """JSON it is; taken for incomplete, the step's results could be thrown away, taken for complete, they could be another's."""
+    """It is JSON, but a guess could cost results.
+
+    Taken for incomplete, the step's could be thrown away; taken for complete, they could be
+    another's.
+    """
     (tmp_path / "done.json").write_text(text)
-    with pytest.raises(UserError, match="done.json is damaged; move it away: the same command then completes the step"):
+    with pytest.raises(
+        UserError,
+        match="done.json is damaged; move it away: the same command then completes the step",
+    ):
         workdir.done(tmp_path)
 
 
@@ -231,14 +288,18 @@ def test_seconds(tmp_path):
     assert workdir.seconds(tmp_path, 2.0) == 2.0
     (tmp_path / "seconds.json").write_text('{"before": 3.0, "seconds": 4.5, "step": 8}')
     assert workdir.seconds(tmp_path, 2.0) == 5.0
-    workdir.merge_results(tmp_path, {"seconds/encoder": 5.0, "seconds/prior": 1.0, "probe/shape": 1.0})
+    workdir.merge_results(
+        tmp_path, {"seconds/encoder": 5.0, "seconds/prior": 1.0, "probe/shape": 1.0}
+    )
     assert workdir.total_seconds(tmp_path) == workdir.total_seconds(tmp_path) == 6.0
     assert json.loads((tmp_path / "results.json").read_text())["seconds/total"] == 6.0
 
 
 def test_commit_is_of_this_checkout_or_none(monkeypatch, tmp_path):
     assert re.fullmatch("[0-9a-f]{40}( with local changes)?", workdir.commit() or "0" * 40)
-    monkeypatch.setattr(workdir, "__file__", str(tmp_path / "workdir.py"))  # installed, or within another project
+    monkeypatch.setattr(
+        workdir, "__file__", str(tmp_path / "workdir.py")
+    )  # installed, or within another project
     assert workdir.commit() is None
 
 

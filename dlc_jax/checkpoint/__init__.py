@@ -1,5 +1,6 @@
-"""Checkpoints: saved in the background, sealed with checksums, restored newest first if they
-verify. Alone in knowing Orbax.
+"""Checkpoints: saved in the background, sealed with checksums, restored newest first.
+
+No other room knows Orbax.
 
     <directory>/1000/               written by Orbax, which renames it into place once complete
     <directory>/1000.sha256.json    its seal, written after that: size and SHA-256 of its files

@@ -1,4 +1,4 @@
-"""What several processes agree on without their devices, each waiting as long as the others take.
+"""What several processes agree on without their devices, however long one of them takes.
 
 A collective of devices would not do: it times out while a process reads files, and must not come
 from a background thread.
@@ -46,10 +46,10 @@ def gather(name: str, value: Any) -> list:
     try:
         client.key_value_set(f"{key}/{me}", json.dumps(value))
         client.wait_at_barrier(key, _MONTH)
-        found = dict(client.key_value_dir_get(f"{key}/"))
+        values = dict(client.key_value_dir_get(f"{key}/"))
         if _rounds[name] > 1:
             client.key_value_delete(before)  # every process has read it: all have come here since
     except jax.errors.JaxRuntimeError as error:
         line = f"{name}: another process has ended; the same command, in all of them, goes on"
         raise Interrupted(line) from error
-    return [json.loads(found[f"{key}/{process}"]) for process in range(jax.process_count())]
+    return [json.loads(values[f"{key}/{process}"]) for process in range(jax.process_count())]

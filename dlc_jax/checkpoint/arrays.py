@@ -65,16 +65,16 @@ def shapes(named: Mapping[str, Any]) -> dict[str, list]:
     return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in named.items()}
 
 
-def mismatch(found: Mapping[str, list], targets: Mapping[str, Any], *, dtypes: bool) -> list[str]:
+def mismatch(saved: Mapping[str, list], targets: Mapping[str, Any], *, dtypes: bool) -> list[str]:
     """One line for each array that is absent, of another shape or, if `dtypes`, another dtype."""
     lines = []
-    for name in sorted(found.keys() | targets.keys()):
+    for name in sorted(saved.keys() | targets.keys()):
         if name not in targets:
             lines.append(f"{name} has no place here")
-        elif name not in found:
+        elif name not in saved:
             lines.append(f"{name} is not in the checkpoint")
         else:
-            (shape, dtype), leaf = found[name], targets[name]
+            (shape, dtype), leaf = saved[name], targets[name]
             if tuple(shape) != tuple(leaf.shape):
                 lines.append(f"{name} is {tuple(shape)} and not {tuple(leaf.shape)}")
             elif dtypes and dtype != str(leaf.dtype):

@@ -102,7 +102,7 @@ class Checkpoints:
             path = self._directory / str(step)
             try:
                 meta = arrays.read_json(path / "meta")
-                was, found = meta["identity"], meta["arrays"]
+                saved_identity, saved = meta["identity"], meta["arrays"]
                 if meta.get("step", step) != step:  # no seal has said so
                     raise ValueError(f"it is step {meta['step']} and was renamed")
                 position = None
@@ -111,7 +111,7 @@ class Checkpoints:
             except Exception as error:
                 seal.refuse(self._directory, refused, step, _unreadable(error))
                 continue
-            self._check(path, former(was), arrays.plain(identity), found, targets)
+            self._check(path, former(saved_identity), arrays.plain(identity), saved, targets)
             try:
                 named = arrays.read(path / "state", targets)
             except (MemoryError, jax.errors.JaxRuntimeError):  # of the device, not of the files
@@ -174,19 +174,21 @@ class Checkpoints:
         except BaseException as error:  # raised by `wait`, in the thread that can act on it
             self._error = error
 
-    def _check(self, path: Path, was, identity, found: Mapping, targets: Mapping) -> None:
-        # dlc import writes weights alone
-        if arrays.part(targets, "params") and not arrays.part(found, "params"):
+    def _check(
+        self, path: Path, saved_identity, identity, saved: Mapping, targets: Mapping
+    ) -> None:
+        # dlc import writes weights only.
+        if arrays.part(targets, "params") and not arrays.part(saved, "params"):
             raise UserError(
-                f"{path} has weights alone, nothing to go on training from: set train.steps back, "
-                f"or start another run from them with train.init_from={self._directory.parent}"
+                f"{path} has weights only, so training cannot resume from it; set train.steps "
+                f"back, or start another run with train.init_from={self._directory.parent}"
             )
-        if changed := arrays.changes(was, identity):
+        if changed := arrays.changes(saved_identity, identity):
             raise UserError(
                 f"{path} is of another model or data ({arrays.listed(changed)}); use another "
                 "--workdir, or set the fields back"
             )
-        if wrong := arrays.mismatch(found, targets, dtypes=True):
+        if wrong := arrays.mismatch(saved, targets, dtypes=True):
             raise UserError(
                 f"{path} does not fit this model ({arrays.listed(wrong)}); use another --workdir, "
                 "or the code that saved it"

@@ -1,5 +1,6 @@
-"""Which steps on disk are good: a seal beside each step directory has the size and SHA-256 of
-every file in it. Knows no arrays.
+"""Which steps on disk are good, by seals: the size and SHA-256 of every file of a step.
+
+A seal stands beside the directory of its step; nothing here knows arrays.
 
 Orbax restores a flipped byte silently, takes an empty directory for its latest step and remembers
 steps whose saving failed. So the disk is read each time, and all processes do as process 0 decides.
@@ -76,9 +77,9 @@ def newest(
 
 
 def _newest_by_size(directory: Path, refused: dict[int, str], log_refused: bool) -> int | None:
-    found = steps(directory)
-    sealed = any(path_of(directory, step).exists() for step in found)
-    for step in found:
+    numbers = steps(directory)
+    sealed = any(path_of(directory, step).exists() for step in numbers)
+    for step in numbers:
         if step not in refused:
             reason = damage(directory, step)
             if reason == UNSEALED and not sealed:
@@ -105,18 +106,18 @@ def damage(directory: Path, step: int) -> str | None:
             return EMPTY
         if not path_of(directory, step).exists():
             return UNSEALED
-        found = json.loads(path_of(directory, step).read_text())
-        if (sealed := found.get("step", step)) != step:  # a seal that names no step is accepted
+        content = json.loads(path_of(directory, step).read_text())
+        if (sealed := content.get("step", step)) != step:  # a seal that names no step is accepted
             return f"its seal is of step {sealed}: it was renamed"
         if reason := incomplete(path):
             return reason
-        for name, (size, _) in found["files"].items():
+        for name, (size, _) in content["files"].items():
             if not (path / name).is_file():
                 return f"{name} is missing"
             if (path / name).stat().st_size != size:
                 return f"{name} has {(path / name).stat().st_size} bytes and not {size}"
         stamp, reason = _hashed.get(path, (None, None))
-        return reason if stamp == _stamp(path, found["files"]) else None
+        return reason if stamp == _stamp(path, content["files"]) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return _unreadable(error)
 
@@ -124,7 +125,7 @@ def damage(directory: Path, step: int) -> str | None:
 def altered(directory: Path, step: int) -> str | None:
     """Why the bytes of a step are not those that were sealed; None if they are, or if no seal is.
 
-    All processes call it: each hashes a share of the files, unless it has since they changed.
+    All processes call it: each hashes a share of the files, unless it has hashed them as they are.
     """
     path, reason, stamp = directory / str(step), None, None
     try:
@@ -140,7 +141,7 @@ def altered(directory: Path, step: int) -> str | None:
                     reason = f"{wrong[0]} is not what was written, its SHA-256 differs"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = _unreadable(error)
-    reason = next((found for found in gather("altered", reason) if found is not None), None)
+    reason = next((why for why in gather("altered", reason) if why is not None), None)
     _hashed[path] = stamp, reason
     return reason
 
@@ -162,8 +163,8 @@ def seal(directory: Path, step: int) -> None:
     """
     path, sizes = directory / str(step), None
     if jax.process_index() == 0:
-        found = {file.relative_to(path).as_posix(): file for file in path.rglob("*")}
-        sizes = {name: found[name].stat().st_size for name in found if found[name].is_file()}
+        paths = {file.relative_to(path).as_posix(): file for file in path.rglob("*")}
+        sizes = {name: paths[name].stat().st_size for name in paths if paths[name].is_file()}
     sizes = agreed(f"{directory.parent.name}/seal", sizes)
     mine, digests = checksum.of_files(path, _share(sizes)), {}
     for part in gather(f"{directory.parent.name}/digests", mine):
@@ -200,10 +201,10 @@ def clear(directory: Path) -> None:
     Process 0 does it, while nothing is saved there.
     """
     for path in directory.iterdir() if directory.is_dir() and jax.process_index() == 0 else ():
-        if found := re.fullmatch(r"(\d+)\.(deleting|orbax-checkpoint-tmp.*)", path.name):
-            if found[2] == "deleting" and not (directory / found[1]).exists():
+        if match := re.fullmatch(r"(\d+)\.(deleting|orbax-checkpoint-tmp.*)", path.name):
+            if match[2] == "deleting" and not (directory / match[1]).exists():
                 # the kill came between directory and seal
-                path_of(directory, int(found[1])).unlink(missing_ok=True)
+                path_of(directory, int(match[1])).unlink(missing_ok=True)
             shutil.rmtree(path, ignore_errors=True)
 
 

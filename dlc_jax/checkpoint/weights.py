@@ -30,14 +30,14 @@ def load_params(
     """
     directory = Path(directory).absolute()
     path = directory / str(_chosen(directory, step))
-    found = arrays.part(arrays.read_json(path / "meta")["arrays"], collection)
-    if not found:
+    saved = arrays.part(arrays.read_json(path / "meta")["arrays"], collection)
+    if not saved:
         raise UserError(
             f"{path} holds no {collection!r}; load collection='params' of a step trained without "
             "an average"
         )
     targets = arrays.flat(abstract)
-    if wrong := arrays.mismatch(found, targets, dtypes=False):
+    if wrong := arrays.mismatch(saved, targets, dtypes=False):
         raise UserError(
             f"{collection!r} of {path} does not fit ({arrays.listed(wrong)}); use the config it "
             "was trained with"
@@ -101,11 +101,11 @@ def identities(directory: str | Path) -> set[str]:
     """`identity_of` of every step that has a seal: by the seals alone, without other processes."""
     directory = Path(directory).absolute()
     paths = [seal.path_of(directory, step) for step in seal.steps(directory)]
-    found = set()
+    hashes = set()
     for path in paths:
         with contextlib.suppress(OSError, ValueError):  # no seal, or a damaged one
-            found.add(_identity(path))
-    return found
+            hashes.add(_identity(path))
+    return hashes
 
 
 def _identity(path: Path) -> str:
@@ -132,7 +132,7 @@ def _start(directory: str | Path, params: Tree, new: Sequence[str], *, hashed: b
         return _start(directory, params, new, hashed=True)  # which passes over a damaged step
     fresh = arrays.flat(params)
     collection = "ema" if arrays.part(saved, "ema") else "params"
-    found, added = arrays.part(saved, collection), set()
+    present, added = arrays.part(saved, collection), set()
     for pattern in new:
         try:
             matched = [name for name in fresh if re.fullmatch(pattern, name)]
@@ -146,9 +146,9 @@ def _start(directory: str | Path, params: Tree, new: Sequence[str], *, hashed: b
                 f"train.init_new: {pattern!r} names no parameter of this model; one is "
                 f"{next(iter(fresh))}"
             )
-        added |= {name for name in matched if name not in found}
+        added |= {name for name in matched if name not in present}
     kept = {name: leaf for name, leaf in fresh.items() if name not in added}
-    if wrong := arrays.mismatch(found, kept, dtypes=False):
+    if wrong := arrays.mismatch(present, kept, dtypes=False):
         raise UserError(
             f"{where}: {path} does not fit this model ({arrays.listed(wrong)}); set the model's "
             "fields as it has them, or name what may be absent there in train.init_new"

@@ -1,4 +1,4 @@
-"""What a run writes on disk about itself, each file whole or as it was before."""
+"""Files of metrics: lines trimmed after a kill, small files replaced whole, strict JSON."""
 
 import json
 import math

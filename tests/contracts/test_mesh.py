@@ -1,4 +1,7 @@
-"""Every stage on eight devices does what it does on one: the first gradient, twenty losses; one compile, no hidden transfers."""
+"""Every stage on eight devices does what it does on one: the first gradient, twenty losses.
+
+It compiles once, and nothing is transferred unasked.
+"""
 
 import dataclasses
 
@@ -24,18 +27,28 @@ def remembering(stage):
         updates, state = tx.update(grads, state[1], params)
         return updates, (grads, state)
 
-    kept = optax.GradientTransformation(lambda params: (jax.tree.map(jnp.zeros_like, params), tx.init(params)), update)
-    return dataclasses.replace(stage, optimizer=optim.Optimizer(tx=kept, learning_rate=stage.optimizer.learning_rate))
+    kept = optax.GradientTransformation(
+        lambda params: (jax.tree.map(jnp.zeros_like, params), tx.init(params)), update
+    )
+    return dataclasses.replace(
+        stage, optimizer=optim.Optimizer(tx=kept, learning_rate=stage.optimizer.learning_rate)
+    )
 
 
 def follow(stage, mesh):
-    """(first gradient, its placements, the losses): as `train` does it, and nothing crosses to a device unasked."""
+    """(first gradient, its placements, the losses), as `train` computes them.
+
+    Nothing crosses to a device unasked.
+    """
     stage = remembering(stage)
     step, abstract = train.compile_step(stage, mesh)
     with jax.set_mesh(mesh):
         placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         state = jax.jit(make_init(stage), out_shardings=placed)(jax.random.key(0))
-        root, batches = jax.device_put(jax.random.key(1), parallel.replicated(mesh)), stage.batches("train")
+        root, batches = (
+            jax.device_put(jax.random.key(1), parallel.replicated(mesh)),
+            stage.batches("train"),
+        )
         frozen, losses = stage.load_frozen(mesh), []
         for _ in range(STEPS):
             batch = next(batches)
@@ -44,7 +57,12 @@ def follow(stage, mesh):
             losses.append(float(metrics["loss"]))
             if len(losses) == 1:
                 first = jax.device_get(state.opt_state[0])
-                specs = {axis for leaf in jax.tree.leaves(state.opt_state[0]) for axis in leaf.sharding.spec if axis}
+                specs = {
+                    axis
+                    for leaf in jax.tree.leaves(state.opt_state[0])
+                    for axis in leaf.sharding.spec
+                    if axis
+                }
     assert step._cache_size() == 1
     return first, specs, losses
 
@@ -73,9 +91,13 @@ def alone(stages):
 def test_eight_devices_do_what_one_does(name, sizes, stages, alone, monkeypatch):
     if len(jax.devices()) < 8:
         pytest.skip("needs 8 devices; on CPU the tests force them")
-    monkeypatch.setattr(parallel, "SMALLEST", 64)  # otherwise arrays of this size are replicated, and nothing is tested
+    monkeypatch.setattr(
+        parallel, "SMALLEST", 64
+    )  # otherwise arrays of this size are replicated, and nothing is tested
     data, fsdp, tensor = sizes
-    if not stages[name].rules:  # a stage without a transformer has nothing that `tensor` could split
+    if not stages[
+        name
+    ].rules:  # a stage without a transformer has nothing that `tensor` could split
         data, tensor = data * tensor, 1
     mesh = parallel.make_mesh(data=data, fsdp=fsdp, tensor=tensor, devices=jax.devices()[:8])
     gradient, _, losses = alone(name)

@@ -1,4 +1,7 @@
-"""The loop: what is killed and started again ends where an uninterrupted run ends, bit for bit, and what goes wrong is said in a line."""
+"""The loop: what is killed and started again ends where an uninterrupted run ends, bit for bit.
+
+What goes wrong is said in a line.
+"""
 
 import dataclasses
 import json
@@ -32,7 +35,9 @@ def final(stage, directory):
     """The saved state, as numpy."""
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
     _, abstract = compile_step(stage, mesh)
-    state, step, _ = Checkpoints(directory / "checkpoints").restore(abstract, stage.batches("train"), stage.identity)
+    state, step, _ = Checkpoints(directory / "checkpoints").restore(
+        abstract, stage.batches("train"), stage.identity
+    )
     assert step == stage.plan.steps
     return jax.tree.map(np.asarray, state)
 
@@ -67,7 +72,10 @@ class Closing:
 
 def dying(stage, after, **options):
     return dataclasses.replace(
-        stage, batches=lambda split: Stopping(8, after=after, **options) if split == "train" else stage.batches(split)
+        stage,
+        batches=lambda split: (
+            Stopping(8, after=after, **options) if split == "train" else stage.batches(split)
+        ),
     )
 
 
@@ -79,8 +87,14 @@ def test_resume_is_bit_exact(make, after, tmp_path):
     with pytest.raises(MemoryError):
         run(dying(stage, after, seed=0 if make is coupled else 10), tmp_path / "parts")
     assert run(stage, tmp_path / "parts") == results
-    jax.tree.map(np.testing.assert_array_equal, final(stage, tmp_path / "whole"), final(stage, tmp_path / "parts"))
-    lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final(stage, tmp_path / "whole"),
+        final(stage, tmp_path / "parts"),
+    )
+    lines = [
+        json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert sorted({line["step"] for line in lines}) == [2, 4, 6, 8]  # log_every is 2
 
 
@@ -102,17 +116,23 @@ def test_resume_on_other_devices(tmp_path):
         run(dying(stage, 3), tmp_path / "two", devices=4)
     run(stage, tmp_path / "two", devices=2)
     one, two = final(stage, tmp_path / "one"), final(stage, tmp_path / "two")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one.params, two.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one.params, two.params
+    )
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
     stage = coupled(steps=8)
     results = run(stage, tmp_path)
     newest = tmp_path / "checkpoints" / "8"
-    data = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = max(
+        (path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
     data.write_bytes(bytes(byte ^ 1 for byte in data.read_bytes()))
     assert run(stage, tmp_path) == results
-    assert (tmp_path / "checkpoints" / "8.damaged").is_dir()  # it was seen, kept, and made again from step 6
+    assert (
+        tmp_path / "checkpoints" / "8.damaged"
+    ).is_dir()  # it was seen, kept, and made again from step 6
     assert int(final(stage, tmp_path).step) == 8
 
 
@@ -126,7 +146,12 @@ def test_non_finite_steps_in_a_row_stop_the_run_and_name_the_last_good_step(tmp_
     stopped = dataclasses.replace(stage, loss=loss)
     with pytest.raises(UserError, match="not finite for 3 steps in a row; the last good step is 5"):
         run(stopped, tmp_path)
-    assert load_params(tmp_path / "checkpoints", jax.eval_shape(lambda: stage.init(jax.random.key(0))[0])) is not None
+    assert (
+        load_params(
+            tmp_path / "checkpoints", jax.eval_shape(lambda: stage.init(jax.random.key(0))[0])
+        )
+        is not None
+    )
     run(stage, tmp_path)  # with the cause removed, the same command goes on
 
 
@@ -140,7 +165,9 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().__next__()
 
-    asked = dataclasses.replace(stage, batches=lambda split: Asking(8) if split == "train" else stage.batches(split))
+    asked = dataclasses.replace(
+        stage, batches=lambda split: Asking(8) if split == "train" else stage.batches(split)
+    )
     with pytest.raises(Interrupted, match="stopped at step 4 of 8"):
         run(asked, tmp_path / "parts")
     assert run(stage, tmp_path / "parts") == results
@@ -163,8 +190,13 @@ class Asking(Numbers):
 
 def run():
     stage = coupled(steps=8)
-    asked = dataclasses.replace(stage, batches=lambda split: Asking(8) if split == "train" else stage.batches(split))
-    train(asked, sys.argv[1], mesh=parallel.make_mesh(devices=jax.devices()[:1]), seed=0, name="tried")
+
+    def batches(split):
+        return Asking(8) if split == "train" else stage.batches(split)
+
+    asked = dataclasses.replace(stage, batches=batches)
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    train(asked, sys.argv[1], mesh=mesh, seed=0, name="tried")
 
 sys.exit(command.outcome(run, alone=True))
 """
@@ -202,7 +234,9 @@ def test_evaluators_run_at_their_cadence_and_before_the_save(tmp_path):
         seen.append((int(state.step), str(int(state.step)) in saved))
         return {"steps": float(state.step)}
 
-    stage = dataclasses.replace(coupled(steps=6), evals=(Evaluator("count", 2, count), Evaluator("last", 0, count)))
+    stage = dataclasses.replace(
+        coupled(steps=6), evals=(Evaluator("count", 2, count), Evaluator("last", 0, count))
+    )
     results = run(stage, tmp_path)
     assert [step for step, _ in seen] == [2, 4, 6, 6]
     assert not any(saved for _, saved in seen)
@@ -215,16 +249,21 @@ def test_an_evaluators_pictures_are_shown_and_are_no_results(tmp_path):
     def draw(state, frozen, mesh, directory):
         return {"samples": np.full((4, 6, 3), int(state.step), np.uint8), "mean": float(state.step)}
 
-    results = run(dataclasses.replace(coupled(steps=4), evals=(Evaluator("grid", 2, draw),)), tmp_path)
+    results = run(
+        dataclasses.replace(coupled(steps=4), evals=(Evaluator("grid", 2, draw),)), tmp_path
+    )
     assert results["grid/mean"] == 4 and "grid/samples" not in results
     found = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     found.Reload()
-    assert [(event.step, event.width, event.height) for event in found.Images("grid/samples")] == [(2, 6, 4), (4, 6, 4)]
+    assert [(event.step, event.width, event.height) for event in found.Images("grid/samples")] == [
+        (2, 6, 4),
+        (4, 6, 4),
+    ]
     assert [(event.step, event.value) for event in found.Scalars("grid/mean")] == [(2, 2), (4, 4)]
 
 
 def test_validation_is_on_the_same_records_with_the_same_draws(tmp_path):
-    """Two numbers of it differ by what was learned and by nothing else: a state that does not learn has the same ones."""
+    """Its numbers differ by what was learned alone: a state that does not learn has the same."""
     opened, made = [], joint(steps=8, validate_batches=2)
     still = dataclasses.replace(made, optimizer=optim.make(steps=8, learning_rate=0.0))
 
@@ -239,7 +278,9 @@ def test_validation_is_on_the_same_records_with_the_same_draws(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     validation = [line["validation/loss"] for line in lines if "validation/loss" in line]
     assert len(validation) == 2 and validation[0] == validation[1]
-    assert len({line["loss"] for line in lines if "loss" in line}) > 1  # training draws anew in every step
+    assert (
+        len({line["loss"] for line in lines if "loss" in line}) > 1
+    )  # training draws anew in every step
 
 
 def test_validation_is_the_mean_over_batches_each_with_draws_of_its_own():
@@ -289,7 +330,9 @@ def test_parameters_are_drawn_from_the_key_of_no_step():
     stage = dataclasses.replace(joint(), init=lambda key: ({}, {"key": jax.random.key_data(key)}))
     _, abstract = compile_step(stage, parallel.make_mesh(devices=jax.devices()[:1]))
     root = jax.random.key(0)
-    others = jax.jit(lambda root: jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.arange(100)))(root)
+    others = jax.jit(lambda root: jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.arange(100)))(
+        root
+    )
     used = np.asarray(_initial(stage, abstract, root).extra["key"])
     for other in (jax.random.key_data(root)[None], jax.random.key_data(others)):
         assert not (np.asarray(other) == used).all(1).any()
@@ -313,8 +356,13 @@ def test_a_run_writes_the_table_of_its_parameters(tmp_path):
     text = (tmp_path / "parameters.txt").read_text()
     shapes = compile_step(joint(), parallel.make_mesh(devices=jax.devices()[:1]))[1].params
     for path, leaf in jax.tree.leaves_with_path(shapes):
-        name, shape = jax.tree_util.keystr(path, simple=True, separator="/"), re.escape(str(leaf.shape))
-        assert re.search(rf"^\| {name} +\| {shape} +\| {leaf.dtype} \| {leaf.size} +\| \(\) ", text, re.M), text
+        name, shape = (
+            jax.tree_util.keystr(path, simple=True, separator="/"),
+            re.escape(str(leaf.shape)),
+        )
+        assert re.search(
+            rf"^\| {name} +\| {shape} +\| {leaf.dtype} \| {leaf.size} +\| \(\) ", text, re.M
+        ), text
     assert f"Total: {sum(leaf.size for leaf in jax.tree.leaves(shapes)):,} -- " in text
 
 
