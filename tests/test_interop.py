@@ -201,7 +201,7 @@ def test_a_truncated_file_is_refused(tmp_path, kept):
     files.save(tmp_path / "state.safetensors", official())
     whole = (tmp_path / "state.safetensors").read_bytes()
     (tmp_path / "state.safetensors").write_bytes(whole[:kept])
-    with pytest.raises(UserError, match="state.safetensors is damaged, or no safetensors file"):
+    with pytest.raises(UserError, match="state.safetensors is damaged, or not a safetensors file"):
         files.load(tmp_path / "state.safetensors")
 
 
@@ -214,7 +214,7 @@ def test_files_that_are_none(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="neither .safetensors nor one of .pth"):
         files.load(tmp_path / "weights.npz")
     (tmp_path / "pickle.safetensors").write_bytes(pickle.dumps(official()))
-    with pytest.raises(UserError, match="no safetensors file"):
+    with pytest.raises(UserError, match="not a safetensors file"):
         files.load(tmp_path / "pickle.safetensors")
     safetensors_numpy.save_file({"two\nlines": np.zeros(3)}, tmp_path / "odd.safetensors")
     with pytest.raises(UserError, match=r"unprintable names \('two\\nlines'"):
