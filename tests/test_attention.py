@@ -21,7 +21,10 @@ def numpy_attention(qkv, mask=None, rotary=None, qk_scale=None):
         for h in range(qkv.shape[3]):
             q, k, v = qkv[b, :, 0, h], qkv[b, :, 1, h], qkv[b, :, 2, h]
             if qk_scale is not None:
-                q, k = (x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * s for x, s in zip((q, k), qk_scale))
+                q, k = (
+                    x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * s
+                    for x, s in zip((q, k), qk_scale)
+                )
             if rotary is not None:
                 turn = rotary[0] + 1j * rotary[1]
                 q, k = ((x[:, :half] + 1j * x[:, half:]) * turn for x in (q, k))
@@ -45,7 +48,9 @@ def inputs(seed=0):
 
 
 @implementations
-@pytest.mark.parametrize("options", [(), ("mask",), ("rotary",), ("qk_scale",), ("mask", "rotary", "qk_scale")])
+@pytest.mark.parametrize(
+    "options", [(), ("mask",), ("rotary",), ("qk_scale",), ("mask", "rotary", "qk_scale")]
+)
 def test_equals_float64(implementation, options):
     data = inputs()
     chosen = {name: data[name] for name in options}
@@ -59,7 +64,10 @@ def test_masked_keys_are_not_read(implementation):
     data = inputs()
     hidden = ~data["mask"][:, :, None, None, None] & np.array([False, True, True])[:, None, None]
     changed = jnp.where(hidden, 1e4, data["qkv"])
-    out, after = (attention(x, mask=data["mask"], implementation=implementation) for x in (data["qkv"], changed))
+    out, after = (
+        attention(x, mask=data["mask"], implementation=implementation)
+        for x in (data["qkv"], changed)
+    )
     np.testing.assert_array_equal(out, after)
 
 
@@ -67,7 +75,9 @@ def test_masked_keys_are_not_read(implementation):
 def test_an_example_without_keys_stays_finite(implementation):
     data = inputs()
     mask = jnp.zeros((B, N), bool)
-    out, grad = jax.value_and_grad(lambda x: attention(x, mask=mask, implementation=implementation).sum())(data["qkv"])
+    out, grad = jax.value_and_grad(
+        lambda x: attention(x, mask=mask, implementation=implementation).sum()
+    )(data["qkv"])
     assert np.isfinite(out) and np.isfinite(grad).all()
 
 
@@ -77,7 +87,9 @@ def test_rotary_reads_offsets_only(implementation):
     cos, sin = rotary(N + 5, K)
 
     def run(start):
-        return attention(data["qkv"], rotary=(cos[start:][:N], sin[start:][:N]), implementation=implementation)
+        return attention(
+            data["qkv"], rotary=(cos[start:][:N], sin[start:][:N]), implementation=implementation
+        )
 
     np.testing.assert_allclose(run(0), run(5), atol=1e-5)
     assert np.abs(run(0) - attention(data["qkv"], implementation=implementation)).max() > 0.1
@@ -87,7 +99,10 @@ def test_rotary_reads_offsets_only(implementation):
 def test_qk_norm_ignores_the_scale_of_queries_and_keys(implementation):
     data = inputs()
     scaled = data["qkv"] * np.array([7.0, 0.3, 1.0], np.float32)[:, None, None]
-    out, after = (attention(x, qk_scale=data["qk_scale"], implementation=implementation) for x in (data["qkv"], scaled))
+    out, after = (
+        attention(x, qk_scale=data["qk_scale"], implementation=implementation)
+        for x in (data["qkv"], scaled)
+    )
     np.testing.assert_allclose(out, after, atol=1e-4)
 
 
@@ -97,7 +112,9 @@ def test_bfloat16(implementation):
     chosen = {name: data[name] for name in ("mask", "rotary", "qk_scale")}
     out = attention(data["qkv"].astype(jnp.bfloat16), implementation=implementation, **chosen)
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(out.astype(np.float32), numpy_attention(data["qkv"], **chosen), atol=0.08)
+    np.testing.assert_allclose(
+        out.astype(np.float32), numpy_attention(data["qkv"], **chosen), atol=0.08
+    )
 
 
 def test_unknown_implementation_is_named():

@@ -1,4 +1,4 @@
-"""The autoencoder: its published size, what its parts must do, and parity with diffusers through the table of names."""
+"""The autoencoder: its published size, what its parts must do, and parity with diffusers."""
 
 import functools
 
@@ -21,7 +21,10 @@ def shapes_of(model):
 
 def drawn(model, seed=0):
     random = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(0.2 * random.normal(size=leaf.shape), jnp.float32), shapes_of(model)[1])
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.2 * random.normal(size=leaf.shape), jnp.float32),
+        shapes_of(model)[1],
+    )
 
 
 def images(*shape):
@@ -37,9 +40,13 @@ def test_the_defaults_are_the_published_network():
     shapes, _ = shapes_of(Autoencoder())
     assert sum(np.prod(shape) for shape in shapes.values()) == 83_653_863
     moments = jax.eval_shape(
-        lambda x: Autoencoder().init_with_output(jax.random.key(0), x, method="encode")[0], images(1, 64, 64, 3)
+        lambda x: Autoencoder().init_with_output(jax.random.key(0), x, method="encode")[0],
+        images(1, 64, 64, 3),
     )
-    assert {name: leaf.shape for name, leaf in moments.items()} == {"mean": (1, 8, 8, 4), "logvar": (1, 8, 8, 4)}
+    assert {name: leaf.shape for name, leaf in moments.items()} == {
+        "mean": (1, 8, 8, 4),
+        "logvar": (1, 8, 8, 4),
+    }
 
 
 def test_the_table_names_every_parameter_once():
@@ -65,8 +72,12 @@ def test_decode_undoes_the_scaling_and_log_variances_are_clipped():
     other = Autoencoder(**SMALL, scaling=2.0)
     np.testing.assert_allclose(once, apply(other, params, 2.0 * mean, method="decode"), atol=1e-5)
     noise = images(*mean.shape)
-    expected = model.scaling * (np.asarray(mean) + np.sqrt(np.exp(np.asarray(logvar))) * np.asarray(noise))
-    np.testing.assert_allclose(apply(model, params, mean, logvar, noise, method="latents"), expected, rtol=1e-5, atol=1e-6)
+    expected = model.scaling * (
+        np.asarray(mean) + np.sqrt(np.exp(np.asarray(logvar))) * np.asarray(noise)
+    )
+    np.testing.assert_allclose(
+        apply(model, params, mean, logvar, noise, method="latents"), expected, rtol=1e-5, atol=1e-6
+    )
     params["quant"]["bias"] = jnp.array([0.0] * 4 + [-99.0, 99.0, -99.0, 99.0])
     logvar = apply(model, params, x, method="encode")["logvar"]
     assert (logvar[..., ::2] == -30).all() and (logvar[..., 1::2] == 20).all()
@@ -82,7 +93,9 @@ def test_bfloat16_parameters_give_float32_moments_and_images():
     params, x = drawn(model), images(1, 16, 16, 3)
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     exact, found = (apply(model, tree, x, method="encode")["mean"] for tree in (params, narrow))
-    assert found.dtype == jnp.float32 and 0 < np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
+    assert (
+        found.dtype == jnp.float32 and 0 < np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
+    )
     assert apply(model, narrow, found, method="decode").dtype == jnp.float32
 
 
@@ -92,14 +105,26 @@ def test_parity_with_diffusers(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
     theirs = diffusers.AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(8, 16, 16),
-        layers_per_block=1, norm_num_groups=4, latent_channels=4,
-    ).eval()  # fmt: skip
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 16, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+    ).eval()
     for name, weight in theirs.named_parameters():
         torch.nn.init.normal_(weight, 1.0 if "norm" in name and "weight" in name else 0.0, 0.2)
     state = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
-    former = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # as the published file has them
-    renamed = {functools.reduce(lambda name, pair: name.replace(*pair), former.items(), name): state[name] for name in state}
+    former = {
+        "to_q": "query",
+        "to_k": "key",
+        "to_v": "value",
+        "to_out.0": "proj_attn",
+    }  # as the published file has them
+    renamed = {
+        functools.reduce(lambda name, pair: name.replace(*pair), former.items(), name): state[name]
+        for name in state
+    }
     assert len(renamed.keys() - state.keys()) == 16
     files.save(tmp_path / "vae.safetensors", renamed)
     found = weights.Weights(tmp_path / "vae.safetensors", vae_names.clean)
@@ -119,6 +144,10 @@ def test_parity_with_diffusers(tmp_path):
         (apply(model, params, model.scaling * z, method="decode"), pictures),
     ):
         other = other.permute(0, 2, 3, 1).numpy()
-        assert np.abs(other).max() > 0.1 and np.abs(ours - other).max() <= 1e-5 * np.abs(other).max()
+        assert (
+            np.abs(other).max() > 0.1 and np.abs(ours - other).max() <= 1e-5 * np.abs(other).max()
+        )
     back = weights.tensors(flat, table, "here")
-    assert set(back) == set(state) and all((back[name] == tensor).all() for name, tensor in state.items())
+    assert set(back) == set(state) and all(
+        (back[name] == tensor).all() for name, tensor in state.items()
+    )

@@ -18,7 +18,7 @@ from dlc_jax.cli import VERBS, compose, networks
 from dlc_jax.data.shapes import Shapes
 from dlc_jax.diffusion.sample import METHODS
 from dlc_jax.errors import UserError
-from dlc_jax.evals import pictures
+from dlc_jax.evals.pictures import grid, labelled_rows
 
 FOREIGN = re.compile(r"WARNING: All log messages|[IWE]\d{4} |\w+ \d+/\d+ images")  # logs of compiled libraries, progress
 STEPS = ("encoder", "codes", "probe", "prior", "generator", "samples")
@@ -165,7 +165,7 @@ def test_picture_of_a_composition():
     parents = [np.full((40, 30, 3), 10, np.uint8), np.full((8, 8, 3), 20, np.uint8)]
     children = np.full((11, 8, 8, 1), 30, np.uint8)
     found = compose.picture(parents, children)
-    rows = pictures.labelled_rows({"composed 9": np.zeros((8, 8, 8, 3), np.uint8)}, columns=8)
+    rows = labelled_rows({"composed 9": np.zeros((8, 8, 8, 3), np.uint8)}, columns=8)
     assert found.shape == (3 * rows.shape[0], rows.shape[1], 3)  # parents, eight children, three more
     side, images = 64 * 64, found[:, -8 * 66 :]  # beside the labels
     assert [int((images == level).all(-1).sum()) for level in (10, 20, 30)] == [side, side, 11 * side]
@@ -287,7 +287,7 @@ def test_sample(trained, tmp_path):
     assert (code, err) == (0, "") and out.splitlines()[-1] == "wrote folder: 9 images"
     files = sorted((tmp_path / "folder").iterdir())
     assert [file.name for file in files] == [f"{number:06d}.png" for number in range(9)]
-    single = pictures.grid(np.stack([np.asarray(Image.open(file)) for file in files]), columns=3)
+    single = grid(np.stack([np.asarray(Image.open(file)) for file in files]), columns=3)
     assert np.abs(single.astype(int) - grid).max() <= 1  # other batches, the same images
 
 

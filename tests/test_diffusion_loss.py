@@ -22,7 +22,11 @@ def test_against_numpy(kind):
         expected = ((prediction - (noise - x0)) ** 2).mean((1, 2, 3))
     else:
         expected = ((prediction - x0) ** 2).mean((1, 2, 3)) / np.maximum(t, 0.1) ** 2
-    found = flow_loss(*(jnp.asarray(value, jnp.float32) for value in (prediction, x0, noise, t)), kind=kind, floor=0.1)
+    found = flow_loss(
+        *(jnp.asarray(value, jnp.float32) for value in (prediction, x0, noise, t)),
+        kind=kind,
+        floor=0.1,
+    )
     assert found.shape == (3,)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -46,7 +50,9 @@ def test_zero_at_the_truth_and_float32_from_half_precision():
 
 def test_examples_are_apart():
     prediction, x0, noise, t = (jnp.asarray(value, jnp.float32) for value in draws())
-    slope = jax.grad(lambda prediction: flow_loss(prediction, x0, noise, t, kind="x")[1])(prediction)
+    slope = jax.grad(lambda prediction: flow_loss(prediction, x0, noise, t, kind="x")[1])(
+        prediction
+    )
     assert (slope[1] != 0).all() and (slope[0] == 0).all() and (slope[2] == 0).all()
 
 

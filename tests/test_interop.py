@@ -1,4 +1,7 @@
-"""Names and files of other programs: every parameter has its place, nothing is used twice, and what is damaged or foreign is refused."""
+"""Names and files of other programs: every parameter has a place, nothing is used twice.
+
+What is damaged or foreign is refused.
+"""
 
 import json
 import pickle
@@ -28,7 +31,11 @@ VARIANTS = {
 def encoder(state):
     """(Encoder, {path: shape}) that a state dict's shapes ask for."""
     found = {name: tensor.shape for name, tensor in state.items()}
-    section = sections.vit(found, "here") | sections.head(found, "here") | sections.simplicial(found, None, VALUES, "here")
+    section = (
+        sections.vit(found, "here")
+        | sections.head(found, "here")
+        | sections.simplicial(found, None, VALUES, "here")
+    )
     model = Encoder(**section)
     images = jnp.zeros((1, section["image"], section["image"], 3))
     return model, slots.shapes_of(jax.eval_shape(model.init, jax.random.key(0), images)["params"])
@@ -43,7 +50,11 @@ def weights_of(tmp_path, state, metadata=None):
 def test_the_table_of_the_official_names_is_the_published_state_and_covers_the_model(variant):
     state = official(**VARIANTS[variant])
     model, shapes = encoder(state)
-    assert (model.readout, model.positions, model.values) == (VARIANTS[variant]["readout"], POSITIONS, VALUES)
+    assert (model.readout, model.positions, model.values) == (
+        VARIANTS[variant]["readout"],
+        POSITIONS,
+        VALUES,
+    )
     table = torch_names.official(shapes)
     unused = {"sem_cls_norm.weight", "sem_cls_norm.bias"}
     assert {name: slot.shape for name, slot in table.items()} == {
@@ -63,15 +74,36 @@ def test_both_layouts_give_the_same_parameters(tmp_path, registers, mlp):
     for theirs in (state, transformers(state)):
         given = weights_of(tmp_path, theirs)
         section = sections.vit(given.shapes, "here")
-        assert section | {"image": 12, "patch": 4, "width": 128, "depth": 2, "heads": 2, "mlp": mlp, "mlp_ratio": 4.0} == section
-        assert (section["registers"], section["pos_resize"]) == (registers, "antialias" if registers else "plain")
-        tree = jax.eval_shape(ViT(**section).init, jax.random.key(0), jnp.zeros((1, 12, 12, 3)))["params"]
+        assert (
+            section
+            | {
+                "image": 12,
+                "patch": 4,
+                "width": 128,
+                "depth": 2,
+                "heads": 2,
+                "mlp": mlp,
+                "mlp_ratio": 4.0,
+            }
+            == section
+        )
+        assert (section["registers"], section["pos_resize"]) == (
+            registers,
+            "antialias" if registers else "plain",
+        )
+        tree = jax.eval_shape(ViT(**section).init, jax.random.key(0), jnp.zeros((1, 12, 12, 3)))[
+            "params"
+        ]
         shapes = slots.shapes_of({"vit": tree})
         table = torch_names.layout(given.shapes)(shapes)
         found.append(given.params(table, shapes))
         back = weights.tensors(found[-1], table, "here")
-        assert back.keys() == theirs.keys() and all((back[name] == theirs[name]).all() for name in theirs)
-    assert found[0].keys() == found[1].keys() and all((found[0][path] == found[1][path]).all() for path in found[0])
+        assert back.keys() == theirs.keys() and all(
+            (back[name] == theirs[name]).all() for name in theirs
+        )
+    assert found[0].keys() == found[1].keys() and all(
+        (found[0][path] == found[1][path]).all() for path in found[0]
+    )
 
 
 def test_where_single_entries_go(tmp_path):
@@ -80,10 +112,19 @@ def test_where_single_entries_go(tmp_path):
     given = weights_of(tmp_path, state)
     ours = given.params(torch_names.official(shapes), shapes, unused=torch_names.UNUSED)
     # rows of the packed projection: queries, keys, values; then heads; then entries of a head
-    assert ours["vit/blocks/attention/qkv/kernel"][1, 7, 2, 1, 5] == state["blocks.1.attn.qkv.weight"][2 * WIDTH + 64 + 5, 7]
-    assert ours["vit/blocks/attention/qkv/bias"][1, 2, 1, 5] == state["blocks.1.attn.qkv.bias"][2 * WIDTH + 64 + 5]
+    assert (
+        ours["vit/blocks/attention/qkv/kernel"][1, 7, 2, 1, 5]
+        == state["blocks.1.attn.qkv.weight"][2 * WIDTH + 64 + 5, 7]
+    )
+    assert (
+        ours["vit/blocks/attention/qkv/bias"][1, 2, 1, 5]
+        == state["blocks.1.attn.qkv.bias"][2 * WIDTH + 64 + 5]
+    )
     # patches are flattened as row, column, channel
-    assert ours["vit/patch_embed/kernel"][(2 * 4 + 3) * 3 + 1, 9] == state["patch_embed.proj.weight"][9, 1, 2, 3]
+    assert (
+        ours["vit/patch_embed/kernel"][(2 * 4 + 3) * 3 + 1, 9]
+        == state["patch_embed.proj.weight"][9, 1, 2, 3]
+    )
     # row i * V + v of the embedding, column of the second register
     assert (
         ours["simplicial/embed/kernel"][2 * WIDTH + 11, 3 * VALUES + 5]
@@ -115,7 +156,11 @@ def test_codes_are_of_the_shape_that_tensors_or_the_caller_tell():
     both = {"positions": POSITIONS, "values": VALUES, "readout": "plain"}
     for given in ((POSITIONS, None), (None, VALUES), (POSITIONS, VALUES)):
         assert sections.simplicial(shapes, *given, "here") == both
-    for given, words in (((None, None), "give --positions or --values"), ((5, None), "48, not 5 x 9"), ((6, 9), "not 6 x 9")):
+    for given, words in (
+        ((None, None), "give --positions or --values"),
+        ((5, None), "48, not 5 x 9"),
+        ((6, 9), "not 6 x 9"),
+    ):
         with pytest.raises(UserError, match=words):
             sections.simplicial(shapes, *given, "here")
     shared = {name: tensor.shape for name, tensor in official(readout="shared").items()}
@@ -123,7 +168,10 @@ def test_codes_are_of_the_shape_that_tensors_or_the_caller_tell():
     with pytest.raises(UserError, match="have 6 positions, not 3; leave --positions out"):
         sections.simplicial(shared, 3, None, "here")
     # tensors that contradict each other are no matter of the flags
-    for odd, words in (({"sem_out.weight": (128, 7)}, "48 rows, not a multiple of 7"), ({"sem_bias": (5, 128)}, "48 rows, not 5 x 8")):
+    for odd, words in (
+        ({"sem_out.weight": (128, 7)}, "48 rows, not a multiple of 7"),
+        ({"sem_bias": (5, 128)}, "48 rows, not 5 x 8"),
+    ):
         with pytest.raises(UserError, match=words):
             sections.simplicial(shared | odd, None, None, "here")
 
@@ -136,7 +184,11 @@ def changed(change):
     if change == "missing":
         del state["blocks.1.attn.qkv.bias"]
     elif change == "hole":  # a block between others
-        state = {name: tensor for name, tensor in official(depth=3).items() if not name.startswith("blocks.1.")}
+        state = {
+            name: tensor
+            for name, tensor in official(depth=3).items()
+            if not name.startswith("blocks.1.")
+        }
     elif change == "extra":
         state["sem_bias2"] = np.zeros((2, 2), np.float32)
     elif change == "misshaped":
@@ -148,7 +200,10 @@ def changed(change):
     elif change == "twice":
         state["module.norm.weight"] = state["norm.weight"]
     elif change == "foreign":
-        state = {"conv1.weight": np.zeros((4, 3, 3, 3), np.float32), "fc.bias": np.zeros(4, np.float32)}
+        state = {
+            "conv1.weight": np.zeros((4, 3, 3, 3), np.float32),
+            "fc.bias": np.zeros(4, np.float32),
+        }
     elif change == "empty":
         state = {}
     elif change == "no blocks":
@@ -173,7 +228,11 @@ def changed(change):
         ("misshaped", r"blocks.0.mlp.fc2.weight is \(512, 128\) and not \(128, 512\)\)"),
         ("double", "norm.weight is float64; convert it"),
         ("nan", "norm.weight is not finite everywhere; the file is damaged"),
-        ("twice", "holds two models: norm.weight and module.norm.weight|holds two models: module.norm.weight and norm.weight"),
+        (
+            "twice",
+            "holds two models: norm.weight and module.norm.weight|"
+            "holds two models: module.norm.weight and norm.weight",
+        ),
         ("foreign", "cls_token is missing; it has conv1.weight, fc.bias"),
         ("empty", "cls_token is missing; dlc import"),
         ("no blocks", "there is no blocks.0"),
@@ -183,15 +242,23 @@ def changed(change):
         ("half", r"blocks.0.mlp.fc1.bias is \(2, 3\)"),
     ],
 )
-def test_a_state_that_is_not_the_models_is_refused_in_one_line_that_names_tensors(tmp_path, change, words):
+def test_a_state_that_is_not_the_models_is_refused_in_one_line_that_names_tensors(
+    tmp_path, change, words
+):
     with pytest.raises(UserError, match=words) as refused:
         given = weights_of(tmp_path, changed(change))
         section = sections.vit(given.shapes, "here") | sections.head(given.shapes, "here")
         if change != "hole":
             section |= sections.simplicial(given.shapes, POSITIONS, VALUES, "here")
         model = Encoder(**{"positions": 1, "values": 2, "prototypes": 1} | section)
-        shapes = slots.shapes_of(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 12, 12, 3)))["params"])
-        shapes = shapes if change != "hole" else {path: shape for path, shape in shapes.items() if path.startswith("vit/")}
+        shapes = slots.shapes_of(
+            jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 12, 12, 3)))["params"]
+        )
+        shapes = (
+            shapes
+            if change != "hole"
+            else {path: shape for path, shape in shapes.items() if path.startswith("vit/")}
+        )
         given.params(torch_names.official(shapes), shapes, unused=torch_names.UNUSED)
     assert "\n" not in str(refused.value) and str(refused.value).count(" is missing") <= 10
 
@@ -201,7 +268,7 @@ def test_a_truncated_file_is_refused(tmp_path, kept):
     files.save(tmp_path / "state.safetensors", official())
     whole = (tmp_path / "state.safetensors").read_bytes()
     (tmp_path / "state.safetensors").write_bytes(whole[:kept])
-    with pytest.raises(UserError, match="state.safetensors is damaged, or no safetensors file"):
+    with pytest.raises(UserError, match="state.safetensors is damaged, or not a safetensors file"):
         files.load(tmp_path / "state.safetensors")
 
 
@@ -214,7 +281,7 @@ def test_files_that_are_none(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="neither .safetensors nor one of .pth"):
         files.load(tmp_path / "weights.npz")
     (tmp_path / "pickle.safetensors").write_bytes(pickle.dumps(official()))
-    with pytest.raises(UserError, match="no safetensors file"):
+    with pytest.raises(UserError, match="not a safetensors file"):
         files.load(tmp_path / "pickle.safetensors")
     safetensors_numpy.save_file({"two\nlines": np.zeros(3)}, tmp_path / "odd.safetensors")
     with pytest.raises(UserError, match=r"unprintable names \('two\\nlines'"):
@@ -228,25 +295,37 @@ def test_files_that_are_none(tmp_path, monkeypatch):
 def test_safetensors_of_every_type_come_back(tmp_path):
     random = np.random.default_rng(0)
     saved = {
-        dtype.__name__: random.standard_normal((3, 5)).astype(dtype) for dtype in (np.float32, np.float16, ml_dtypes.bfloat16)
+        dtype.__name__: random.standard_normal((3, 5)).astype(dtype)
+        for dtype in (np.float32, np.float16, ml_dtypes.bfloat16)
     }
     saved |= {"turned": saved["float32"].T, "nothing": np.zeros((0, 3), np.float32)}
     files.save(tmp_path / "x.safetensors", saved, {"L": "4"})
     found = files.load(tmp_path / "x.safetensors")
-    assert found.metadata == {"L": "4"} and found.shapes == {name: tensor.shape for name, tensor in saved.items()}
+    assert found.metadata == {"L": "4"} and found.shapes == {
+        name: tensor.shape for name, tensor in saved.items()
+    }
     for name, tensor in saved.items():
-        assert found.read(name).dtype == tensor.dtype and found.read(name).tobytes() == tensor.tobytes()
+        assert (
+            found.read(name).dtype == tensor.dtype
+            and found.read(name).tobytes() == tensor.tobytes()
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
     (tmp_path / "any").touch()
-    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode  # others may read it too
+    assert (tmp_path / "x.safetensors").stat().st_mode == (
+        tmp_path / "any"
+    ).stat().st_mode  # others may read it too
     with pytest.raises(UserError, match="cannot write"):
         files.save(tmp_path / "nowhere" / "x.safetensors", saved)
 
 
 def test_a_type_that_numpy_has_not(tmp_path):
-    header = json.dumps({"odd": {"dtype": "F8_E4M3", "shape": [3], "data_offsets": [0, 3]}}).encode()
+    header = json.dumps(
+        {"odd": {"dtype": "F8_E4M3", "shape": [3], "data_offsets": [0, 3]}}
+    ).encode()
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(3))
-    with pytest.raises(UserError, match="odd is of a type that is not read here .*; convert it to float32"):
+    with pytest.raises(
+        UserError, match="odd is of a type that is not read here .*; convert it to float32"
+    ):
         files.load(tmp_path / "x.safetensors").read("odd")
 
 
@@ -262,16 +341,29 @@ def test_files_of_pytorch(tmp_path, capsys):
     state["norm.weight"] = state["norm.weight"].to(torch.bfloat16)
     state["norm.bias"] = state["norm.bias"].to(torch.float16)
     path = tmp_path / "weights.pth"
-    for saved, options in ((state, {}), ({"teacher": state}, {}), (state, {"_use_new_zipfile_serialization": False})):
+    for saved, options in (
+        (state, {}),
+        ({"teacher": state}, {}),
+        (state, {"_use_new_zipfile_serialization": False}),
+    ):
         torch.save(saved, path, **options)
         found = files.load(path)
         assert list(found.shapes) == list(state)
         for name, tensor in state.items():
             assert (found.read(name).astype(np.float32) == tensor.float().numpy()).all()
-        assert (found.read("norm.weight").dtype, found.read("norm.bias").dtype) == (ml_dtypes.bfloat16, np.float16)
-    for odd in (torch.eye(3).to_sparse(), torch.zeros(3, dtype=torch.float8_e4m3fn), torch.zeros(3, device="meta")):
+        assert (found.read("norm.weight").dtype, found.read("norm.bias").dtype) == (
+            ml_dtypes.bfloat16,
+            np.float16,
+        )
+    for odd in (
+        torch.eye(3).to_sparse(),
+        torch.zeros(3, dtype=torch.float8_e4m3fn),
+        torch.zeros(3, device="meta"),
+    ):
         torch.save({"odd": odd}, path)
-        with pytest.raises(UserError, match="odd is of a type that is not read here .*; convert it to float32"):
+        with pytest.raises(
+            UserError, match="odd is of a type that is not read here .*; convert it to float32"
+        ):
             files.load(path).read("odd")
     torch.save({"model": state, "epoch": 3}, path)
     with pytest.raises(UserError, match="neither a dict of tensors.*'model', 'epoch'"):
@@ -291,4 +383,9 @@ def test_files_of_pytorch(tmp_path, capsys):
 
 
 def test_the_depth_is_counted():
-    assert sections.vit({name: tensor.shape for name, tensor in official(depth=DEPTH + 1).items()}, "here")["depth"] == DEPTH + 1
+    assert (
+        sections.vit(
+            {name: tensor.shape for name, tensor in official(depth=DEPTH + 1).items()}, "here"
+        )["depth"]
+        == DEPTH + 1
+    )

@@ -233,7 +233,7 @@ def test_help_has_examples(verb, capsys):
         ("import dinov2", "FILE"),
         ("import dinov2 {here}/vit.safetensors", "--out"),
         ("import dinov2 {here}/nothing.safetensors --out {here}/new", "nothing.safetensors does not exist"),
-        ("import dinov2 {here}/text.safetensors --out {here}/new", "text.safetensors is damaged, or no safetensors file"),
+        ("import dinov2 {here}/text.safetensors --out {here}/new", "text.safetensors is damaged, or not a safetensors file"),
         ("import dinov2 {here}/text.npz --out {here}/new", "neither .safetensors"),
         ("import dinov2 {here}/vit.safetensors --out {here}", "is there already"),
         ("import dinov2 {here}/vit.safetensors --out {here}/new --sed 3", "--sed"),

@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 
 from dlc_jax.errors import UserError
-from dlc_jax.models import dit, layers, masked_transformer, positions, simplicial, time_embedding, vit
+from dlc_jax.models import (
+    dit,
+    layers,
+    masked_transformer,
+    positions,
+    simplicial,
+    time_embedding,
+    vit,
+)
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.typing import Condition
 
-KEY = jax.random.key(0, impl="rbg")  # for `init`: its draws compile faster; under vmap they are not each key's own
+# for `init`: its draws compile faster; under vmap they are not each key's own
+KEY = jax.random.key(0, impl="rbg")
 SMALL = {"width": 16, "depth": 2, "heads": 2}
 L, V = 4, 5
 
@@ -36,7 +45,10 @@ def drawn(model, *args, scale=0.2, seed=1):
     shapes = jax.eval_shape(functools.partial(model.init, KEY), *args)
     center = {"scale": 1, "q_scale": 1, "k_scale": 1, "gain": 1, "gamma1": 1, "gamma2": 1}
     return jax.tree.map_with_path(
-        lambda path, leaf: jnp.asarray(center.get(path[-1].key, 0) + scale * random.normal(size=leaf.shape), leaf.dtype), shapes
+        lambda path, leaf: jnp.asarray(
+            center.get(path[-1].key, 0) + scale * random.normal(size=leaf.shape), leaf.dtype
+        ),
+        shapes,
     )
 
 
@@ -86,17 +98,26 @@ def test_dense_is_the_product_of_the_last_dimension():
     variables = drawn(dense, x)
     kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
     assert kernel.shape == (8, 3, 2, 4)
-    np.testing.assert_allclose(apply(dense, variables, x), jnp.einsum("bnd,dshk->bnshk", x, kernel) + bias, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        apply(dense, variables, x),
+        jnp.einsum("bnd,dshk->bnshk", x, kernel) + bias,
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 def test_dense_of_several_dimensions_starts_like_the_flat_one():
     x = normal(0, 2, 8)
-    packed, flat = (layers.Dense(features).init(KEY, x)["params"]["kernel"] for features in ((3, 2, 4), 24))
+    packed, flat = (
+        layers.Dense(features).init(KEY, x)["params"]["kernel"] for features in ((3, 2, 4), 24)
+    )
     np.testing.assert_array_equal(packed.reshape(8, 24), flat)
 
 
 def test_fan_in_uniform_bound():
-    kernel = layers.Dense(4000, kernel_init=layers.FAN_IN).init(KEY, jnp.zeros((1, 25)))["params"]["kernel"]
+    kernel = layers.Dense(4000, kernel_init=layers.FAN_IN).init(KEY, jnp.zeros((1, 25)))["params"][
+        "kernel"
+    ]
     assert 0.199 < np.abs(kernel).max() <= 0.2
     np.testing.assert_allclose(kernel.std(), 0.2 / 3**0.5, rtol=0.01)
 
@@ -126,21 +147,29 @@ def test_mlp_gelu():
         tanh: h * (1 + jnp.tanh((2 / jnp.pi) ** 0.5 * (h + 0.044715 * h**3))) / 2,
     }
     for mlp, h in expected.items():
-        np.testing.assert_allclose(apply(mlp, variables, x), h @ fc2["kernel"] + fc2["bias"], atol=1e-6)
+        np.testing.assert_allclose(
+            apply(mlp, variables, x), h @ fc2["kernel"] + fc2["bias"], atol=1e-6
+        )
     assert np.abs(apply(exact, variables, x) - apply(tanh, variables, x)).max() > 1e-6
 
 
 def test_sincos_1d():
     x = np.array([0.0, 1.5, 900.0])
     frequency = 10000.0 ** -(np.arange(128) / 128)
-    expected = np.concatenate([np.cos(np.outer(x, frequency)), np.sin(np.outer(x, frequency))], axis=1)
-    np.testing.assert_allclose(time_embedding.sincos_1d(jnp.asarray(x, jnp.float32), 256), expected, atol=2e-4)
+    expected = np.concatenate(
+        [np.cos(np.outer(x, frequency)), np.sin(np.outer(x, frequency))], axis=1
+    )
+    np.testing.assert_allclose(
+        time_embedding.sincos_1d(jnp.asarray(x, jnp.float32), 256), expected, atol=2e-4
+    )
 
 
 def test_patches():
     images = jnp.arange(2 * 4 * 4 * 3, dtype=jnp.float32).reshape(2, 4, 4, 3)
     patches = layers.patchify(images, 2)
-    np.testing.assert_array_equal(patches[1, 2], images[1, 2:4, 0:2].reshape(-1))  # third in reading order: row 1, column 0
+    np.testing.assert_array_equal(
+        patches[1, 2], images[1, 2:4, 0:2].reshape(-1)
+    )  # third in reading order: row 1, column 0
     np.testing.assert_array_equal(layers.unpatchify(patches, 2), images)
     for shape in ((1, 6, 4, 3), (1, 5, 5, 3)):
         with pytest.raises(UserError, match=f"{shape[1]}x{shape[2]}.*2"):
@@ -198,7 +227,11 @@ def test_remat_changes_what_is_stored_and_not_the_gradient():
         grads[remat] = jax.jit(jax.grad(loss))(variables)
         stored[remat] = count(jax.eval_shape(lambda v, loss=loss: jax.vjp(loss, v)[1], variables))
     for remat in ("dots", "full"):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), grads["none"], grads[remat])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+            grads["none"],
+            grads[remat],
+        )
     assert stored["full"] < stored["dots"] < stored["none"]
     with pytest.raises(UserError, match="'some'"):
         Tower(remat="some").init(KEY, x, c)
@@ -552,7 +585,9 @@ def test_encoder_without_registers_reads_the_class_token(readout):
 
 
 def small_dit(**fields):
-    return dit.DiT(**{"image": 8, "channels": 3, "patch": 4, "positions": L, "values": V, **SMALL, **fields})
+    return dit.DiT(
+        **{"image": 8, "channels": 3, "patch": 4, "positions": L, "values": V, **SMALL, **fields}
+    )
 
 
 def dit_inputs():
@@ -569,10 +604,14 @@ def test_code_table():
     np.testing.assert_allclose(apply(table, variables, codes), expected, atol=1e-6)
     # null
     null = apply(table, variables, method="null")
-    np.testing.assert_allclose(apply(table, variables, jnp.full((3, L), V)), np.broadcast_to(null, (3, 16)), atol=1e-6)
+    np.testing.assert_allclose(
+        apply(table, variables, jnp.full((3, L), V)), np.broadcast_to(null, (3, 16)), atol=1e-6
+    )
     # soft
     hard = integers(3, V, 3, L)
-    np.testing.assert_allclose(apply(table, variables, jax.nn.one_hot(hard, V)), apply(table, variables, hard), atol=1e-6)
+    np.testing.assert_allclose(
+        apply(table, variables, jax.nn.one_hot(hard, V)), apply(table, variables, hard), atol=1e-6
+    )
     # what has no row
     assert np.isnan(apply(table, variables, jnp.full((1, L), V + 1))).all()
     with pytest.raises(UserError, match=f"{L} positions x {V} values"):
@@ -593,7 +632,9 @@ def test_dit_starts_at_zero_and_its_blocks_at_the_identity():
     np.testing.assert_array_equal(apply(model, variables, x, t, codes), np.zeros(x.shape))
     tokens, condition = normal(0, 2, 3, 16), normal(1, 2, 16)
     first = {"params": jax.tree.map(lambda leaf: leaf[0], variables["params"]["blocks"])}
-    np.testing.assert_array_equal(apply(dit.Block(2, 4.0, False, None), first, tokens, condition), tokens)
+    np.testing.assert_array_equal(
+        apply(dit.Block(2, 4.0, False, None), first, tokens, condition), tokens
+    )
 
 
 def test_dit_block_order_is_shift_scale_gate():
@@ -603,8 +644,12 @@ def test_dit_block_order_is_shift_scale_gate():
     parts = jnp.split(c @ p["modulation"]["kernel"] + p["modulation"]["bias"], 6, axis=-1)
     shift1, scale1, gate1, shift2, scale2, gate2 = (part[:, None] for part in parts)
     norm = layers.LayerNorm(use_scale=False, use_bias=False).bind({})
-    y = x + gate1 * apply(layers.Attention(2), {"params": p["attention"]}, norm(x) * (1 + scale1) + shift1)
-    y = y + gate2 * apply(layers.Mlp(64, gelu="tanh"), {"params": p["mlp"]}, norm(y) * (1 + scale2) + shift2)
+    y = x + gate1 * apply(
+        layers.Attention(2), {"params": p["attention"]}, norm(x) * (1 + scale1) + shift1
+    )
+    y = y + gate2 * apply(
+        layers.Mlp(64, gelu="tanh"), {"params": p["mlp"]}, norm(y) * (1 + scale2) + shift2
+    )
     np.testing.assert_allclose(apply(block, {"params": p}, x, c), y, atol=1e-4)
 
 
@@ -683,7 +728,9 @@ def test_masked_transformer():
     assert out.shape == (3, L, V)
     # full attention: every position reads every other
     for position in range(L):
-        changed = apply(model, variables, codes.at[:, position].set((codes[:, position] + 1) % (V + 1)))
+        changed = apply(
+            model, variables, codes.at[:, position].set((codes[:, position] + 1) % (V + 1))
+        )
         assert (np.abs(out - changed).max((0, 2)) > 1e-5).all()
     assert np.isnan(apply(model, variables, codes.at[0, 0].set(V + 1))[0]).all()
     with pytest.raises(UserError, match=f"{L + 1} positions.*{L}"):
@@ -691,7 +738,7 @@ def test_masked_transformer():
 
 
 def test_masked_transformer_is_one_function_of_the_codes():
-    """Time-agnostic: no time goes in, and an example's logits do not depend on its place or its company in the batch."""
+    """Time-agnostic: no time goes in, and logits do not depend on the place or company in a batch."""
     codes = integers(3, V + 1, 4, L)
     model = small_prior()
     variables = drawn(model, codes)
@@ -724,7 +771,9 @@ def test_masked_transformer_per_position_table():
     p = drawn(model, codes)["params"]
     assert p["token_embed"].shape == (L, V + 1, 16)
     out = apply(model, {"params": p}, codes)
-    p["token_embed"] = p["token_embed"].at[1, 3].add(normal(5, 16))  # value 3 of position 1 is not among the codes ...
+    p["token_embed"] = (
+        p["token_embed"].at[1, 3].add(normal(5, 16))
+    )  # value 3 of position 1 is not among the codes ...
     np.testing.assert_array_equal(apply(model, {"params": p}, codes), out)
     p["token_embed"] = p["token_embed"].at[1, 0].add(normal(5, 16))  # ... value 0 is
     assert np.abs(apply(model, {"params": p}, codes) - out).max() > 1e-4
@@ -763,9 +812,14 @@ def test_masked_transformer_block_order_is_shift_scale_gate():
     p = drawn(block, x, angles, c)["params"]
     parts = jnp.split(c @ p["modulation"]["kernel"] + p["modulation"]["bias"], 6, axis=-1)
     shift1, scale1, gate1, shift2, scale2, gate2 = (part[:, None] for part in parts)
-    norm1, norm2 = (layers.LayerNorm(eps=1e-5, use_bias=False).bind({"params": p[name]}) for name in ("norm1", "norm2"))
+    norm1, norm2 = (
+        layers.LayerNorm(eps=1e-5, use_bias=False).bind({"params": p[name]})
+        for name in ("norm1", "norm2")
+    )
     attend, mlp = layers.Attention(2, use_bias=False), layers.Mlp(64, gelu="tanh")
-    y = x + gate1 * attend.apply({"params": p["attention"]}, norm1(x) * (1 + scale1) + shift1, rotary=angles)
+    y = x + gate1 * attend.apply(
+        {"params": p["attention"]}, norm1(x) * (1 + scale1) + shift1, rotary=angles
+    )
     y = y + gate2 * mlp.apply({"params": p["mlp"]}, norm2(y) * (1 + scale2) + shift2)
     np.testing.assert_allclose(apply(block, {"params": p}, x, angles, c), y, atol=1e-4)
 
@@ -788,7 +842,10 @@ def test_layer_counts_from_the_head(name):
         found, below = layers_below(small_dit(depth=3), *dit_inputs()), "patch_embed/"
     else:
         model = small_prior(depth=3, sigma_conditioning=True)
-        found, below = layers_below(model, jnp.zeros((1, L), jnp.int32), jnp.ones((1,))), "pos_embed"
+        found, below = (
+            layers_below(model, jnp.zeros((1, L), jnp.int32), jnp.ones((1,))),
+            "pos_embed",
+        )
     for path, number in found.items():
         block, lowest = path.startswith("blocks/"), path.startswith(below)
         assert number == ((3, 2, 1) if block else 4 if lowest else 0), path
@@ -835,12 +892,14 @@ def test_every_parameter_gets_a_gradient(name):
         return sum((normal(9, *leaf.shape) * leaf).sum() for leaf in jax.tree.leaves(out))
 
     grads = jax.jit(jax.grad(lambda v: weigh(apply(model, v, *args))))(variables)
-    silent = {jax.tree_util.keystr(path) for path, g in jax.tree.leaves_with_path(grads) if not np.abs(g).max() > 0}
+    leaves = jax.tree.leaves_with_path(grads)
+    silent = {jax.tree_util.keystr(path) for path, g in leaves if not np.abs(g).max() > 0}
     assert silent == ({"['params']['vit']['mask_token']"} if name == "encoder" else set())
 
 
 def abstract(model, *shapes):
-    return jax.eval_shape(model.init, KEY, *(jax.ShapeDtypeStruct(*shape) for shape in shapes))["params"]
+    arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    return jax.eval_shape(model.init, KEY, *arguments)["params"]
 
 
 def test_simplicial_reads_only_the_positions_it_is_told_to():

@@ -1,4 +1,4 @@
-"""Positions: sine-cosine tables, rotary angles along two axes, and both of torch's bicubic resizes."""
+"""Positions: sine-cosine tables, rotary angles along two axes, both of torch's bicubic resizes."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +14,17 @@ def test_sincos_2d():
     table = positions.sincos_2d(3, 2, 8)
     for row in range(3):
         for col in range(2):
-            parts = [f(position * w) for position in (col, row) for f in (np.sin, np.cos) for w in (1, 0.01)]
+            parts = [
+                f(position * w)
+                for position in (col, row)
+                for f in (np.sin, np.cos)
+                for w in (1, 0.01)
+            ]
             np.testing.assert_allclose(table[row * 2 + col], parts, atol=1e-6)
     # a grid of half the size, stretched: its first cell lies between the first two of the full one
-    np.testing.assert_allclose(positions.sincos_2d(2, 2, 8, extent=4)[0, :2], np.sin([0.5, 0.005]), atol=1e-6)
+    np.testing.assert_allclose(
+        positions.sincos_2d(2, 2, 8, extent=4)[0, :2], np.sin([0.5, 0.005]), atol=1e-6
+    )
     with pytest.raises(UserError, match="18"):
         positions.sincos_2d(2, 2, 18)
 
@@ -42,7 +49,9 @@ def test_axial_rotary_sees_differences_along_both_axes():
             if 0 <= y + offset[0] < 4 and 0 <= x + offset[1] < 4
         ]
         np.testing.assert_allclose(pairs, pairs[0], atol=1e-5)
-    assert len(np.unique(scores[1, 1].round(4))) == 16  # every offset from a patch has a score of its own
+    assert (
+        len(np.unique(scores[1, 1].round(4))) == 16
+    )  # every offset from a patch has a score of its own
 
 
 def test_axial_rotary_angles():
@@ -62,11 +71,16 @@ def test_cubic_matrix_by_hand():
     # twice as many: number 3 lies at 1.25, between sources 1 and 2
     row = positions.cubic_matrix(8, 4, antialias=False)[3]
     t = 0.25
-    near, far = lambda x: 1.25 * x**3 - 2.25 * x**2 + 1, lambda x: -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)
+    near, far = (
+        lambda x: 1.25 * x**3 - 2.25 * x**2 + 1,
+        lambda x: -0.75 * (x**3 - 5 * x**2 + 8 * x - 4),
+    )
     np.testing.assert_allclose(row, [far(1 + t), near(t), near(1 - t), far(2 - t)], atol=1e-12)
     # at the edge, what would lie outside goes to the number at the edge
     row = positions.cubic_matrix(8, 4, antialias=False)[0]
-    np.testing.assert_allclose(row, [far(1.75) + near(0.75) + near(0.25), far(1.25), 0, 0], atol=1e-12)
+    np.testing.assert_allclose(
+        row, [far(1.75) + near(0.75) + near(0.25), far(1.25), 0, 0], atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("antialias", [True, False])
@@ -81,15 +95,24 @@ def test_cubic_matrix_keeps_constants_and_mirrors(target, source, antialias):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("antialias", [True, False])
-@pytest.mark.parametrize("target, source", [(7, 37), (16, 37), (37, 16), (37, 37), (7, 16), (9, 10), (23, 3)])
+@pytest.mark.parametrize(
+    "target, source", [(7, 37), (16, 37), (37, 16), (37, 37), (7, 16), (9, 10), (23, 3)]
+)
 def test_resize_is_that_of_torch(target, source, antialias):
     torch = pytest.importorskip("torch")
     table = np.random.default_rng(0).uniform(-1, 1, (source**2, 5)).astype(np.float32)
     found = positions.resize(jnp.asarray(table), target, antialias=antialias)
-    for dtype, error in ((torch.float64, 1e-6), (torch.float32, 5e-6)):  # in float32 torch rounds the places themselves
+    for dtype, error in (
+        (torch.float64, 1e-6),
+        (torch.float32, 5e-6),
+    ):  # in float32 torch rounds the places themselves
         grid = torch.from_numpy(table).to(dtype).reshape(1, source, source, 5).permute(0, 3, 1, 2)
-        expected = torch.nn.functional.interpolate(grid, (target, target), mode="bicubic", antialias=antialias)
-        np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1).reshape(-1, 5).numpy(), rtol=0, atol=error)
+        expected = torch.nn.functional.interpolate(
+            grid, (target, target), mode="bicubic", antialias=antialias
+        )
+        np.testing.assert_allclose(
+            found, expected.permute(0, 2, 3, 1).reshape(-1, 5).numpy(), rtol=0, atol=error
+        )
 
 
 @pytest.mark.torch
@@ -98,9 +121,15 @@ def test_axial_rotary_is_that_of_dinov3(side, k):
     torch = pytest.importorskip("torch")
     dinov3 = pytest.importorskip("transformers.models.dinov3_vit.modeling_dinov3_vit")
     config = dinov3.DINOv3ViTConfig(
-        hidden_size=2 * k, num_attention_heads=2, patch_size=16, image_size=16 * side, rope_theta=100.0
+        hidden_size=2 * k,
+        num_attention_heads=2,
+        patch_size=16,
+        image_size=16 * side,
+        rope_theta=100.0,
     )
-    angles = dinov3.DINOv3ViTRopePositionEmbedding(config).eval()(torch.zeros(1, 3, 16 * side, 16 * side))
+    angles = dinov3.DINOv3ViTRopePositionEmbedding(config).eval()(
+        torch.zeros(1, 3, 16 * side, 16 * side)
+    )
     q = np.random.default_rng(0).normal(size=(5 + side**2, k)).astype(np.float32)
     expected, _ = dinov3.apply_rotary_pos_emb(torch.from_numpy(q), torch.from_numpy(q), *angles)
     found = rotate(jnp.asarray(q), *positions.axial_rotary(side, k, before=5))

@@ -1,4 +1,4 @@
-"""Self-distillation against numpy in float64: pairs of crops, masked patches, centering, Sinkhorn, KoLeo."""
+"""Self-distillation against NumPy in float64: crops, masked patches, centering, Sinkhorn, KoLeo."""
 
 import jax
 import jax.numpy as jnp
@@ -24,17 +24,26 @@ def floats(*arrays):
 
 @pytest.mark.parametrize("g, q", [(10, 2), (2, 2), (3, 1), (4, 4)])
 def test_dino_against_the_sums_of_dinov2(g, q):
-    student, teacher = RNG.normal(size=(3, g, 6)), np.exp(log_softmax(RNG.normal(size=(3, q, 6)) * 4))
+    student, teacher = (
+        RNG.normal(size=(3, g, 6)),
+        np.exp(log_softmax(RNG.normal(size=(3, q, 6)) * 4)),
+    )
     log_p = log_softmax(student / 0.1)
     local = sum(-(teacher[:, t] * log_p[:, s]).sum(-1) for s in range(q, g) for t in range(q))
-    globe = sum(-(teacher[:, t] * log_p[:, s]).sum(-1) for s in range(q) for t in range(q) if s != t)
-    expected = (local + globe) / ((g - q) * q + q * (q - 1))  # 16 + 2 for the usual 8 local and 2 global crops
+    globe = sum(
+        -(teacher[:, t] * log_p[:, s]).sum(-1) for s in range(q) for t in range(q) if s != t
+    )
+    expected = (local + globe) / (
+        (g - q) * q + q * (q - 1)
+    )  # 16 + 2 for the usual 8 local and 2 global crops
     found = ssl.dino(*floats(student, teacher), temperature=0.1)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_dino_ignores_the_same_view_and_sends_nothing_to_the_teacher():
-    student, teacher = floats(RNG.normal(size=(1, 2, 5)), np.exp(log_softmax(RNG.normal(size=(1, 2, 5)))))
+    student, teacher = floats(
+        RNG.normal(size=(1, 2, 5)), np.exp(log_softmax(RNG.normal(size=(1, 2, 5))))
+    )
     to_student, to_teacher = jax.grad(lambda s, t: ssl.dino(s, t).sum(), (0, 1))(student, teacher)
     assert (to_teacher == 0).all()
     other = teacher.at[0, 0].set(jnp.eye(5)[0])  # changes what crop 1 learns, not crop 0
@@ -46,11 +55,19 @@ def test_dino_ignores_the_same_view_and_sends_nothing_to_the_teacher():
 
 
 def reference_ibot(student, teacher, masked, temperature):
-    """Per image the mean over its masked patches, then the sum over images; [images, patches, p] logits and probabilities."""
+    """Per image the mean over its masked patches, then the sum over images.
+
+    Logits and probabilities are [images, patches, p].
+    """
     total = 0.0
     for logits, probs, mask in zip(student, teacher, masked):
         if mask.any():
-            total += np.mean([-(p * log_softmax(x / temperature)).sum() for x, p in zip(logits[mask], probs[mask])])
+            total += np.mean(
+                [
+                    -(p * log_softmax(x / temperature)).sum()
+                    for x, p in zip(logits[mask], probs[mask])
+                ]
+            )
     return total
 
 
@@ -63,11 +80,16 @@ def ragged():
 
 def test_ibot_counts_every_image_with_a_mask_once():
     student, teacher, masked = ragged()
-    place, share = buffer.fill(jnp.asarray(masked).reshape(2, 3, 9), group=1, size=14)  # one group has 12 of 27, one 6
+    place, share = buffer.fill(
+        jnp.asarray(masked).reshape(2, 3, 9), group=1, size=14
+    )  # one group has 12 of 27, one 6
     taken = [buffer.take(array.reshape(6, 9, 7), place) for array in floats(student, teacher)]
     # the unfilled places hold other patches of the group: what stands there must not matter
     found = ssl.ibot(*taken, share, temperature=0.1)
-    expected = [reference_ibot(student[i : i + 3], teacher[i : i + 3], masked[i : i + 3], 0.1) for i in (0, 3)]
+    expected = [
+        reference_ibot(student[i : i + 3], teacher[i : i + 3], masked[i : i + 3], 0.1)
+        for i in (0, 3)
+    ]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert ssl.ibot(*taken, jnp.zeros_like(share)).tolist() == [0, 0]
 
@@ -89,7 +111,9 @@ def test_centering_against_numpy():
     found = ssl.center_probs(*floats(logits, center), temperature=0.04)
     np.testing.assert_allclose(found, np.exp(log_softmax((logits - center) / 0.04)), atol=1e-5)
     mean = logits.mean((0, 1))
-    np.testing.assert_allclose(ssl.update_center(*floats(center, mean), momentum=0.9), 0.9 * center + 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(
+        ssl.update_center(*floats(center, mean), momentum=0.9), 0.9 * center + 0.1 * mean, rtol=1e-5
+    )
 
 
 def reference_sinkhorn(logits, temperature, iterations):
@@ -145,7 +169,9 @@ def reference_koleo(vectors, group):
 @pytest.mark.parametrize("group", [2, 4, 12])
 def test_koleo_against_numpy(group):
     vectors = RNG.normal(size=(12, 7)) * RNG.uniform(0.1, 10, size=(12, 1))
-    np.testing.assert_allclose(ssl.koleo(*floats(vectors), group=group), reference_koleo(vectors, group), atol=1e-5)
+    np.testing.assert_allclose(
+        ssl.koleo(*floats(vectors), group=group), reference_koleo(vectors, group), atol=1e-5
+    )
 
 
 def test_koleo_without_a_group_looks_through_the_whole_batch():
@@ -155,8 +181,11 @@ def test_koleo_without_a_group_looks_through_the_whole_batch():
 
 @pytest.mark.parametrize("term", ["koleo", "sinkhorn"])
 def test_whole_batches_on_eight_devices(term):
-    """What couples the whole batch, and its gradient. Of vectors well apart: a whole step with drop path has rows so alike
-    that rounding chooses the nearest; without drop path its gradients agree to 2e-6."""
+    """What couples the whole batch, and its gradient.
+
+    Of vectors well apart: a whole step with drop path has rows so alike that rounding chooses the
+    nearest; without drop path its gradients agree to 2e-6.
+    """
     if len(jax.devices()) < 8:
         pytest.skip("needs 8 devices; on CPU the tests force them")
     mesh = parallel.make_mesh(devices=jax.devices()[:8])
@@ -176,7 +205,9 @@ def test_whole_batches_on_eight_devices(term):
 
 def test_koleo_groups_are_apart():
     (vectors,) = floats(RNG.normal(size=(8, 5)))
-    changed = vectors.at[4:].set(vectors[:4])  # the second group now repeats the first: no matter to either
+    changed = vectors.at[4:].set(
+        vectors[:4]
+    )  # the second group now repeats the first: no matter to either
     np.testing.assert_array_equal(ssl.koleo(changed, group=4)[:4], ssl.koleo(vectors, group=4)[:4])
     np.testing.assert_array_equal(ssl.koleo(vectors, group=4)[4:], ssl.koleo(vectors[4:], group=4))
     slope = jax.grad(lambda x: ssl.koleo(x, group=4)[:4].sum())(vectors)
@@ -225,7 +256,9 @@ def test_all_of_it_to_ten_digits_in_float64():
             found.append(ours), expected.append(reference)
 
         log_p = log_softmax(student / 0.1)
-        pairs = [-(teacher[:, t] * log_p[:, s]).sum(-1) for s in range(9) for t in range(2) if s != t]
+        pairs = [
+            -(teacher[:, t] * log_p[:, s]).sum(-1) for s in range(9) for t in range(2) if s != t
+        ]
         compare(ssl.dino(jnp.asarray(student), jnp.asarray(teacher[:, :2])), sum(pairs) / 16)
         place, share = buffer.fill(jnp.asarray(masked)[:, None], group=6, size=54)
         taken = [buffer.take(jnp.asarray(array), place) for array in (student, teacher)]
@@ -235,10 +268,14 @@ def test_all_of_it_to_ten_digits_in_float64():
             np.exp(log_softmax((student - center) / 0.04)),
         )
         mean = student.mean((0, 1))
-        compare(ssl.update_center(jnp.asarray(center), jnp.asarray(mean)), 0.9 * center + 0.1 * mean)
+        compare(
+            ssl.update_center(jnp.asarray(center), jnp.asarray(mean)), 0.9 * center + 0.1 * mean
+        )
         flat = 0.3 * student.reshape(-1, 7)
         targets = ssl.sinkhorn(jnp.asarray(flat), temperature=0.1, valid=jnp.asarray(valid))
         compare(targets[valid], reference_sinkhorn(flat[valid], 0.1, 3))
         compare(ssl.koleo(jnp.asarray(flat), group=6), reference_koleo(flat, 6))
         for ours, reference in zip(found, expected):
-            np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-10 * max(1, np.abs(reference).max()))
+            np.testing.assert_allclose(
+                ours, reference, rtol=0, atol=1e-10 * max(1, np.abs(reference).max())
+            )

@@ -67,7 +67,7 @@ class Sampler:
       times: spacing of the steps, "uniform" or "cosine" (denser near noise).
       churn: noise added before each step, in steps. The time is raised from t by churn * (t - s),
         where s is the step's end, and noise is added to match. 0 is deterministic.
-      guidance: what the velocity was guided by. `draw` is given the guided velocity, see `guided`.
+      guidance: of the velocity. `draw` takes a velocity that is guided already, see `guided`.
 
     Raises:
       UserError: an unknown method or spacing, fewer than one step, or negative churn.

@@ -1,11 +1,14 @@
-"""The health of a set of codes: are the values used, do positions differ, do two views of an image agree."""
+"""The health of codes: are the values used, do positions differ, do two views of an image agree?"""
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
 
 
-def health(codes: np.ndarray, *, values: int, pairs: int = 64, seed: int = 0) -> Mapping[str, float]:
+def health(
+    codes: np.ndarray, *, values: int, pairs: int = 64, seed: int = 0
+) -> Mapping[str, float]:
     """Summarizes how a set of codes uses its positions and values.
 
     Args:
@@ -15,11 +18,14 @@ def health(codes: np.ndarray, *, values: int, pairs: int = 64, seed: int = 0) ->
       seed: of that sample.
 
     Returns:
-      `entropy`, `entropy_min`, `entropy_max`: over positions, in nats. `perplexity`: mean of exp(entropy) / V, so 1 is uniform
-      use. `dead`: share of the l * V (position, value) entries that never occur. `mutual_information`: mean over pairs of
-      positions, in nats, of the plug-in estimate; that estimate is above zero for independent positions too, by about
-      (V - 1)^2 / 2n, so `mutual_information_chance` is the same number after one of the two positions was shuffled.
-      `distinct`: share of codes that differ from all earlier ones. `count`: n.
+      `entropy`, `entropy_min`, `entropy_max`: over positions, in nats.
+      `perplexity`: mean of exp(entropy) / V, so 1 is uniform use.
+      `dead`: share of the l * V (position, value) entries that never occur.
+      `mutual_information`: mean over pairs of positions, in nats, of the plug-in estimate. That
+        estimate is above zero for independent positions too, by about (V - 1)^2 / 2n, so
+        `mutual_information_chance` is the same number after one of the two positions was shuffled.
+      `distinct`: share of codes that differ from all earlier ones.
+      `count`: n.
     """
     codes = _checked(codes, values)
     count, length = codes.shape
@@ -37,10 +43,12 @@ def health(codes: np.ndarray, *, values: int, pairs: int = 64, seed: int = 0) ->
     every = np.stack(np.triu_indices(length, k=1), axis=1)
     if len(every):
         some = every[random.permutation(len(every))[:pairs]]
-        result["mutual_information"] = np.mean([mutual_information(codes[:, i], codes[:, j], values=values) for i, j in some])
-        result["mutual_information_chance"] = np.mean(
-            [mutual_information(random.permutation(codes[:, i]), codes[:, j], values=values) for i, j in some]
-        )
+        shared = functools.partial(mutual_information, values=values)
+        columns = codes.T
+        found = [shared(columns[i], columns[j]) for i, j in some]
+        chance = [shared(random.permutation(columns[i]), columns[j]) for i, j in some]
+        result["mutual_information"] = np.mean(found)
+        result["mutual_information_chance"] = np.mean(chance)
     return {name: float(number) for name, number in result.items()} | {"count": count}
 
 
@@ -48,8 +56,11 @@ def usage(codes: np.ndarray, *, values: int) -> Mapping[str, object]:
     """What the report draws of a set of codes, JSON.
 
     Returns:
-      `values`: V; `count`: n; `perplexity`: of each of the l positions, exp(entropy), V if all values are used equally;
-      `by_rank`: share of the codes that have a position's commonest value, its second commonest, ..., mean over positions, [V].
+      `values`: V.
+      `count`: n.
+      `perplexity`: of each of the l positions, exp(entropy), V if all values are used equally.
+      `by_rank`: share of the codes that have a position's commonest value, its second commonest,
+        and so on; mean over positions, [V].
     """
     codes = _checked(codes, values)
     counts = np.stack([np.bincount(column, minlength=values) for column in codes.T])
@@ -62,15 +73,9 @@ def usage(codes: np.ndarray, *, values: int) -> Mapping[str, object]:
     }
 
 
-def position_entropy(codes: np.ndarray, *, values: int) -> np.ndarray:
-    """Returns [l], the entropy of each position of codes [n, l], in nats."""
-    codes = _checked(codes, values)
-    return _entropy(np.stack([np.bincount(column, minlength=values) for column in codes.T]))
-
-
 def mutual_information(a: np.ndarray, b: np.ndarray, *, values: int) -> float:
     """Returns the plug-in mutual information of two positions a, b, int [n], in nats."""
-    # Joint values are numbered by those that occur: at V = 4096 a full table would have 16 million entries.
+    # Only values that occur together are counted: at V = 4096 a full table has 16 million entries.
     joint = np.unique(a.astype(np.int64) * values + b, return_counts=True)[1]
     single = [_entropy(np.bincount(x, minlength=values)) for x in (a, b)]
     return float(max(0.0, single[0] + single[1] - _entropy(joint)))
@@ -84,16 +89,22 @@ def agreement(a: np.ndarray, b: np.ndarray, *, values: int) -> Mapping[str, floa
       values: V.
 
     Returns:
-      `positions`: share of equal positions; `chance_positions`: that of codes that have nothing to do with each other, sum_v p_v^2 with
-      a position's shares p of both codes, mean over positions; `times_chance`: the first over the second, 1 for codes that are
-      constant; `positions_min`: of the position that agrees least; `whole`: share of equal codes; `count`: n.
+      `positions`: share of equal positions.
+      `chance_positions`: that of codes that have nothing to do with each other: sum_v p_v^2, with a
+        position's shares p of both codes, mean over positions.
+      `times_chance`: the first over the second, 1 for codes that are constant.
+      `positions_min`: of the position that agrees least.
+      `whole`: share of equal codes.
+      `count`: n.
     """
     if a.shape != b.shape:
         raise ValueError(f"codes of different shapes, {a.shape} and {b.shape}, cannot be compared")
     a, b = _checked(a, values), _checked(b, values)
     same = a == b
-    shares = np.stack([np.bincount(column, minlength=values) for column in np.concatenate([a, b]).T]) / (2 * len(a))
-    chance = np.square(shares).sum(axis=1).mean()
+    counts = np.stack(
+        [np.bincount(column, minlength=values) for column in np.concatenate([a, b]).T]
+    )
+    chance = np.square(counts / (2 * len(a))).sum(axis=1).mean()
     return {
         "positions": float(same.mean()),
         "chance_positions": float(chance),
@@ -115,5 +126,7 @@ def _checked(codes: np.ndarray, values: int) -> np.ndarray:
     if codes.ndim != 2 or not codes.size:
         raise ValueError(f"codes must be [n, l] and not empty; their shape is {codes.shape}")
     if codes.min() < 0 or codes.max() >= values:
-        raise ValueError(f"codes run from {codes.min()} to {codes.max()}; they must lie in 0..{values - 1}")
+        raise ValueError(
+            f"codes run from {codes.min()} to {codes.max()}; they must lie in 0..{values - 1}"
+        )
     return codes.astype(np.int64)

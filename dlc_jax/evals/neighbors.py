@@ -1,4 +1,4 @@
-"""Nearest neighbors: labels voted for by the training examples that are nearest, in Hamming distance of codes or cosine of features."""
+"""Votes of the nearest training examples, by Hamming distance of codes or cosine of features."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -12,22 +12,13 @@ NEIGHBORS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 
 
-def knn(
-    codes_train: np.ndarray,
-    labels_train: np.ndarray,
-    codes_test: np.ndarray,
-    labels_test: np.ndarray,
-    *,
-    classes: int,
-    neighbors: int = 5,
-) -> float:
-    """Returns the test accuracy of the vote of the `neighbors` codes nearest in Hamming distance."""
-    nearest = nearest_neighbors(codes_train, codes_test, neighbors=neighbors)
-    return float(np.mean(vote(labels_train[nearest], classes=classes) == labels_test))
+def nearest_neighbors(
+    codes_train: np.ndarray, codes_test: np.ndarray, *, neighbors: int
+) -> np.ndarray:
+    """Returns int [n_test, neighbors], the nearest training codes in Hamming distance.
 
-
-def nearest_neighbors(codes_train: np.ndarray, codes_test: np.ndarray, *, neighbors: int) -> np.ndarray:
-    """Returns int [n_test, neighbors], the nearest training codes in Hamming distance, nearest first, ties by lower index."""
+    Nearest first, ties by lower index.
+    """
     count, length = codes_train.shape
     neighbors = min(neighbors, count)
     values = 1 + int(max(codes_train.max(), codes_test.max(initial=0)))  # as int: uint8 would wrap
@@ -35,17 +26,24 @@ def nearest_neighbors(codes_train: np.ndarray, codes_test: np.ndarray, *, neighb
     chunk = max(1, 8_000_000 // count)
     found = []
     for start in range(0, len(codes_test), chunk):
-        # Products of sparse rows look only at pairs that agree somewhere: V times less work than comparing every position.
+        # Products of sparse rows look only at pairs that agree somewhere: V times less work than
+        # comparing every position.
         distance = length - (test[start : start + chunk] @ train.T).toarray().astype(np.int64)
-        # Distances tie often; with the index in the key, the neighbors do not depend on how a partition orders equal ones.
+        # Distances tie often; with the index in the key, the neighbors do not depend on how a
+        # partition orders equal ones.
         key = distance * count + np.arange(count)
-        found.append(np.sort(np.partition(key, neighbors - 1, axis=1)[:, :neighbors], axis=1) % count)
+        nearest = np.partition(key, neighbors - 1, axis=1)[:, :neighbors]
+        found.append(np.sort(nearest, axis=1) % count)
     return np.concatenate(found) if found else np.zeros((0, neighbors), np.int64)
 
 
 def vote(labels: np.ndarray, *, classes: int) -> np.ndarray:
-    """Returns int [n], the most frequent of labels [n, neighbors], nearest first; nearer ones decide between equals."""
-    # Each vote counts 1, less a little for its rank, too little for all ranks together to outweigh a vote.
+    """Returns int [n], the most frequent of labels [n, neighbors], which come nearest first.
+
+    Nearer ones decide between equals.
+    """
+    # Each vote counts 1, less a little for its rank: too little for all ranks together to outweigh
+    # a vote.
     neighbors = labels.shape[1]
     weight = 1 - np.arange(neighbors) / (neighbors * (neighbors + 1))
     votes = np.einsum("nkc,k->nc", np.eye(classes)[labels], weight)
@@ -63,7 +61,9 @@ def feature_knn(
     temperature: float = TEMPERATURE,
     chunk_bytes: int = 2**28,
 ) -> Mapping[int, np.ndarray]:
-    """Votes of the nearest features by cosine, each weighted by exp(cosine / temperature), as DINO reports them (arXiv 2104.14294).
+    """Accuracy of votes of the nearest features by cosine, weighted by exp(cosine / temperature).
+
+    Source: DINO (arXiv 2104.14294).
 
     Args:
       train, unseen: float [n, d].
@@ -84,9 +84,9 @@ def feature_knn(
     for start in range(0, len(unseen), chunk):
         rows = np.minimum(np.arange(start, start + chunk), len(unseen) - 1)
         fresh = np.arange(start, start + chunk) < len(unseen)  # the last chunk is filled up
-        guess = _vote_by_cosine(
-            bank, labels, jnp.asarray(unseen[rows], jnp.float32), counts=counts, classes=tuple(classes), temperature=temperature
-        )
+        asked = jnp.asarray(unseen[rows], jnp.float32)
+        kinds = {"counts": counts, "classes": tuple(classes), "temperature": temperature}
+        guess = _vote_by_cosine(bank, labels, asked, **kinds)
         right += ((np.asarray(guess) == labels_unseen[rows]) & fresh[:, None]).sum(axis=1)
     return dict(zip(counts, right / len(unseen), strict=True))
 
@@ -98,11 +98,14 @@ def _vote_by_cosine(bank, labels, unseen, *, counts, classes, temperature):
     weight = jnp.exp((cosine - cosine[:, :1]) / temperature)
 
     def voted(number, column, kinds):
-        votes = jnp.zeros((len(unseen), kinds))
-        return votes.at[jnp.arange(len(unseen))[:, None], labels[nearest[:, :number], column]].add(weight[:, :number]).argmax(-1)
+        rows, label = jnp.arange(len(unseen))[:, None], labels[nearest[:, :number], column]
+        votes = jnp.zeros((len(unseen), kinds)).at[rows, label].add(weight[:, :number])
+        return votes.argmax(-1)
 
-    columns = list(enumerate(classes))
-    return jnp.stack([jnp.stack([voted(number, column, kinds) for column, kinds in columns], -1) for number in counts])
+    def of_all_factors(number):
+        return [voted(number, column, kinds) for column, kinds in enumerate(classes)]
+
+    return jnp.stack([jnp.stack(of_all_factors(number), -1) for number in counts])
 
 
 def _unit(x):
@@ -114,4 +117,6 @@ def _one_hot(codes: np.ndarray, values: int) -> scipy.sparse.csr_array:
     count, length = codes.shape
     columns = codes.astype(np.int64) + np.arange(length) * values
     rows = np.arange(count + 1, dtype=np.int64) * length
-    return scipy.sparse.csr_array((np.ones(columns.size), columns.ravel(), rows), shape=(count, length * values))
+    return scipy.sparse.csr_array(
+        (np.ones(columns.size), columns.ravel(), rows), shape=(count, length * values)
+    )

@@ -120,26 +120,7 @@ def linear_probe(
             f"a probe needs two examples to train on and one to score; there are {counts}: "
             "raise count, or give more images"
         )
-    if np.issubdtype(train.dtype, np.integer):
-        for codes in (train, unseen):
-            if codes.min() < 0 or codes.max() >= values:
-                raise ValueError(
-                    f"codes run from {codes.min()} to {codes.max()}; "
-                    f"they must lie in 0..{values - 1}"
-                )
-        shape = (train.shape[1], values)
-    else:
-        if not (np.isfinite(train).all() and np.isfinite(unseen).all()):
-            raise UserError(
-                "the probe's features are not finite: the encoder has diverged; "
-                "train it with a lower learning rate"
-            )
-        mean, deviation = train.mean(axis=0, dtype=np.float64).astype(np.float32), train.std(axis=0)
-        width = np.float32(math.sqrt(train.shape[1]))
-        scale = 1 / np.where(deviation > 1e-6, deviation, 1) / width
-        train, unseen = (((x - mean) * scale).astype(np.float32) for x in (train, unseen))
-        shape = (train.shape[1],)
-
+    train, unseen, shape = _prepared(train, unseen, values)
     order = np.random.default_rng(seed).permutation(len(train))
     held, kept = np.split(order, [max(1, int(fit.held * len(train)))])
     together = max(1, int(fit.memory_gb * 1e9 // (12 * math.prod(shape) * sum(classes))))
@@ -154,6 +135,28 @@ def linear_probe(
     accuracy = np.concatenate(scored_on)
     columns = np.arange(len(classes))
     return Found(accuracy[choice, columns], accuracy.max(axis=0), np.asarray(fit.rates)[choice])
+
+
+def _prepared(train, unseen, values):
+    """Codes as they are, features standardized; and the shape of the weights of one answer."""
+    if np.issubdtype(train.dtype, np.integer):
+        for codes in (train, unseen):
+            if codes.min() < 0 or codes.max() >= values:
+                raise ValueError(
+                    f"codes run from {codes.min()} to {codes.max()}; "
+                    f"they must lie in 0..{values - 1}"
+                )
+        return train, unseen, (train.shape[1], values)
+    if not (np.isfinite(train).all() and np.isfinite(unseen).all()):
+        raise UserError(
+            "the probe's features are not finite: the encoder has diverged; "
+            "train it with a lower learning rate"
+        )
+    mean, deviation = train.mean(axis=0, dtype=np.float64).astype(np.float32), train.std(axis=0)
+    width = np.float32(math.sqrt(train.shape[1]))
+    scale = 1 / np.where(deviation > 1e-6, deviation, 1) / width
+    train, unseen = (((x - mean) * scale).astype(np.float32) for x in (train, unseen))
+    return train, unseen, (train.shape[1],)
 
 
 def _trained(

@@ -1,4 +1,7 @@
-"""Files of tensors: safetensors, and PyTorch's own where PyTorch is installed. A pickle that holds more than tensors is never run."""
+"""Files of tensors: safetensors, and PyTorch's own where PyTorch is installed.
+
+A pickle that holds more than tensors is never run.
+"""
 
 import os
 import pickle
@@ -38,7 +41,8 @@ def load(path: str | Path) -> Tensors:
     Of PyTorch's, {"teacher": {name: tensor}} as DINOv2 writes it counts as its teacher.
 
     Raises:
-      UserError: no such file, damaged, of another kind, PyTorch's without PyTorch, or a pickle of more than tensors.
+      UserError: no such file, damaged, of another kind, PyTorch's without PyTorch, or a pickle of
+        more than tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -48,7 +52,10 @@ def load(path: str | Path) -> Tensors:
         raise UserError(f"{path} is neither .safetensors nor one of {', '.join(TORCH)}")
     found = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
     if odd := [name for name in found.shapes if not name.isprintable()]:
-        raise UserError(f"{path} has tensors of unprintable names ({odd[0][:80]!r}, …); these are no weights that are known here")
+        raise UserError(
+            f"{path} has tensors of unprintable names ({odd[0][:80]!r}, …); "
+            "these are not weights that are known here"
+        )
     return found
 
 
@@ -57,12 +64,16 @@ def _safetensors(path: Path) -> Tensors:
         file = safetensors.safe_open(path, framework="numpy")
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged, or no safetensors file ({_first(error)}); fetch it again") from error
+        raise UserError(
+            f"{path} is damaged, or not a safetensors file ({_first(error)}); fetch it again"
+        ) from error
+    # what a type that numpy lacks may raise
+    lacking = (AttributeError, KeyError, TypeError, ValueError, safetensors.SafetensorError)
 
     def read(name):
         try:
             return file.get_tensor(name)
-        except (AttributeError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:  # a type that numpy has not
+        except lacking as error:
             raise _untyped(path, name, error) from error
 
     return Tensors(shapes, read, dict(file.metadata() or {}))
@@ -72,23 +83,31 @@ def _torch(path: Path) -> Tensors:
     try:
         import torch
     except ImportError:
-        raise UserError(f"{path} needs PyTorch to be read: install dlc_jax[torch], or convert it to safetensors") from None
+        raise UserError(
+            f"{path} needs PyTorch to be read: install dlc_jax[torch], or convert it to safetensors"
+        ) from None
+    options = {"map_location": "cpu", "weights_only": True, "mmap": zipfile.is_zipfile(path)}
     try:
         with warnings.catch_warnings(action="ignore"):
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            found = torch.load(path, **options)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is a pickle of more than tensors, which could run anything; convert it to safetensors"
+            f"{path} is a pickle of more than tensors, which could run anything; "
+            "convert it to safetensors"
         ) from error
     except Exception as error:  # whatever a damaged archive brings about
-        raise UserError(f"{path} is damaged, or no file of PyTorch ({_first(error)}); fetch it again") from error
+        raise UserError(
+            f"{path} is damaged, or not a file of PyTorch ({_first(error)}); fetch it again"
+        ) from error
     if isinstance(found, dict) and isinstance(found.get("teacher"), dict):
         found = found["teacher"]
-    if not isinstance(found, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in found.items()
-    ):
-        what = f"; it has {', '.join(map(ascii, list(found)[:5]))}" if isinstance(found, dict) else ""
-        raise UserError(f'{path} is neither a dict of tensors nor {{"teacher": one}}{what}; save the dict of the model alone')
+    items = found.items() if isinstance(found, dict) else [(None, None)]
+    if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in items):
+        names = ", ".join(map(ascii, list(found)[:5])) if isinstance(found, dict) else ""
+        raise UserError(
+            f'{path} is neither a dict of tensors nor {{"teacher": one}}'
+            f"{'; it has ' if names else ''}{names}; save the dict of the model alone"
+        )
 
     def read(name):
         try:
@@ -102,27 +121,33 @@ def _torch(path: Path) -> Tensors:
     return Tensors({name: tuple(tensor.shape) for name, tensor in found.items()}, read, {})
 
 
-def save(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+def save(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
     """Writes safetensors, the whole file or none of it.
 
     Raises:
       UserError: it cannot be written.
     """
-    # Their memory is written as it lies, so that a transposed view would come out wrong without a word.
-    lying = {name: tensor if tensor.flags.c_contiguous else np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    # Memory is written as it lies, so a transposed view would silently come out wrong.
+    contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     partial = path.with_name(f"{path.name}.partial")
     try:
         partial.touch()
         mode = partial.stat().st_mode
-        safetensors_numpy.save_file(lying, partial, dict(metadata) if metadata else None)
+        safetensors_numpy.save_file(contiguous, partial, dict(metadata) if metadata else None)
         partial.chmod(mode)  # it makes a file for its owner alone
         os.replace(partial, path)
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or _first(error)}; make room") from error
+        reason = getattr(error, "strerror", None) or _first(error)
+        raise UserError(f"cannot write {path}: {reason}; make room") from error
 
 
 def _untyped(path: Path, name: str, error: Exception) -> UserError:
-    return UserError(f"{path}: {name} is of a type that is not read here ({_first(error)}); convert it to float32")
+    return UserError(
+        f"{path}: {name} is of a type that is not read here ({_first(error)}); "
+        "convert it to float32"
+    )
 
 
 def _first(error: Exception) -> str:

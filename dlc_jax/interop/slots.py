@@ -1,7 +1,9 @@
-"""Tensors of a file and their places in our parameters: a table {name in the file: Slot} is read in both directions.
+"""Tensors of a file and their places in our parameters.
 
-Parameters are flat here, {path: array}, as in "vit/blocks/attention/qkv/kernel". A torch linear weight is (out, in) and ours (in, *out), a
-torch convolution (out, in, rows, columns) and ours (rows, columns, in, out), perhaps flattened; blocks are stacked along our axis 0.
+A table {name in the file: Slot} is read in both directions. Parameters are flat here, {path:
+array}, as in "vit/blocks/attention/qkv/kernel". A torch linear weight is (out, in) and ours (in,
+*out), a torch convolution (out, in, rows, columns) and ours (rows, columns, in, out), perhaps
+flattened; blocks are stacked along our axis 0.
 """
 
 import dataclasses
@@ -38,8 +40,11 @@ class Slot:
     def put(self, tensor: np.ndarray, array: np.ndarray) -> None:
         """Writes the file's tensor into our array."""
         part = array[self.index]
-        turned = {"same": lambda: tensor, "linear": lambda: tensor.T, "conv": lambda: tensor.transpose(2, 3, 1, 0)}[self.form]()
-        part[...] = turned.reshape(part.shape)
+        if self.form == "linear":
+            tensor = tensor.T
+        elif self.form == "conv":
+            tensor = tensor.transpose(2, 3, 1, 0)
+        part[...] = tensor.reshape(part.shape)
 
     def get(self, array: np.ndarray) -> np.ndarray:
         """The file's tensor out of our array."""
@@ -61,7 +66,8 @@ def flat(tree: "Tree") -> dict[str, Any]:
     """{path: array} of nested parameters."""
     import jax  # names and shapes of a file are looked at without it
 
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def nested(params: Mapping[str, Any]) -> dict:
@@ -76,9 +82,17 @@ def nested(params: Mapping[str, Any]) -> dict:
     return tree
 
 
-def slot(shapes: Mapping[str, tuple[int, ...]], path: str, *index, form: str = "same", shape: tuple[int, ...] = ()) -> Slot:
+def slot(
+    shapes: Mapping[str, tuple[int, ...]],
+    path: str,
+    *index,
+    form: str = "same",
+    shape: tuple[int, ...] = (),
+) -> Slot:
     """A Slot in the array of `path`; its shape in the file, if not given, follows from the form."""
-    part = np.broadcast_to(np.float32(0), shapes[path])[index].shape  # a view of one number: no memory
+    part = np.broadcast_to(np.float32(0), shapes[path])[
+        index
+    ].shape  # a view of one number: no memory
     if not shape and form == "linear":
         shape = (math.prod(part[1:]), part[0])
     elif not shape and form == "conv":
@@ -105,5 +119,6 @@ def check(found: Mapping[str, tuple[int, ...]], table: Mapping[str, Slot], where
     if wrong:
         more = f"; and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
         raise UserError(
-            f"{where} does not hold this model ({'; '.join(wrong[:LISTED])}{more}); give all of its tensors and no others"
+            f"{where} does not hold this model ({'; '.join(wrong[:LISTED])}{more}); "
+            "give all of its tensors and no others"
         )

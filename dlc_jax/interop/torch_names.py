@@ -1,6 +1,7 @@
-"""Names of an encoder's tensors: DINOv2's own, with those of the simplicial and the DINO heads, and transformers'.
+"""Names of an encoder's tensors in the files of DINOv2 and of transformers.
 
-Both give {name: Slot} for the parameters that are there: without registers, LayerScale or heads the table has no such rows.
+DINOv2's table has the simplicial and the DINO heads too. Both give {name: Slot} for the parameters
+that are there: without registers, LayerScale or heads the table has no such rows.
 """
 
 import math
@@ -9,16 +10,18 @@ from collections.abc import Callable, Iterable, Mapping
 
 from dlc_jax.interop.slots import Slot, slot
 
-PREFIXES = ("_orig_mod.", "module.", "backbone.")  # what compilers, parallel wrappers and DINOv2's teacher put before the names
+# what compilers, parallel wrappers and DINOv2's teacher put before the names
+PREFIXES = ("_orig_mod.", "module.", "backbone.")
 UNUSED = ("sem_cls_norm.weight", "sem_cls_norm.bias")  # in the published files, and read by nothing
-HEADS = {"dino_head": "head", "ibot_head": "patch_head"}  # the second where patches have a head of their own
+# the second where patches have a head of their own
+HEADS = {"dino_head": "head", "ibot_head": "patch_head"}
 CHANNELS = 3
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def clean(name: str) -> str:
-    """A name without prefixes, and with blocks counted through: blocks.CHUNK.NUMBER.… is blocks.NUMBER.…"""
+    """A name without prefixes, and with blocks counted through: blocks.CHUNK.N.… is blocks.N.…"""
     while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), ""):
         name = name.removeprefix(prefix)
     return re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", name)
@@ -53,17 +56,19 @@ def official(shapes: Shapes) -> dict[str, Slot]:
         for layer in range(3):
             table.linear(f"{name}.mlp.{2 * layer}", f"{path}/fc{layer + 1}")
         if f"{path}/gain" in shapes:
-            table.same(f"{name}.last_layer.weight_g", f"{path}/gain", shape=(*shapes[f"{path}/gain"], 1))
+            shape = (*shapes[f"{path}/gain"], 1)
+            table.same(f"{name}.last_layer.weight_g", f"{path}/gain", shape=shape)
         table.matrix(f"{name}.last_layer.weight_v", f"{path}/direction")
     return table.rows
 
 
 def transformers(shapes: Shapes) -> dict[str, Slot]:
-    """The names of Dinov2Model and Dinov2WithRegistersModel in their files; the vision transformer alone."""
+    """The names of Dinov2Model and Dinov2WithRegistersModel; the vision transformer alone."""
     table = _Table({path: shape for path, shape in shapes.items() if path.startswith("vit/")})
     width = shapes["vit/cls_token"][-1]
     table.same("embeddings.cls_token", "vit/cls_token")
-    table.same("embeddings.position_embeddings", "vit/pos_embed", shape=(1, *shapes["vit/pos_embed"]))
+    positions = (1, *shapes["vit/pos_embed"])
+    table.same("embeddings.position_embeddings", "vit/pos_embed", shape=positions)
     table.same("embeddings.register_tokens", "vit/register_tokens")
     table.same("embeddings.mask_token", "vit/mask_token", shape=(1, width))
     table.patches("embeddings.patch_embeddings.projection")
@@ -72,9 +77,9 @@ def transformers(shapes: Shapes) -> dict[str, Slot]:
         table.norm(f"{block}.norm1", "vit/blocks/norm1", number)
         table.norm(f"{block}.norm2", "vit/blocks/norm2", number)
         for part, name in enumerate(("query", "key", "value")):
-            qkv = "vit/blocks/attention/qkv"
-            table.matrix(f"{block}.attention.attention.{name}.weight", f"{qkv}/kernel", number, slice(None), part)
-            table.same(f"{block}.attention.attention.{name}.bias", f"{qkv}/bias", number, part, shape=(width,))
+            there, qkv = f"{block}.attention.attention.{name}", "vit/blocks/attention/qkv"
+            table.matrix(f"{there}.weight", f"{qkv}/kernel", number, slice(None), part)
+            table.same(f"{there}.bias", f"{qkv}/bias", number, part, shape=(width,))
         table.linear(f"{block}.attention.output.dense", "vit/blocks/attention/out", number)
         table.same(f"{block}.layer_scale1.lambda1", "vit/blocks/gamma1", number)
         table.same(f"{block}.layer_scale2.lambda1", "vit/blocks/gamma2", number)
@@ -120,5 +125,6 @@ class _Table:
     def patches(self, name: str) -> None:
         pixels, width = self.shapes["vit/patch_embed/kernel"]
         side = math.isqrt(pixels // CHANNELS)
-        self._add(f"{name}.weight", "vit/patch_embed/kernel", form="conv", shape=(width, CHANNELS, side, side))
+        shape = (width, CHANNELS, side, side)
+        self._add(f"{name}.weight", "vit/patch_embed/kernel", form="conv", shape=shape)
         self.same(f"{name}.bias", "vit/patch_embed/bias")

@@ -1,4 +1,4 @@
-"""Names of the autoencoder's tensors as diffusers' AutoencoderKL has them, and its settings from their shapes."""
+"""Names of the autoencoder's tensors in diffusers' AutoencoderKL, and its settings from shapes."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,8 @@ _FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out
 
 def clean(name: str) -> str:
     """A name as present files have it."""
-    return re.sub(r"(attentions\.0\.)(query|key|value|proj_attn)\.", lambda found: f"{found[1]}{_FORMER[found[2]]}.", name)
+    former = r"(attentions\.0\.)(query|key|value|proj_attn)\."
+    return re.sub(former, lambda found: f"{found[1]}{_FORMER[found[2]]}.", name)
 
 
 def section(found: Mapping[str, tuple[int, ...]], where: str) -> dict:
@@ -25,9 +26,16 @@ def section(found: Mapping[str, tuple[int, ...]], where: str) -> dict:
     while shape := found.get(f"encoder.down_blocks.{len(channels)}.resnets.0.conv1.weight"):
         channels.append(shape[0])
     if not channels or "post_quant_conv.weight" not in found:
-        raise UserError(f"{where} holds no autoencoder of latent diffusion (encoder.down_blocks.…, post_quant_conv.weight)")
-    residuals = sum(bool(re.fullmatch(r"encoder\.down_blocks\.0\.resnets\.\d+\.conv1\.weight", name)) for name in found)
-    return {"channels": tuple(channels), "residuals": residuals, "latent": found["post_quant_conv.weight"][0]}
+        raise UserError(
+            f"{where} holds no autoencoder of latent diffusion "
+            "(encoder.down_blocks.…, post_quant_conv.weight)"
+        )
+    residual = re.compile(r"encoder\.down_blocks\.0\.resnets\.\d+\.conv1\.weight")
+    return {
+        "channels": tuple(channels),
+        "residuals": sum(bool(residual.fullmatch(name)) for name in found),
+        "latent": found["post_quant_conv.weight"][0],
+    }
 
 
 def table(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Slot]:
@@ -55,13 +63,14 @@ def table(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Slot]:
         attention = f"{name}.attentions.0"
         norm(f"{attention}.group_norm", f"{path}/norm")
         for part, letter in enumerate("qkv"):
-            rows[f"{attention}.to_{letter}.weight"] = slot(
-                shapes, f"{path}/attention/qkv/kernel", slice(None), part, form="linear"
-            )
-            shape = shapes[f"{path}/attention/qkv/bias"][-1:]
-            rows[f"{attention}.to_{letter}.bias"] = slot(shapes, f"{path}/attention/qkv/bias", part, shape=shape)
-        rows[f"{attention}.to_out.0.weight"] = slot(shapes, f"{path}/attention/out/kernel", form="linear")
-        rows[f"{attention}.to_out.0.bias"] = slot(shapes, f"{path}/attention/out/bias")
+            qkv, there = f"{path}/attention/qkv", f"{attention}.to_{letter}"
+            kernel = slot(shapes, f"{qkv}/kernel", slice(None), part, form="linear")
+            rows[f"{there}.weight"] = kernel
+            shape = shapes[f"{qkv}/bias"][-1:]
+            rows[f"{there}.bias"] = slot(shapes, f"{qkv}/bias", part, shape=shape)
+        out, there = f"{path}/attention/out", f"{attention}.to_out.0"
+        rows[f"{there}.weight"] = slot(shapes, f"{out}/kernel", form="linear")
+        rows[f"{there}.bias"] = slot(shapes, f"{out}/bias")
 
     for side, ours, way, sampler in (
         ("encoder.down_blocks", "down", "smaller", "downsamplers"),

@@ -33,7 +33,9 @@ class Weights:
         self.names: dict[str, str] = {}
         for name in self._file.shapes:
             if (other := self.names.setdefault(clean(name), name)) != name:
-                raise UserError(f"{path} holds two models: {other} and {name} are the same tensor's names")
+                raise UserError(
+                    f"{path} holds two models: {other} and {name} are the same tensor's names"
+                )
         self.shapes = {name: self._file.shapes[given] for name, given in self.names.items()}
         self.dtypes: dict[str, str] = {}
         self.metadata = self._file.metadata
@@ -50,7 +52,11 @@ class Weights:
         return int(text) if text.isdecimal() and int(text) else None
 
     def params(
-        self, table: Mapping[str, Slot], shapes: Mapping[str, tuple[int, ...]], *, unused: Collection[str] = ()
+        self,
+        table: Mapping[str, Slot],
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        unused: Collection[str] = (),
     ) -> dict[str, np.ndarray]:
         """Our parameters {path: float32 array} of these shapes.
 
@@ -58,33 +64,42 @@ class Weights:
           unused: clean names that may be there beside the table's.
 
         Raises:
-          UserError: tensors are missing, have no place, are of another shape, of a type that float32 does not hold, or not finite; the table has no
-            name for some parameter.
+          UserError: tensors are missing, have no place, are of another shape, of a type that
+            float32 does not hold, or not finite; the table has no name for some parameter.
         """
-        slots.check({name: shape for name, shape in self.shapes.items() if name not in unused}, table, self.where)
+        given = {name: shape for name, shape in self.shapes.items() if name not in unused}
+        slots.check(given, table, self.where)
         if unnamed := sorted(shapes.keys() - {slot.path for slot in table.values()}):
-            raise UserError(f"{self.where} has no names for {', '.join(unnamed[: slots.LISTED])}; no file of this kind has these")
+            raise UserError(
+                f"{self.where} has no names for {', '.join(unnamed[: slots.LISTED])}; "
+                "no file of this kind has these"
+            )
         params = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
         for name, slot in table.items():
             tensor = self.read(name)
             if tensor.dtype.name not in DTYPES:
                 raise UserError(
-                    f"{self.where}: {self.names[name]} is {tensor.dtype.name}; convert it to one of {', '.join(DTYPES)}"
+                    f"{self.where}: {self.names[name]} is {tensor.dtype.name}; "
+                    f"convert it to one of {', '.join(DTYPES)}"
                 )
             if not np.isfinite(tensor).all():
                 raise UserError(
-                    f"{self.where}: {self.names[name]} is not finite everywhere; the file is damaged, or its training diverged"
+                    f"{self.where}: {self.names[name]} is not finite everywhere; "
+                    "the file is damaged, or its training diverged"
                 )
             slot.put(tensor, params[slot.path])
         return params
 
 
-def tensors(params: Mapping[str, np.ndarray], table: Mapping[str, Slot], where: str) -> dict[str, np.ndarray]:
+def tensors(
+    params: Mapping[str, np.ndarray], table: Mapping[str, Slot], where: str
+) -> dict[str, np.ndarray]:
     """The file's tensors of our parameters {path: array}, as views where that can be.
 
     Raises:
       UserError: the table has no name for some parameter.
     """
     if unnamed := sorted(params.keys() - {slot.path for slot in table.values()}):
-        raise UserError(f"{where} has what this format has no name for: {', '.join(unnamed[: slots.LISTED])}")
+        names = ", ".join(unnamed[: slots.LISTED])
+        raise UserError(f"{where} has what this format has no name for: {names}")
     return {name: slot.get(params[slot.path]) for name, slot in table.items()}

@@ -1,1 +1,1 @@
-"""Computations that have more than one implementation; the plain XLA one is always there."""
+"""Computations that may have several implementations; the plain XLA one is always there."""

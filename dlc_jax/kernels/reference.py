@@ -1,4 +1,4 @@
-"""Attention in plain XLA: runs everywhere, and is what every other implementation is compared with."""
+"""Attention in plain XLA, which runs everywhere; others are compared with it."""
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,12 @@ QK_EPS = 1e-6  # of the query and key normalization, in every implementation
 
 def rms_normalize(x: Float[Array, "*n k"], scale: Float[Array, "k"]) -> Float[Array, "*n k"]:
     """x / rms(x) * scale over the last dimension, computed and returned in float32."""
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + QK_EPS) * scale.astype(jnp.float32)
+    x, scale = x.astype(jnp.float32), scale.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + QK_EPS) * scale
 
 
 def rotate(x: Float[Array, "*n k"], cos: Array, sin: Array) -> Float[Array, "*n k"]:
-    """Turns each pair (x[i], x[i + k/2]) by its angle (RoFormer, arXiv 2104.09864, in the half-split layout); float32."""
+    """Turns each pair (x[i], x[i + k/2]) by its angle (RoFormer, arXiv 2104.09864); float32."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
@@ -28,14 +28,16 @@ def attention(
     qk_scale: tuple[Float[Array, "k"], Float[Array, "k"]] | None = None,
 ) -> Float[Array, "b n h k"]:
     """See `dlc_jax.kernels.attention.attention`."""
-    # [3, b, h, n, k]: both products are then batched matrix products, which CPUs run up to twice as fast as the unmoved layout
+    # [3, b, h, n, k]: both products are then batched matrix products, which CPUs run up to twice as
+    # fast as the unmoved layout
     q, k, v = jnp.transpose(qkv, (2, 0, 3, 1, 4))
     if qk_scale is not None:
         q, k = rms_normalize(q, qk_scale[0]), rms_normalize(k, qk_scale[1])
     if rotary is not None:
         q, k = rotate(q, *rotary), rotate(k, *rotary)
     q, k = q.astype(v.dtype), k.astype(v.dtype)
-    logits = jnp.einsum("bhnk,bhmk->bhnm", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    logits = jnp.einsum("bhnk,bhmk->bhnm", q, k, preferred_element_type=jnp.float32)
+    logits = logits * q.shape[-1] ** -0.5
     if mask is not None:
         logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)

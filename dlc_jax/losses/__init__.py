@@ -1,1 +1,1 @@
-"""What is minimized. Values per example where the loss is one, so that the caller takes the mean; always in float32."""
+"""What is minimized, in float32: values per example where the loss is a mean over examples."""

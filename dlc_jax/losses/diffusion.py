@@ -20,11 +20,14 @@ def flow_loss(
     """Mean squared error on the velocity, per example.
 
     Args:
-      prediction: of the network at x_t; of the velocity noise - x0 (`kind` "v") or of the data x0 ("x").
-      floor: the data's error becomes the velocity's when divided by t^2; t is held above `floor` there, or the least noisy
-        examples would be all that counts. Kind "v" has no such weight.
+      prediction: of the network at x_t: the velocity noise - x0 (`kind` "v") or the data x0 ("x").
+      floor: the data's error becomes the velocity's when divided by t^2; t is held above `floor`
+        there, or the least noisy examples would be all that counts. Kind "v" has no such weight.
 
-    Raises: UserError for another kind. Source: x-prediction with a loss on the velocity, arXiv 2511.13720.
+    Raises:
+      UserError: another kind.
+
+    Source: x-prediction with a loss on the velocity (arXiv 2511.13720).
     """
     prediction, x0, noise = (value.astype(jnp.float32) for value in (prediction, x0, noise))
     if kind == "v":

@@ -1,4 +1,4 @@
-"""The masked patches of a batch in a buffer of fixed size, so that heads and targets are computed for them alone."""
+"""The masked patches of a batch in a buffer of fixed size: heads and targets see them alone."""
 
 import jax
 import jax.numpy as jnp
@@ -6,15 +6,18 @@ import jax.numpy as jnp
 from dlc_jax.typing import Array, Bool, Float, Int
 
 
-def fill(masked: Bool[Array, "b g n"], *, group: int, size: int) -> tuple[Int[Array, "m k"], Float[Array, "m k"]]:
-    """Where the masked patches of each group of examples are, and what share of its image's loss each has.
+def fill(
+    masked: Bool[Array, "b g n"], *, group: int, size: int
+) -> tuple[Int[Array, "m k"], Float[Array, "m k"]]:
+    """Where each group's masked patches are, and the share of its image's loss that each has.
 
-    One buffer for every `group` examples in a row: a device that holds whole groups asks no other. Patches beyond `size` are left out;
-    `data.masks.buffer` is the size with which none is.
+    One buffer for every `group` examples in a row: a device that holds whole groups asks no other.
+    Patches beyond `size` are left out; `data.masks.buffer` is the size with which none is.
 
     Returns:
-      place, int32: rising positions among the group's `group * g * n` patches, 0 where the buffer is not filled.
-      share: 1 / (masked patches of the same image), and 0 where the buffer is not filled.
+      place: int32, rising positions among the group's `group * g * n` patches. 0 where the buffer
+        is not filled.
+      share: 1 / (masked patches of the same image). 0 where the buffer is not filled.
     """
     b, g, n = masked.shape
     images = masked.reshape(b // group, group * g, n)
@@ -28,6 +31,9 @@ def fill(masked: Bool[Array, "b g n"], *, group: int, size: int) -> tuple[Int[Ar
 
 
 def take(patches: Float[Array, "r n d"], place: Int[Array, "m k"]) -> Float[Array, "m k d"]:
-    """The patches of a group at its places; r images lie group by group, those of an example side by side."""
+    """The patches of each group at its places.
+
+    r images lie group by group, those of an example side by side.
+    """
     groups, d = len(place), patches.shape[-1]
     return jax.vmap(lambda patches, place: patches[place])(patches.reshape(groups, -1, d), place)

@@ -1,1 +1,4 @@
-"""Networks. Flax lives here and nowhere else: outside, a model is `init`, `apply` and a nested dict of parameters."""
+"""Networks.
+
+Flax lives here alone: outside, a model is `init`, `apply` and a nested dict of parameters.
+"""

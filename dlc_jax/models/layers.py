@@ -24,8 +24,7 @@ from dlc_jax.typing import Array, Bool, Float, Tree
 XAVIER = nn.initializers.xavier_uniform()
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what torch's layers start from by default
 FAN_IN = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-# the reference's "truncated normal" cuts at an absolute +-2, a hundred deviations out: a plain
-# normal
+# a plain normal: the reference's "truncated normal" cuts at +-2, a hundred deviations out
 NORMAL = nn.initializers.normal(0.02)
 ZEROS = nn.initializers.zeros
 ONES = nn.initializers.ones
@@ -53,7 +52,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n d"], *, dtype=None) -> Array:
-        """Factors have the kernel's dtype; sums, bias and result have `dtype`, or the same."""
+        """Factors have the kernel's dtype; sums, bias and result `dtype`, by default the same."""
         features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
         flat = (x.shape[-1], math.prod(features))
         shape = (x.shape[-1], *features)
