@@ -39,18 +39,19 @@ from dlc_jax.networks import Networks
 Images = np.ndarray | Sequence[np.ndarray]
 
 
-def load(workdir: str | Path, *, batch: int = 128) -> "Pipeline":
+def load(workdir: str | Path, *, batch: int = 128, config=None) -> "Pipeline":
     """The pipeline of a run, which samples as the `samples` section of its recipe does.
 
     A network is loaded when first used.
 
     Args:
       batch: examples per call of a network, rounded up to what the devices here divide.
+      config: expanded; None is that of the run.
 
     Raises:
       UserError: `workdir` holds no run, or its config.json is damaged.
     """
-    config = recipe.of_run(workdir)
+    config = recipe.of_run(workdir) if config is None else config
     mesh = parallel.make_mesh()
     batch = -(-max(1, batch) // parallel.shares(mesh)) * parallel.shares(mesh)
     networks = Networks(config, workdir, mesh, batch=batch)

@@ -111,7 +111,8 @@ class Checkpoints:
             except Exception as error:
                 seal.refuse(self._directory, refused, step, _unreadable(error))
                 continue
-            self._check(path, former(saved_identity), arrays.plain(identity), saved, targets)
+            before, now = (arrays.plain(each) for each in (former(saved_identity), identity))
+            self._check(path, before, now, saved, targets)
             try:
                 named = arrays.read(path / "state", targets)
             except (MemoryError, jax.errors.JaxRuntimeError):  # of the device, not of the files

@@ -21,13 +21,14 @@ from dlc_jax.errors import UserError
 # verb -> (what it does, whether it takes a recipe: --config=FILE --config.NAME=VALUE)
 VERBS = {
     "plan": ("compile a step of a recipe for a machine that is not here: does it fit, what does it cost?", True),
+    "config": ("a recipe's own lines, or with --all every field of it", True),
     "train": ("run the steps of a recipe, each resumed or skipped", True),
     "info": ("what a workdir holds: how far each step is, sizes, metrics, versions", False),
     "codes": ("the codes of a run: what there is, and whether every byte is as it was written", False),
     "probe": ("what the codes and features of a run say of its images, beside their health", False),
-    "sample": ("draw new images from a run", False),
+    "sample": ("draw new images from a run", True),
     "encode": ("write down the codes of images", False),
-    "compose": ("draw images that have something of each of several images", False),
+    "compose": ("draw images that have something of each of several images", True),
     "import": ("weights of other programs: DINOv2, an encoder with a simplicial head, an autoencoder", True),
     "export": ("an encoder for other programs, by the published names or transformers'", False),
     "data": ("look at a place of images, or convert it to ArrayRecord shards", False),

@@ -38,10 +38,10 @@ def run(arguments, rest) -> None:
         raise UserError(f"dlc compose: --out={out} is no .png file")
     if len(arguments.images) < 2:
         raise UserError("dlc compose: give two images at least")
-    networks.check(arguments)
+    networks.check(arguments, rest)
     images = [inputs.read(Path(path)) for path in arguments.images]
     networks.prepare(out, out.parent)
-    loaded = networks.load(arguments, max(count, len(arguments.images)))
+    loaded = networks.load(arguments, max(count, len(arguments.images)), rest)
     networks.say_resized(networks.resized(images, loaded.size), len(images), loaded.size)
     if arguments.temperature:
         parents = loaded.simplices(images, temperature=arguments.temperature)
@@ -49,12 +49,12 @@ def run(arguments, rest) -> None:
         parents = loaded.encode(images)
     mixing = {"weights": arguments.weights, "keep": arguments.keep, "seed": arguments.seed}
     loaded.compose(parents[:, None], **mixing)  # what is wrong with the arguments is said before anything is decoded
-    how = networks.sampling(arguments, loaded)
+    networks.say_sampler(loaded, arguments.seed)
     children = []
     for start, stop in networks.parts(count, loaded.batch, "compose"):
         repeated = [np.broadcast_to(parent, (stop - start, *parent.shape)) for parent in parents]
         codes = loaded.compose(repeated, first=start, **mixing)
-        children.append(loaded.decode(codes, seed=arguments.seed + 1, first=start, **how))
+        children.append(loaded.decode(codes, seed=arguments.seed + 1, first=start))
     with networks.writing(out):
         pictures.save_png(out, picture(images, np.concatenate(children)))
     print(f"wrote {out}: {count} compositions of {len(images)} images")

@@ -1,7 +1,8 @@
-"""What the verbs that use trained networks share: the workdir, how images are sampled, where results go, and how long it still takes."""
+"""What the verbs that use trained networks share: the workdir, samplers, and where results go."""
 
 import argparse
 import contextlib
+import dataclasses
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,53 +10,79 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dlc_jax import workdir as home
+from dlc_jax import recipe
 from dlc_jax.data.progress import Progress
 from dlc_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from dlc_jax import pipeline
+    from dlc_jax.pipeline import Pipeline
 
-SAMPLERS = ("euler", "heun")  # diffusion.sample.METHODS, which needs jax
+SAMPLERS = ("sampler", "code_sampler")  # fields of a `samples` section
 
 
 def add_workdir(parser) -> None:
     parser.add_argument("-w", "--workdir", required=True, metavar="W", help="folder of a run")
-    parser.add_argument("--batch", type=whole, default=64, metavar="N", help="most images in memory of the device at once; 64")
+    parser.add_argument(
+        "--batch", type=whole, default=64, metavar="N", help="most images in device memory; 64"
+    )
 
 
 def add_sampling(parser) -> None:
-    own = "as in the run's recipe if not given"
-    parser.add_argument("--steps", type=whole, metavar="N", help=f"steps of the sampler; {own}")
-    parser.add_argument("--sampler", choices=SAMPLERS, help=f"of the generator; {own}")
-    parser.add_argument("--guidance", type=float, metavar="G", help=f"1 is none, above 1 leans to the codes; {own}")
-    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="another seed draws other images; 0")
+    parser.add_argument(
+        "--sampler.NAME",
+        dest="sampler",
+        metavar="VALUE",
+        help="how images are drawn: --sampler.steps=12 --sampler.method=euler "
+        "--sampler.guidance.scale=2, as in the samples section of a recipe; what is not given is as "
+        "in the run's recipe (dlc config FILE --all shows all)",
+    )
+    parser.add_argument(
+        "--seed", type=seed, default=0, metavar="S", help="another seed draws other images; 0"
+    )
 
 
-def check(arguments) -> None:
-    """Refuses what is no run, before seconds are spent on `load`."""
-    home.read_config(arguments.workdir)
+def check(arguments, rest: Sequence[str] = ()) -> None:
+    """Refuses what is not a run, or fields that no sampler has, before seconds go to `load`."""
+    changed(recipe.of_run(arguments.workdir), rest)
 
 
-def load(arguments, count: int) -> "pipeline.Pipeline":
+def changed(config, rest: Sequence[str]):
+    """The config of a run with --sampler.NAME=VALUE put into its `samples` section.
+
+    Raises:
+      UserError: an unknown field, or a value of another type.
+    """
+    flags = {}
+    for argument in rest:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or name.partition(".")[0] not in SAMPLERS or not equals:
+            raise UserError(
+                f"unexpected argument {argument!r}; samplers are set as --sampler.NAME=VALUE"
+            )
+        flags[f"samples.{name}"] = recipe.Text(value)
+    return recipe.changed(config, flags) if flags else config
+
+
+def load(arguments, count: int, rest: Sequence[str] = ()) -> "Pipeline":
     """The pipeline for `count` images: a batch is no larger than that."""
     from absl import logging
 
     from dlc_jax import pipeline
 
     logging.set_verbosity(logging.ERROR)
-    return pipeline.load(arguments.workdir, batch=min(count, arguments.batch))
+    config = changed(recipe.of_run(arguments.workdir), rest)
+    return pipeline.load(arguments.workdir, batch=min(count, arguments.batch), config=config)
 
 
-def sampling(arguments, networks: "pipeline.Pipeline") -> dict:
-    """What `Pipeline.decode` takes, said on stdout."""
-    chosen = {
-        "steps": networks.steps if arguments.steps is None else arguments.steps,
-        "guidance": networks.guidance if arguments.guidance is None else arguments.guidance,
-        "method": arguments.sampler or networks.method,
-    }
-    print(f"{chosen['steps']} steps of {chosen['method']}, guidance {chosen['guidance']:g}, seed {arguments.seed}", flush=True)
-    return chosen
+def say_sampler(pipeline: "Pipeline", seed: int) -> None:
+    """Tells how images are drawn."""
+    sampler = pipeline.sampler
+    guidance = dataclasses.asdict(sampler.guidance)
+    usual = {"interval": (0.0, 1.0), "channels": None, "base": ""}
+    more = [f"{key} {value}" for key, value in guidance.items() if usual.get(key, value) != value]
+    more += [f"churn {sampler.churn:g}"] if sampler.churn else []
+    how = ", ".join([f"guidance {sampler.guidance.scale:g}", *more, f"seed {seed}"])
+    print(f"{sampler.steps} steps of {sampler.method}, {how}", flush=True)
 
 
 def resized(images: Sequence[np.ndarray], size: int) -> int:
@@ -65,7 +92,8 @@ def resized(images: Sequence[np.ndarray], size: int) -> int:
 
 def say_resized(count: int, total: int, size: int) -> None:
     if count:
-        print(f"{count} of {total} images resized to {size} x {size} pixels, their centers cropped", flush=True)
+        how = f"resized to {size} x {size} pixels, their centers cropped"
+        print(f"{count} of {total} images {how}", flush=True)
 
 
 def parts(total: int, size: int, what: str) -> Iterator[tuple[int, int]]:
@@ -77,7 +105,7 @@ def parts(total: int, size: int, what: str) -> Iterator[tuple[int, int]]:
 
 
 def prepare(path: Path, folder: Path) -> Path:
-    """Sees to it that `path` can be written in `folder`, which is made, before the long work rather than after it."""
+    """Makes sure that `path` can be written in `folder`, which is made, before the long work."""
     if path != folder and path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; give a file as --out")
     with writing(path):
@@ -91,16 +119,18 @@ def writing(path: Path):
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; make room or give another --out") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; make room or give another --out"
+        ) from error
 
 
 def whole(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
 def seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**31 - 1:  # seed + 1 is used too
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to {2**31 - 2}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**31 - 2}")
     return int(text)

@@ -1,4 +1,4 @@
-"""dlc sample -w W [-n 64] [--out grid.png|DIR]: new images of a run, as one picture or as a folder of them."""
+"""dlc sample -w W [-n 64] [--out grid.png|DIR]: new images of a run, one picture or a folder."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ from dlc_jax.cli import networks
 from dlc_jax.errors import UserError
 from dlc_jax.evals import pictures
 
-EXAMPLE = "dlc sample -w runs/quickstart -n 64 --steps 12 --guidance 1.5 --seed 0 --out grid.png"
+EXAMPLE = "dlc sample -w runs/quickstart -n 64 --sampler.steps=12 --seed 0 --out grid.png"
 MOST = 1024  # images of a grid
 
 
@@ -27,13 +27,13 @@ def run(arguments, rest) -> None:
         raise UserError(f"dlc sample: --out={out} is neither a .png nor a folder")
     if grid and count > MOST:
         raise UserError(f"dlc sample: a grid of {count} images cannot be looked at; give --out=FOLDER, or at most -n {MOST}")
-    networks.check(arguments)
+    networks.check(arguments, rest)
     networks.prepare(out, out.parent if grid else out)
-    loaded = networks.load(arguments, count)
-    how = networks.sampling(arguments, loaded)
+    loaded = networks.load(arguments, count, rest)
+    networks.say_sampler(loaded, arguments.seed)
     shown = []
     for start, stop in networks.parts(count, loaded.batch, "sample"):
-        images = loaded.sample(stop - start, first=start, seed=arguments.seed, **how)
+        images = loaded.sample(stop - start, first=start, seed=arguments.seed)
         if grid:
             shown.append(images)
             continue

@@ -52,7 +52,8 @@ def bound(
     Source: MDLM.
     """
     # Nothing is hidden at t=0; the floor keeps that zero from meeting an infinite weight.
-    return cross_entropy(logits, codes, hidden) / jnp.maximum(t, EDGE)
+    weight = 1 / jnp.maximum(t, EDGE)
+    return weight * cross_entropy(logits, codes, hidden)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,13 @@ class Encoder(nn.Module):
           backbone's tokens, not normalized: cls [b d], registers [b r d], patches [b n d].
         """
         tokens = self.body(images, masked=masked, kept=kept)
-        codes = self.simplicial(_summary(tokens), keys=keys, temperature=temperature, read=read)
+        codes = self.simplicial(
+            _summary(tokens),
+            width=self.backbone.width,
+            keys=keys,
+            temperature=temperature,
+            read=read,
+        )
         vector = self.normalize(codes.pop("vector"))
         if self.is_initializing():
             self.score(tokens["patches"])  # makes the parameters of a separate head
@@ -116,5 +122,6 @@ class Encoder(nn.Module):
 
 
 def _summary(tokens):
-    """Class token and registers side by side, [b, 1 + r, d]."""
-    return jnp.concatenate([tokens["cls"][:, None], tokens["registers"]], axis=1)
+    """Class token and registers side by side, [b, (1 + r) d]."""
+    registers = tokens["registers"].reshape(len(tokens["cls"]), -1)
+    return jnp.concatenate([tokens["cls"], registers], axis=-1)

@@ -82,16 +82,17 @@ class Simplicial(nn.Module):
         self.embed = Dense(self.positions * self.values, use_bias=False, kernel_init=FAN_IN)
         self.norm = LayerNorm()
 
-    def logits(self, tokens: Float[Array, "b k d"]) -> Float[Array, "b l v"]:
+    def logits(self, tokens: Float[Array, "b m"]) -> Float[Array, "b l v"]:
         """float32, so that narrow dtypes add no ties after the norm."""
-        joint = self.embed(tokens.reshape(len(tokens), -1), dtype=tokens.dtype)
+        joint = self.embed(tokens, dtype=tokens.dtype)
         return self.norm(joint.astype(jnp.float32)).reshape(-1, self.positions, self.values)
 
     @nn.compact
     def __call__(
         self,
-        tokens: Float[Array, "b k d"],
+        tokens: Float[Array, "b m"],
         *,
+        width: int,
         keys: Key[Array, "b"] | None = None,
         temperature: float | Array = 1.0,
         read: tuple[int, int] | None = None,
@@ -99,12 +100,13 @@ class Simplicial(nn.Module):
         """logits [b l v], simplices [b l v] (see `relax`) and vector [b d], not normalized.
 
         Args:
-          tokens: the k summary tokens of each image.
+          tokens: the summary tokens of each image, side by side.
+          width: d, of the vector.
           keys, temperature: see `relax`.
           read: range of positions that make the vector, (from, below); None is all. A mean over
             positions is one over those that are read.
         """
-        logits, width = self.logits(tokens), tokens.shape[-1]
+        logits = self.logits(tokens)
         simplices = relax(logits, self.relaxation, keys=keys, temperature=temperature)
         low, high = read or (0, self.positions)
         out = Dense(width, use_bias=False, kernel_init=FAN_IN, name="out")

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from dlc_jax import workdir as home
 from dlc_jax.errors import UserError
 from dlc_jax.recipe.expansion import Text as Text
+from dlc_jax.recipe.expansion import changed as changed
 from dlc_jax.recipe.expansion import complete as complete
 from dlc_jax.recipe.expansion import expand
 from dlc_jax.recipe.expansion import later as later

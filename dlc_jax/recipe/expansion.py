@@ -74,6 +74,16 @@ def present(saved: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+def changed(config: Mapping[str, Any], flags: Mapping[str, Any]) -> ConfigDict:
+    """An expanded config with some fields set.
+
+    Raises:
+      UserError: as `expand`.
+    """
+    lines = later(flat(config.to_dict()), flags)
+    return ConfigDict(present(nested(lines))).lock()
+
+
 def later(lines: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """Lines with more after them: what is set again moves to the end."""
     return {name: value for name, value in lines.items() if name not in more} | dict(more)
