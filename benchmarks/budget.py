@@ -1,6 +1,7 @@
 """What the tests cost, room by room, into docs/budget.md: pytest -m '' --costs costs.jsonl, then python benchmarks/budget.py costs.jsonl
 
-A second file, of a run before, gives a column beside. Seconds of tests are those of a worker: two workers spend two of them in a second.
+A second file, of a run before, gives a column beside. Seconds of tests are those of a worker: two
+workers spend two of them in a second.
 """
 
 import collections
@@ -56,7 +57,15 @@ def read(path: str) -> tuple[dict[str, collections.Counter], dict]:
 
 def table(rooms: dict, whole: dict, before: dict | None = None) -> str:
     """Markdown; `before` is another run's rooms."""
-    names = ["room", "tests", "seconds", "of them slow", "CPU-seconds", "programs compiled", "seconds of compiling"]
+    names = [
+        "room",
+        "tests",
+        "seconds",
+        "of them slow",
+        "CPU-seconds",
+        "programs compiled",
+        "seconds of compiling",
+    ]
     lines = [names + ["CPU-seconds before"] * bool(before)]
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
     for name, sums in rooms.items():
@@ -64,7 +73,9 @@ def table(rooms: dict, whole: dict, before: dict | None = None) -> str:
         cells = [name, *(f"{sums[key]:,.0f}" for key in keys)]
         lines.append(cells + ([f"{before[name]['cpu_s']:,.0f}"] if before else []))
     text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    seconds = f"**{whole['session_s']:,.0f} s** by {whole['workers']} workers" if whole else "unfinished"
+    seconds = (
+        f"**{whole['session_s']:,.0f} s** by {whole['workers']} workers" if whole else "unfinished"
+    )
     return f"{text}\n\nThe whole run: {seconds}.\n"
 
 

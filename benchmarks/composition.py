@@ -34,12 +34,20 @@ def main(workdir: Path) -> None:
 
     def origins(mixed):
         """1 where a child's factor is the first parent's, -1 where it is the second's, 0 where it is neither's."""
-        images = networks.decode(mixed, steps=settings.sampling_steps, guidance=settings.guidance, method=settings.method, seed=3)
+        images = networks.decode(
+            mixed,
+            steps=settings.sampling_steps,
+            guidance=settings.guidance,
+            method=settings.method,
+            seed=3,
+        )
         found = judge.read(images).factors
         return np.where(found == first, 1, np.where(found == second, -1, 0))
 
     origin = origins(networks.compose([codes[pairs[:, 0]], codes[pairs[:, 1]]], seed=config.seed))
-    print("Positions mixed at random: correlation of the origins of two factors, where both are a parent's")
+    print(
+        "Positions mixed at random: correlation of the origins of two factors, where both are a parent's"
+    )
     for a in range(4):
         for b in range(a):
             product = origin[:, a] * origin[:, b]
@@ -49,16 +57,29 @@ def main(workdir: Path) -> None:
     pick = np.random.default_rng(0).integers(0, 2, (COUNT, len(kinds)))
     mixed = np.where(np.repeat(pick, share, axis=1) == 0, codes[pairs[:, 0]], codes[pairs[:, 1]])
     origin = origins(mixed)
-    print("Whole kinds of positions copied: % of children with a factor of the parent that gave the kind:", ", ".join(NAMES))
+    print(
+        "Whole kinds of positions copied: % of children with a factor of the parent that gave the kind:",
+        ", ".join(NAMES),
+    )
     for place, kind in enumerate(kinds):
         giver = np.where(pick[:, place] == 0, 1, -1)
-        print(f"  {kind}: " + ", ".join(f"{100 * np.mean(origin[:, factor] == giver):.0f}" for factor in range(4)))
+        print(
+            f"  {kind}: "
+            + ", ".join(f"{100 * np.mean(origin[:, factor] == giver):.0f}" for factor in range(4))
+        )
 
     train, unseen = read("train", 6000), read("validation", 2000)
     print("Linear probe of one kind's positions, unseen images, %:", ", ".join(NAMES))
     for place, kind in enumerate(kinds):
         part = slice(place * share, (place + 1) * share)
-        right = linear_probe(train[0][:, part], train[1], unseen[0][:, part], unseen[1], values=values, classes=CLASSES).accuracy
+        right = linear_probe(
+            train[0][:, part],
+            train[1],
+            unseen[0][:, part],
+            unseen[1],
+            values=values,
+            classes=CLASSES,
+        ).accuracy
         print(f"  {kind}: " + ", ".join(f"{100 * share:.0f}" for share in right))
 
 

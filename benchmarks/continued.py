@@ -1,11 +1,14 @@
 """Training goes on from a backbone whose heads are lost, with the backbone frozen at first and without: a markdown table.
 
-    python benchmarks/continued.py W --workdir runs/continued [--steps 300] [--frozen 150] [--every 50] [--config.NAME=VALUE …]
+    python benchmarks/continued.py W --workdir runs/continued [--steps 300] [--frozen 150] [--every
+    50] [--config.NAME=VALUE …]
 
-W is a finished run of an encoder. Its backbone leaves through `dlc export dinov2` and comes back through `dlc import dinov2`, as DINOv2's own
-weights would come: without simplicial and DINO heads (facebookresearch/dinov2#204). Then it is trained on by W's own recipe, twice with
-the same seed. What is measured on the way are features of the teacher's backbone, which need no head: weighted vote of the 20
-nearest class tokens and linear probe of class token and patches, `monitor.count` training images, and validation images.
+W is a finished run of an encoder. Its backbone leaves through `dlc export dinov2` and comes back
+through `dlc import dinov2`, as DINOv2's own weights would come: without simplicial and DINO heads
+(facebookresearch/dinov2#204). Then it is trained on by W's own recipe, twice with the same seed.
+What is measured on the way are features of the teacher's backbone, which need no head: weighted
+vote of the 20 nearest class tokens and linear probe of class token and patches, `monitor.count`
+training images, and validation images.
 """
 
 import argparse
@@ -27,15 +30,28 @@ def main(arguments, rest) -> None:
     exported, imported, said = workdir / "exported", workdir / "imported", workdir / "imported.txt"
     if not said.exists():
         dlc("export", "dinov2", str(source), "--out", str(exported))
-        said.write_text(dlc("import", "dinov2", str(exported / "model.safetensors"), "--out", str(imported)))
-    start = shlex.split(said.read_text().splitlines()[-1])  # the flags that import prints: those of the model, and of the start
+        said.write_text(
+            dlc("import", "dinov2", str(exported / "model.safetensors"), "--out", str(imported))
+        )
+    # the flags that import prints: those of the model, and of the start
+    start = shlex.split(said.read_text().splitlines()[-1])
     curves = {"before": [(0, evaluated(source)[-1][1])]}
     for name, frozen in (("frozen first", (("vit/.*", arguments.frozen),)), ("not frozen", ())):
         directory = workdir / name.replace(" ", "_")
-        given = [f"--config={source}/config.json", f"--workdir={directory}", "--config.steps=('encoder',)", *start]
-        given += [f"--config.encoder.optimizer.freeze={frozen}", f"--config.encoder.train.steps={arguments.steps}"]
+        given = [
+            f"--config={source}/config.json",
+            f"--workdir={directory}",
+            "--config.steps=('encoder',)",
+            *start,
+        ]
+        given += [
+            f"--config.encoder.optimizer.freeze={frozen}",
+            f"--config.encoder.train.steps={arguments.steps}",
+        ]
         given += [f"--config.encoder.monitor.every={arguments.every}", *rest]
-        subprocess.run([sys.executable, "-m", "dlc_jax.main", *given], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [sys.executable, "-m", "dlc_jax.main", *given], check=True, stdout=sys.stderr
+        )
         curves[name] = evaluated(directory)
     print("\n\n".join(f"**{what}**, %\n\n{table(key, curves)}" for key, what in SHOWN.items()))
 
@@ -47,7 +63,10 @@ def dlc(*arguments: str) -> str:
 
 def evaluated(directory: Path) -> list[tuple[int, dict]]:
     """[(step, what the monitor found)] of a run's encoder."""
-    lines = [json.loads(line) for line in (directory / "encoder" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (directory / "encoder" / "metrics.jsonl").read_text().splitlines()
+    ]
     return [(line["step"], line) for line in lines if f"monitor/{next(iter(SHOWN))}" in line]
 
 

@@ -1,14 +1,16 @@
 """The encoder's crops, in crops a second and core: ours beside a plain chain of Pillow and floats. Prints markdown tables.
 
-    python benchmarks/crops.py [--images 24] [--rounds 7]
-    python benchmarks/crops.py --picture crops.png       # what the crops look like, a row for each image
+    python benchmarks/crops.py [--images 24] [--rounds 7] python benchmarks/crops.py --picture
+    crops.png       # what the crops look like, a row for each image
 
-Both make the paper's crops (2 of 224 pixels, 8 of 98, arXiv 2507.12318) of JPEGs of 500 x 375 pixels, from the same bytes. The plain chain is
-what torchvision does with Pillow images, written here: the file decoded in full, each crop cut and resized, ImageEnhance and HSV for
-the jitter, Pillow's Gaussian blur, then floats from 0 to 1, normalized. Ours is the loader's transform; uint8 goes to the device and
-is normalized there. They take turns, one thread each, and the clock is that thread's time on the processor: what else the machine does
-falls on both. The loader's threads are measured by the clock on the wall, which says something on an idle machine alone. Files are
-those of ../shared/data/imagenet_samples, where they are; otherwise made of random patches.
+Both make the paper's crops (2 of 224 pixels, 8 of 98, arXiv 2507.12318) of JPEGs of 500 x 375
+pixels, from the same bytes. The plain chain is what torchvision does with Pillow images, written
+here: the file decoded in full, each crop cut and resized, ImageEnhance and HSV for the jitter,
+Pillow's Gaussian blur, then floats from 0 to 1, normalized. Ours is the loader's transform; uint8
+goes to the device and is normalized there. They take turns, one thread each, and the clock is that
+thread's time on the processor: what else the machine does falls on both. The loader's threads are
+measured by the clock on the wall, which says something on an idle machine alone. Files are those of
+../shared/data/imagenet_samples, where they are; otherwise made of random patches.
 """
 
 import argparse
@@ -26,7 +28,13 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from dlc_jax.data import colors, decoder, transforms
 from dlc_jax.data.loader import batches
 
-SAMPLES = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet_samples" / "imagenet_144x1.tar"
+SAMPLES = (
+    pathlib.Path(__file__).resolve().parents[2]
+    / "shared"
+    / "data"
+    / "imagenet_samples"
+    / "imagenet_144x1.tar"
+)
 PAPER = dict(
     global_crops=2, global_size=224, global_scale=(0.32, 1.0), local_crops=8, local_size=98, local_scale=(0.05, 0.32),
     blur=(1.0, 0.1, 0.5), blur_quirk=True,
@@ -44,8 +52,17 @@ def files(count):
         return found, f"{len(found)} of ImageNet's own"
     rng, found = np.random.default_rng(0), []
     for _ in range(count):
-        layers = [Image.fromarray(rng.integers(0, 256, (375 // s + 1, 500 // s + 1, 3), np.uint8)) for s in (3, 12, 48)]
-        mixed = np.mean([np.asarray(layer.resize((500, 375), Image.Resampling.BICUBIC), float) for layer in layers], 0)
+        layers = [
+            Image.fromarray(rng.integers(0, 256, (375 // s + 1, 500 // s + 1, 3), np.uint8))
+            for s in (3, 12, 48)
+        ]
+        mixed = np.mean(
+            [
+                np.asarray(layer.resize((500, 375), Image.Resampling.BICUBIC), float)
+                for layer in layers
+            ],
+            0,
+        )
         file = io.BytesIO()
         Image.fromarray(mixed.astype(np.uint8)).save(file, "JPEG", quality=95)
         found.append(file.getvalue())
@@ -55,21 +72,26 @@ def files(count):
 def plain(data, rng):
     """The same crops, as they are usually written."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
-    return [plain_crop(image, 224, (0.32, 1.0), (0.0, 0.9)[k], (0.0, 0.2)[k], rng) for k in range(2)] + [
-        plain_crop(image, 98, (0.05, 0.32), 0.5, 0.0, rng) for _ in range(8)
-    ]
+    return [
+        plain_crop(image, 224, (0.32, 1.0), (0.0, 0.9)[k], (0.0, 0.2)[k], rng) for k in range(2)
+    ] + [plain_crop(image, 98, (0.05, 0.32), 0.5, 0.0, rng) for _ in range(8)]
 
 
 def plain_crop(image, size, scale, blur, solarize, rng):
     width, height = image.size
     for _ in range(10):
-        area, ratio = width * height * rng.uniform(*scale), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        area, ratio = (
+            width * height * rng.uniform(*scale),
+            math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3))),
+        )
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             break
     w, h = min(w, width), min(h, height)
     left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-    image = image.crop((left, top, left + w, top + h)).resize((size, size), Image.Resampling.BICUBIC)
+    image = image.crop((left, top, left + w, top + h)).resize(
+        (size, size), Image.Resampling.BICUBIC
+    )
     if rng.random() < 0.5:
         image = ImageOps.mirror(image)
     if rng.random() < 0.8:
@@ -83,7 +105,9 @@ def plain_crop(image, size, scale, blur, solarize, rng):
             else:
                 hue, saturation, value = image.convert("HSV").split()
                 turned = np.asarray(hue) + np.uint8(round(255 * rng.uniform(-0.1, 0.1)) % 256)
-                image = Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
+                image = Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert(
+                    "RGB"
+                )
     if rng.random() < 0.2:
         image = image.convert("L").convert("RGB")
     if rng.random() < blur:
@@ -126,8 +150,27 @@ def speed(data, rounds):
     for name, found in times.items():
         middle = statistics.median(found)
         spread = f"{CROPS / max(found):.0f} to {CROPS / min(found):.0f}"
-        rows.append((name, f"{CROPS / middle:.0f}", spread, f"{1 / middle:.0f}", f"{1e3 * middle:.2f}", f"{first / middle:.2f}"))
-    table(("one thread", "crops/s, median", "of all rounds", "images/s", "ms an image", "times plain"), rows)
+        rows.append(
+            (
+                name,
+                f"{CROPS / middle:.0f}",
+                spread,
+                f"{1 / middle:.0f}",
+                f"{1e3 * middle:.2f}",
+                f"{first / middle:.2f}",
+            )
+        )
+    table(
+        (
+            "one thread",
+            "crops/s, median",
+            "of all rounds",
+            "images/s",
+            "ms an image",
+            "times plain",
+        ),
+        rows,
+    )
     ratios = [before / after for before, after in zip(*times.values())]
     print(f"Ratio in each round: {min(ratios):.2f} to {max(ratios):.2f}.\n")
 
@@ -163,7 +206,14 @@ def scaling(data, rounds):
     rows = []
     for threads, rates in found.items():
         middle = statistics.median(rates)
-        rows.append((threads, f"{middle:.0f}", f"{min(rates):.0f} to {max(rates):.0f}", f"{middle / one:.2f}"))
+        rows.append(
+            (
+                threads,
+                f"{middle:.0f}",
+                f"{min(rates):.0f} to {max(rates):.0f}",
+                f"{middle / one:.2f}",
+            )
+        )
     table(("loader threads", "images/s, median", "of all rounds", "times one"), rows)
 
 
@@ -210,7 +260,9 @@ def picture(data, path, images=4):
     """A PNG: every row an image and its crops, the global ones first."""
     tile, gap, head = 112, 4, 16
     titles = ("image", "global 1", "global 2", *(f"local {k}" for k in range(1, 9)))
-    sheet = Image.new("RGB", (len(titles) * (tile + gap) + gap, head + images * (tile + gap)), "white")
+    sheet = Image.new(
+        "RGB", (len(titles) * (tile + gap) + gap, head + images * (tile + gap)), "white"
+    )
     pen = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
         pen.text((gap + column * (tile + gap), 2), title, fill="black")
@@ -221,11 +273,15 @@ def picture(data, path, images=4):
             small = ImageOps.contain(Image.fromarray(pixels), (tile, tile))
             sheet.paste(small, (gap + column * (tile + gap), head + row * (tile + gap)))
     sheet.save(path, "PNG")
-    print(f"wrote {path}: {images} images; global 1 is never blurred, global 2 mostly, a fifth of these solarized")
+    print(
+        f"wrote {path}: {images} images; global 1 is never blurred, global 2 mostly, a fifth of these solarized"
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--picture", metavar="PATH", help="write a sheet of crops and stop")

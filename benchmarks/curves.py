@@ -21,13 +21,24 @@ def main(step: str, out: str, *names: str) -> None:
     found = read_metrics(Path(step) / "metrics.jsonl")
     panels = []
     for place, name in enumerate(names):
-        metric = next((metric for metric in sorted(found, key=len) if metric == name or metric.endswith(f"/{name}")), None)
+        metric = next(
+            (
+                metric
+                for metric in sorted(found, key=len)
+                if metric == name or metric.endswith(f"/{name}")
+            ),
+            None,
+        )
         if metric is None:
             sys.exit(f"{step} has no metric {name}; it has {', '.join(sorted(found))}")
         drawing = re.search(r"<svg.*</svg>", chart(metric, {metric: found[metric]}), re.DOTALL)[0]
         x, y = place % COLUMNS * WIDTH, place // COLUMNS * (HEIGHT + HEAD)
         panels.append(f'<text class="title" x="{x + 20}" y="{y + 20}">{metric}</text>')
-        panels.append(drawing.replace("<svg ", f'<svg x="{x}" y="{y + HEAD}" width="{WIDTH}" height="{HEIGHT}" ', 1))
+        panels.append(
+            drawing.replace(
+                "<svg ", f'<svg x="{x}" y="{y + HEAD}" width="{WIDTH}" height="{HEIGHT}" ', 1
+            )
+        )
     width, height = min(len(names), COLUMNS) * WIDTH, -(-len(names) // COLUMNS) * (HEIGHT + HEAD)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"><style>{STYLE}</style>'
     Path(out).write_text("\n".join([head, *panels, "</svg>"]) + "\n")

@@ -36,7 +36,14 @@ def ladder(image, count):
     for sigma in SIGMAS:
         reading = judge.read(judging.blurred(images, sigma=sigma))
         kept = (reading.factors == factors).mean(axis=0)
-        yield image, sigma, round(sigma * image, 2), percent(kept[0]), percent(kept[3]), percent(reading.valid.mean())
+        yield (
+            image,
+            sigma,
+            round(sigma * image, 2),
+            percent(kept[0]),
+            percent(kept[3]),
+            percent(reading.valid.mean()),
+        )
 
 
 def main():
@@ -44,13 +51,21 @@ def main():
     parser.add_argument("--count", type=int, default=1000, help="images of each kind")
     count = parser.parse_args().count
 
-    print("Distances, rms in units of [0, 1] colors: real images, 99th percentile; bad kinds, 1st percentile.\n")
+    print(
+        "Distances, rms in units of [0, 1] colors: real images, 99th percentile; bad kinds, 1st percentile.\n"
+    )
     kinds = ("blank", "blur", "noise", "mixture", "halves")
     rows = []
     for image in judging.THRESHOLD:
         found = judging.calibration(image=image, count=count)
         low = (found[f"{kind}_1"] for kind in kinds)
-        rows.append([image, *(f"{value:.4f}" for value in (found["real_99"], *low)), judging.THRESHOLD[image]])
+        rows.append(
+            [
+                image,
+                *(f"{value:.4f}" for value in (found["real_99"], *low)),
+                judging.THRESHOLD[image],
+            ]
+        )
     table(("pixels", "real", *kinds, "threshold"), rows)
 
     results, seconds = [], []
@@ -71,14 +86,31 @@ def main():
     for factor in shapes.NAMES:
         for split in ("seen", "held_out"):
             label = f"{factor}, {split} combinations".replace("_", "-")
-            rows.append((label, "read right", *(percent(r.get(f"read_{split}_{factor}")) for r in results)))
+            rows.append(
+                (label, "read right", *(percent(r.get(f"read_{split}_{factor}")) for r in results))
+            )
     for factor in shapes.NAMES:
-        rows.append((f"{factor} altered", "told from the claim", *(percent(r.get(f"told_{factor}")) for r in results)))
+        rows.append(
+            (
+                f"{factor} altered",
+                "told from the claim",
+                *(percent(r.get(f"told_{factor}")) for r in results),
+            )
+        )
     rows.append(("seconds", "", *seconds))
     table(("images", "", *names), rows)
 
-    print(f"Blurs of held-out images; the threshold was set by those of sigma {judging.BLUR} alone.\n")
-    header = ("pixels", "sigma / side", "sigma, pixels", "shape read right", "size read right", "accepted")
+    print(
+        f"Blurs of held-out images; the threshold was set by those of sigma {judging.BLUR} alone.\n"
+    )
+    header = (
+        "pixels",
+        "sigma / side",
+        "sigma, pixels",
+        "shape read right",
+        "size read right",
+        "accepted",
+    )
     table(header, [row for image in judging.THRESHOLD for row in ladder(image, count // 2)])
 
 

@@ -2,8 +2,9 @@
 
     python benchmarks/plan.py [--only generator] [--out plan.jsonl]
 
-Each program is compiled in a process of its own by `dlc plan --json`; a line is written as soon as it is there, and what --out already
-holds is not compiled again. Two cores need about a minute for each; nothing is run, so that no accelerator is needed.
+Each program is compiled in a process of its own by `dlc plan --json`; a line is written as soon as
+it is there, and what --out already holds is not compiled again. Two cores need about a minute for
+each; nothing is run, so that no accelerator is needed.
 """
 
 import argparse
@@ -16,8 +17,9 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GIB = 2**30
 
-# program -> (step, its program, batch of one device, other fields). The batch of a recipe is that of the paper, on four or eight GPUs;
-# on a pod every device would get a fraction of an image, so the table gives each device what fills it.
+# program -> (step, its program, batch of one device, other fields). The batch of a recipe is that
+# of the paper, on four or eight GPUs; on a pod every device would get a fraction of an image, so
+# the table gives each device what fills it.
 PROGRAMS = {
     "encoder": ("encoder", "train", 8, {}),
     "codes": ("codes", "encode", 64, {}),
@@ -26,22 +28,46 @@ PROGRAMS = {
     "sampling of codes": ("samples", "sample_codes", 16, {}),
     "sampling of images": ("samples", "decode", 16, {}),
 }
-# machine -> mesh.fsdp: where this libtpu reduce-scatters gradients, a ring of the torus, of a tpu7x all of it; a host of eight GPUs
-MACHINES = {"v5e:8x16": 16, "v5p:4x4x8": 16, "v6e:16x16": 16, "tpu7x:4x4x4": 128, "h200:8": 8, "h200:64": 8}
-LARGE = ("generator,8B", "generator", "train", "v5p:16x16x24", 12288, 16, 4, {"generator.model.remat": "full"})
+# machine -> mesh.fsdp: where this libtpu reduce-scatters gradients, a ring of the torus, of a tpu7x
+# all of it; a host of eight GPUs
+MACHINES = {
+    "v5e:8x16": 16,
+    "v5p:4x4x8": 16,
+    "v6e:16x16": 16,
+    "tpu7x:4x4x4": 128,
+    "h200:8": 8,
+    "h200:64": 8,
+}
+LARGE = (
+    "generator,8B",
+    "generator",
+    "train",
+    "v5p:16x16x24",
+    12288,
+    16,
+    4,
+    {"generator.model.remat": "full"},
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", help="programs and machines whose names contain this")
     parser.add_argument(
-        "--out", type=pathlib.Path, default=ROOT / "build" / "plan.jsonl", help="estimates, one JSON object a line"
+        "--out",
+        type=pathlib.Path,
+        default=ROOT / "build" / "plan.jsonl",
+        help="estimates, one JSON object a line",
     )
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     done = {}
     if arguments.out.exists():
-        done = {line["case"]: line for line in map(json.loads, arguments.out.read_text().splitlines())}
+        done = {
+            line["case"]: line for line in map(json.loads, arguments.out.read_text().splitlines())
+        }
     for name, case in cases().items():
         if arguments.only in name and name not in done:
             done[name] = compiled(name, *case)
@@ -56,7 +82,16 @@ def cases():
     for machine, fsdp in MACHINES.items():
         devices = int(machine.split(":")[1]) if machine.startswith("h200") else count(machine)
         for name, (step, program, each, fields) in PROGRAMS.items():
-            found[f"{name} on {machine}"] = (step, step, program, machine, each * devices, fsdp, 1, fields)
+            found[f"{name} on {machine}"] = (
+                step,
+                step,
+                program,
+                machine,
+                each * devices,
+                fsdp,
+                1,
+                fields,
+            )
     found[f"generator, 8 billion, on {LARGE[3]}"] = LARGE
     return found
 
@@ -73,12 +108,29 @@ def count(machine):
 def compiled(name, variant, step, program, machine, batch, fsdp, tensor, fields):
     section = f"{step}.train.batch" if program == "train" else f"{step}.batch"
     fields = {"mesh.data": -1, "mesh.fsdp": fsdp, "mesh.tensor": tensor, section: batch} | fields
-    command = [sys.executable, "-m", "dlc_jax.cli", "plan", "--json", "--topology", machine, "--step", step, "--program", program]
-    command += [f"--config=configs/imagenet256.py:{variant}", *(f"--config.{field}={value}" for field, value in fields.items())]
+    command = [
+        sys.executable,
+        "-m",
+        "dlc_jax.cli",
+        "plan",
+        "--json",
+        "--topology",
+        machine,
+        "--step",
+        step,
+        "--program",
+        program,
+    ]
+    command += [
+        f"--config=configs/imagenet256.py:{variant}",
+        *(f"--config.{field}={value}" for field, value in fields.items()),
+    ]
     start = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     found = (
-        json.loads(done.stdout)[0] if done.returncode in (0, 1) and done.stdout.strip() else {"error": done.stderr.strip()[-300:]}
+        json.loads(done.stdout)[0]
+        if done.returncode in (0, 1) and done.stdout.strip()
+        else {"error": done.stderr.strip()[-300:]}
     )
     return {"case": name, "wall_seconds": time.monotonic() - start, **found}
 
@@ -94,9 +146,17 @@ def row(found) -> str:
         return f"| {found['case']} | | | error | {found['error'][-120:]} | | | | | | | |"
     moved = found["collectives"]
     kinds = ("reduce-scatter", "all-gather", "all-reduce")
-    moves = ", ".join(f"{moved[kind]['bytes'] / GIB:.2f}" if kind in moved else "0" for kind in kinds) if moved is not None else "unread"
+    moves = (
+        ", ".join(f"{moved[kind]['bytes'] / GIB:.2f}" if kind in moved else "0" for kind in kinds)
+        if moved is not None
+        else "unread"
+    )
     mesh = "x".join(str(size) for size in found["mesh"].values())
-    took = [f"{found['seconds'] * 1e3:.0f}", f"{found['utilization']:.0%}"] if found["seconds"] else ["", ""]
+    took = (
+        [f"{found['seconds'] * 1e3:.0f}", f"{found['utilization']:.0%}"]
+        if found["seconds"]
+        else ["", ""]
+    )
     cells = [
         found["case"], str(found["batch"]), mesh, "yes" if found["fits"] else "**no**",
         f"{found['wanted'] / GIB:.1f} of {found['available'] / GIB:.1f} GiB", f"{found['state'] / GIB:.2f}", moves, f"{found['flops'] / 1e12:.1f}",

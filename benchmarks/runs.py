@@ -20,17 +20,23 @@ def cell(key: str, value) -> str:
 
 
 def table(workdirs: list[str]) -> str:
-    found = [json.loads((pathlib.Path(workdir) / "results.json").read_text()) for workdir in workdirs]
+    found = [
+        json.loads((pathlib.Path(workdir) / "results.json").read_text()) for workdir in workdirs
+    ]
     lines = [
         "| result | " + " | ".join(pathlib.Path(workdir).name for workdir in workdirs) + " |",
         "|---" * (len(found) + 1) + "|",
     ]
     for key in sorted(
         {key for results in found for key in results},
-        key=lambda key: (GROUPS.index(key.split("/")[0]), key) if key.split("/")[0] in GROUPS else (99, key),
+        key=lambda key: (
+            (GROUPS.index(key.split("/")[0]), key) if key.split("/")[0] in GROUPS else (99, key)
+        ),
     ):
         if key.split("/")[0] in GROUPS:
-            lines.append(f"| {key} | " + " | ".join(cell(key, results.get(key)) for results in found) + " |")
+            lines.append(
+                f"| {key} | " + " | ".join(cell(key, results.get(key)) for results in found) + " |"
+            )
     return "\n".join(lines)
 
 

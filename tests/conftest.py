@@ -2,9 +2,11 @@
 
 import os
 
-# Before jax starts. Eight devices so that every sharding test runs anywhere; a JAX_PLATFORMS set outside is respected.
+# Before jax starts. Eight devices so that every sharding test runs anywhere; a JAX_PLATFORMS set
+# outside is respected.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile much and compute little: without LLVM's optimizations and XLA's fusion emitters they compile in a third of the time.
+# Tests compile much and compute little: without LLVM's optimizations and XLA's fusion emitters they
+# compile in a third of the time.
 FLAGS = {
     "xla_force_host_platform_device_count": 8,
     "xla_backend_optimization_level": 0,
@@ -23,8 +25,9 @@ import subprocess  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
 
-# A program is compiled once a run: by whichever of the workers and of the commands that they start needs it first. The folder is the run's own,
-# so that nothing of another version of the code, of jax or of a flag is ever found in it. Workers inherit it from the process that made it.
+# A program is compiled once a run: by whichever of the workers and of the commands that they start
+# needs it first. The folder is the run's own, so that nothing of another version of the code, of
+# jax or of a flag is ever found in it. Workers inherit it from the process that made it.
 OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 if OWN_CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dlc_jax_compiled_")
@@ -39,8 +42,9 @@ import turn  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-# The jaxtyping annotations of these rooms are checked at run time, in the tests only. Not of the whole package: elsewhere fields
-# that are annotated as arrays also hold their abstract shapes. An int is accepted where a float is expected.
+# The jaxtyping annotations of these rooms are checked at run time, in the tests only. Not of the
+# whole package: elsewhere fields that are annotated as arrays also hold their abstract shapes. An
+# int is accepted where a float is expected.
 jaxtyping.install_import_hook(
     ["dlc_jax.models", "dlc_jax.diffusion", "dlc_jax.losses", "dlc_jax.kernels"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
@@ -49,15 +53,22 @@ jaxtyping.install_import_hook(
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--costs", metavar="FILE", help="append what each test cost, a line of JSON a test: see benchmarks/budget.py"
+        "--costs",
+        metavar="FILE",
+        help="append what each test cost, a line of JSON a test: see benchmarks/budget.py",
     )
 
 
 def pytest_collection_modifyitems(items):
     """Skips device tests, with the reason, where there is no device; what needs a quiet machine comes last."""
     for item in items:
-        if item.get_closest_marker("device") and jax.default_backend() == "cpu":  # asking starts the backend
-            item.add_marker(pytest.mark.skip(reason=f"no GPU or TPU with JAX_PLATFORMS={os.environ['JAX_PLATFORMS']}"))
+        # asking starts the backend
+        if item.get_closest_marker("device") and jax.default_backend() == "cpu":
+            item.add_marker(
+                pytest.mark.skip(
+                    reason=f"no GPU or TPU with JAX_PLATFORMS={os.environ['JAX_PLATFORMS']}"
+                )
+            )
     items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
 
 
@@ -73,7 +84,11 @@ def pytest_sessionstart(session):
 
 
 def pytest_sessionfinish(session):
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT") or getattr(session.config.option, "numprocesses", None) or 1)
+    workers = int(
+        os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+        or getattr(session.config.option, "numprocesses", None)
+        or 1
+    )
     if session.config.option.costs and not hasattr(session.config, "workerinput"):
         _note(session.config, {"session_s": time.monotonic() - session.started, "workers": workers})
 
@@ -95,7 +110,9 @@ def _compiled(event, seconds, **_):
 
 
 def _costs():
-    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    own, children = (
+        resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     cpu = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
     return {"wall_s": time.monotonic(), "cpu_s": cpu, **_spent}
 
@@ -114,7 +131,10 @@ def pytest_runtest_protocol(item):
         result = yield
         if item.config.option.costs:
             after = {key: round(value - before[key], 3) for key, value in _costs().items()}
-            _note(item.config, {"test": item.nodeid, "slow": item.get_closest_marker("slow") is not None, **after})
+            _note(
+                item.config,
+                {"test": item.nodeid, "slow": item.get_closest_marker("slow") is not None, **after},
+            )
     return result
 
 

@@ -20,11 +20,17 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 def encoded(number, size=(16, 12)):
     file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), np.uint8)).save(file, "PNG")
+    Image.fromarray(
+        np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    ).save(file, "PNG")
     return file.getvalue()
 
 
-IMAGES = {f"{name}/{k}.png": encoded(10 * i + k) for i, name in enumerate(("cat", "dog")) for k in range(6)}
+IMAGES = {
+    f"{name}/{k}.png": encoded(10 * i + k)
+    for i, name in enumerate(("cat", "dog"))
+    for k in range(6)
+}
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +58,9 @@ def dlc(*arguments, code=0, before="", limit=None, cwd=ROOT):
         capture_output=True,
         text=True,
         timeout=120,
-        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None,
+        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+        if limit
+        else None,
     )
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     assert "Traceback" not in done.stderr, done.stderr
@@ -74,8 +82,14 @@ def contents(directory):
     ("arguments", "words"),
     [
         (["--help"], ["info", "convert", "dlc data convert photographs.zip records/"]),
-        (["info", "--help"], ["dlc data info photographs/ --out contact.png", "--sample", ".tar.xz"]),
-        (["convert", "--help"], ["dlc data convert photographs.zip records/ --workers 8", "--shard-size", "--verify"]),
+        (
+            ["info", "--help"],
+            ["dlc data info photographs/ --out contact.png", "--sample", ".tar.xz"],
+        ),
+        (
+            ["convert", "--help"],
+            ["dlc data convert photographs.zip records/ --workers 8", "--shard-size", "--verify"],
+        ),
     ],
 )
 def test_help_has_an_example(arguments, words):
@@ -92,10 +106,16 @@ def test_info(place, tmp_path):
     assert lines[0].startswith(f"{place}: folder, 13 images, ")
     assert "cat 6, dog 7" in lines and "2 classes of 6 to 7 images each" in lines
     assert "formats: PNG 12; modes: RGB 12" in lines
-    assert "width: 16 smallest, 16 median, 16 largest" in lines and "height: 12 smallest, 12 median, 12 largest" in lines
+    assert (
+        "width: 16 smallest, 16 median, 16 largest" in lines
+        and "height: 12 smallest, 12 median, 12 largest" in lines
+    )
     assert "width / height: 1.33 smallest, 1.33 median, 1.33 largest" in lines
     assert lines[lines.index("broken: 2") + 1 :][:1] == ["cat/0.png: no bytes"]
-    assert lines[lines.index("broken: 2") + 2].startswith(r"dog/\x1b[31mred\udcff.png: ") and "\x1b" not in text
+    assert (
+        lines[lines.index("broken: 2") + 2].startswith(r"dog/\x1b[31mred\udcff.png: ")
+        and "\x1b" not in text
+    )
     assert lines[-1] == f"wrote {out}, a contact sheet"
     with Image.open(out) as sheet:
         assert np.asarray(sheet).std() > 20
@@ -107,9 +127,9 @@ def test_broken_images_are_counted_and_the_first_ten_named(tmp_path):
         (tmp_path / "images" / f"{k:02d}.jpg").write_bytes(b"text")
     lines = dlc("info", "images", cwd=tmp_path).stdout.splitlines()
     start = lines.index("  broken: 15, the first 10:")
-    assert lines[start + 1 :] == [f"    {k:02d}.jpg: not an image of a known format" for k in range(10)] + [
-        "wrote contact.png, a contact sheet"
-    ]
+    assert lines[start + 1 :] == [
+        f"    {k:02d}.jpg: not an image of a known format" for k in range(10)
+    ] + ["wrote contact.png, a contact sheet"]
     assert (tmp_path / "contact.png").exists()
 
 
@@ -117,21 +137,37 @@ def test_convert_and_verify(place, tmp_path):
     out = dlc("convert", place, tmp_path / "records", "--shard-size", 5, "--workers", 2).stdout
     size = sum(path.stat().st_size for path in (tmp_path / "records").glob("*.arrayrecord")) / 1e6
     assert size > 0.1
-    assert out == f"wrote {tmp_path / 'records'}: 12 images of 2 classes in 3 shards, {size:.1f} MB, read back\n"
+    assert (
+        out
+        == f"wrote {tmp_path / 'records'}: 12 images of 2 classes in 3 shards, {size:.1f} MB, read back\n"
+    )
     found = records.open_records(tmp_path / "records")
     assert {found.names[k]: found.read(k) for k in range(12)} == IMAGES
     before = contents(tmp_path / "records")
     out = dlc("convert", place, tmp_path / "records", "--verify").stdout
-    assert "12 images" in out and "nothing was written" in out and contents(tmp_path / "records") == before
+    assert (
+        "12 images" in out
+        and "nothing was written" in out
+        and contents(tmp_path / "records") == before
+    )
     again = dlc("convert", place, tmp_path / "records", "--shard-size", 5).stdout
-    assert again.splitlines()[0] == "3 of 3 shards were complete" and contents(tmp_path / "records") == before
+    assert (
+        again.splitlines()[0] == "3 of 3 shards were complete"
+        and contents(tmp_path / "records") == before
+    )
     shard = tmp_path / "records" / "images-00001-of-00003.arrayrecord"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     assert f"{shard} has changed" in refused("convert", place, tmp_path / "records", "--verify")
-    assert f"{shard} has changed" in dlc("info", tmp_path / "records", "--out", tmp_path / "sheet.png").stdout
-    assert "2 of 3 shards were complete" in dlc("convert", place, tmp_path / "records", "--shard-size", 5).stdout
+    assert (
+        f"{shard} has changed"
+        in dlc("info", tmp_path / "records", "--out", tmp_path / "sheet.png").stdout
+    )
+    assert (
+        "2 of 3 shards were complete"
+        in dlc("convert", place, tmp_path / "records", "--shard-size", 5).stdout
+    )
     assert contents(tmp_path / "records") == before
 
 
@@ -142,21 +178,41 @@ def test_one_split_and_another_field(place, tmp_path):
     (tmp_path / "tables").mkdir()
     for split, name in (("train", "cat"), ("test", "dog")):
         data = [IMAGES[f"{name}/{k}.png"] for k in range(6)]
-        parquet.write_table(pyarrow.table({"picture": data}), tmp_path / "tables" / f"{split}-00000-of-00001.parquet")
+        parquet.write_table(
+            pyarrow.table({"picture": data}),
+            tmp_path / "tables" / f"{split}-00000-of-00001.parquet",
+        )
     assert "has no image column image; it has picture" in refused("info", tmp_path / "tables")
     chosen = ("--field", "picture", "--split", "train")
-    assert ": 6 images in 1 shard" in dlc("convert", tmp_path / "tables", tmp_path / "records", *chosen).stdout
-    assert "the 6 images" in dlc("convert", tmp_path / "tables", tmp_path / "records", "--verify", *chosen).stdout
+    assert (
+        ": 6 images in 1 shard"
+        in dlc("convert", tmp_path / "tables", tmp_path / "records", *chosen).stdout
+    )
+    assert (
+        "the 6 images"
+        in dlc("convert", tmp_path / "tables", tmp_path / "records", "--verify", *chosen).stdout
+    )
     assert "6 images are in one of them only" in refused(
         "convert", tmp_path / "tables", tmp_path / "records", "--verify", "--field", "picture"
     )
     lines = dlc(
-        "info", tmp_path / "tables", "--field", "picture", "--sample", 5, "--out", tmp_path / "sheet.png"
+        "info",
+        tmp_path / "tables",
+        "--field",
+        "picture",
+        "--sample",
+        5,
+        "--out",
+        tmp_path / "sheet.png",
     ).stdout.splitlines()
-    assert "  splits: train 6, test 6" in lines and "  the rest is of 5 images, evenly spread:" in lines
+    assert (
+        "  splits: train 6, test 6" in lines
+        and "  the rest is of 5 images, evenly spread:" in lines
+    )
 
 
-# At the fourth time that a file takes its final name: one shard of three is complete, the second has only its own file.
+# At the fourth time that a file takes its final name: one shard of three is complete, the second
+# has only its own file.
 AT_FOURTH = """
 import os, pathlib, signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background with interrupts ignored
@@ -177,7 +233,10 @@ def test_stopped_and_the_same_command_again(signal, code, place, tmp_path):
     command = ("convert", place, tmp_path / "records", "--shard-size", 4, "--workers", 1)
     stopped = dlc(*command, code=code, before=AT_FOURTH.format(signal=signal))
     if signal == 2:
-        assert stopped.stderr == "dlc_jax: stopped; what is complete is kept, the same command goes on\n"
+        assert (
+            stopped.stderr
+            == "dlc_jax: stopped; what is complete is kept, the same command goes on\n"
+        )
     unfinished = refused("info", tmp_path / "records", "--out", tmp_path / "sheet.png")
     assert "run dlc data convert again" in unfinished
     complete = {path: path.stat().st_ino for path in (tmp_path / "records").glob("*.arrayrecord")}
@@ -194,7 +253,11 @@ def test_full_disk_keeps_complete_shards(place, tmp_path):
     (place / "zebra" / "large.png").write_bytes(encoded(0, (1000, 300)))
     command = ("convert", place, tmp_path / "records", "--shard-size", 4, "--workers", 1)
     line = refused(*command, limit=500_000)
-    assert f"cannot write records of images {tmp_path / 'records'}: " in line and "File too large" in line and "is kept" in line
+    assert (
+        f"cannot write records of images {tmp_path / 'records'}: " in line
+        and "File too large" in line
+        and "is kept" in line
+    )
     kept = {path.name: path.stat().st_ino for path in (tmp_path / "records").glob("*.arrayrecord")}
     assert len(kept) == 3 and not list((tmp_path / "records").glob("*.tmp"))
     assert "3 of 4 shards were complete" in dlc(*command).stdout
@@ -226,12 +289,20 @@ def test_hostile_archives(tmp_path):
     before = sorted(tmp_path.rglob("*"))
     out = dlc("convert", archive, inside / "records").stdout
     assert "left out: " in out and all(
-        word in out for word in ('name with ".." 2', "absolute name 1", "link 2", "same name as a later one 1")
+        word in out
+        for word in ('name with ".." 2', "absolute name 1", "link 2", "same name as a later one 1")
     )
-    after = [path for path in sorted(tmp_path.rglob("*")) if inside / "records" not in (path, *path.parents)]
+    after = [
+        path
+        for path in sorted(tmp_path.rglob("*"))
+        if inside / "records" not in (path, *path.parents)
+    ]
     assert after == before
     found = records.open_records(inside / "records")
-    assert {found.names[k]: found.read(k) for k in range(len(found))} == {"good.png": encoded(2), "other.png": encoded(3)}
+    assert {found.names[k]: found.read(k) for k in range(len(found))} == {
+        "good.png": encoded(2),
+        "other.png": encoded(3),
+    }
     with zipfile.ZipFile(inside / "hostile.zip", "w") as packed:
         packed.writestr("../escaped.png", encoded(0))
     assert "no images" in refused("convert", inside / "hostile.zip", inside / "more")
@@ -285,13 +356,24 @@ time.monotonic = lambda: 100 * clock()
 
 def test_long_work_tells_how_much_is_left(place, tmp_path):
     """The clock runs a hundred times as fast."""
-    told = dlc("convert", place, tmp_path / "records", "--workers", 1, before=SLOW).stderr.splitlines()
-    assert 0 < len(told) <= 12 and all(line.startswith("converting: ") and line.endswith(" left") for line in told[1:]), told
+    told = dlc(
+        "convert", place, tmp_path / "records", "--workers", 1, before=SLOW
+    ).stderr.splitlines()
+    assert 0 < len(told) <= 12 and all(
+        line.startswith("converting: ") and line.endswith(" left") for line in told[1:]
+    ), told
 
 
 def test_real_data(shared_data, tmp_path):
     text = dlc("info", shared_data / "kodak", "--out", tmp_path / "sheet.png").stdout
-    assert "8 images" in text and "broken: none" in text and "width: 512 smallest, 768 median, 768 largest" in text
+    assert (
+        "8 images" in text
+        and "broken: none" in text
+        and "width: 512 smallest, 768 median, 768 largest" in text
+    )
     out = dlc("convert", shared_data / "kodak", tmp_path / "records").stdout
     assert out.splitlines()[-1].startswith(f"wrote {tmp_path / 'records'}: 8 images in 1 shard, 5.")
-    assert "the 8 images" in dlc("convert", shared_data / "kodak", tmp_path / "records", "--verify").stdout
+    assert (
+        "the 8 images"
+        in dlc("convert", shared_data / "kodak", tmp_path / "records", "--verify").stdout
+    )

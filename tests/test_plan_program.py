@@ -14,8 +14,12 @@ from dlc_jax.plan import hlo, machine, program
 from dlc_jax.plan.program import Collective, OutOfMemory
 
 needs = {
-    "libtpu": pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install '.[tpu]'"),
-    "cuda": pytest.mark.skipif(machine._cuda_plugin() is None, reason="no CUDA plug-in: pip install '.[cuda-plan]'"),
+    "libtpu": pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install '.[tpu]'"
+    ),
+    "cuda": pytest.mark.skipif(
+        machine._cuda_plugin() is None, reason="no CUDA plug-in: pip install '.[cuda-plan]'"
+    ),
 }
 
 
@@ -29,8 +33,16 @@ def module(entry: str, *computations: str) -> str:
     """HLO text: computations as "name: line; line", the entry last."""
     blocks = []
     for name, _, lines in [each.partition(":") for each in (*computations, f"ENTRY main:{entry}")]:
-        head = f"{name} (p: f32[8]) -> f32[8] {{" if name.startswith("ENTRY") else f"%{name} (p: f32[8]) -> f32[8] {{"
-        blocks.append("\n".join([head, *(f"  {line.strip()}" for line in lines.split(";") if line.strip()), "}"]))
+        head = (
+            f"{name} (p: f32[8]) -> f32[8] {{"
+            if name.startswith("ENTRY")
+            else f"%{name} (p: f32[8]) -> f32[8] {{"
+        )
+        blocks.append(
+            "\n".join(
+                [head, *(f"  {line.strip()}" for line in lines.split(";") if line.strip()), "}"]
+            )
+        )
     return "HloModule jit_step, is_scheduled=true\n\n" + "\n\n".join(blocks) + "\n"
 
 
@@ -53,7 +65,8 @@ PAIRS = """
 %ar = bf16[4]{0} all-reduce-start(%q), channel_id=3, to_apply=%add;
 ROOT %ard = bf16[4]{0} all-reduce-done(%ar)
 """
-# A v5e runs a gather beside other work: it starts in one fusion, steps in another, ends in a third, always under its own name.
+# A v5e runs a gather beside other work: it starts in one fusion, steps in another, ends in a third,
+# always under its own name.
 CONFIG = 'backend_config={"async_collective_fusion_config":{"flag_start":"2"}}'
 BESIDE = (
     """%p = bf16[2,64]{1,0} parameter(0);
@@ -118,7 +131,16 @@ ROOT %d = token[] send-done(%send.1), channel_id=10
         (module("ROOT %p = f32[8]{0} parameter(0)"), {}),
         (None, None),
     ],
-    ids=["plain", "pairs", "beside", "all-reduce-scatter", "sparse-core", "between-slices", "none", "no-text"],
+    ids=[
+        "plain",
+        "pairs",
+        "beside",
+        "all-reduce-scatter",
+        "sparse-core",
+        "between-slices",
+        "none",
+        "no-text",
+    ],
 )
 def test_collectives(text, expected):
     assert program.collectives(text) == expected
@@ -138,7 +160,11 @@ INNER = 'inner: %p = f32[8]{0} parameter(0); ROOT %n = f32[8]{0} negate(%p), bac
 
 
 def loop(first=0, bound=28, step=1, direction="LT", told="") -> str:
-    parts = LOOP.format(first=first, told=told), CONDITION.format(bound=bound, direction=direction), BODY.format(step=step)
+    parts = (
+        LOOP.format(first=first, told=told),
+        CONDITION.format(bound=bound, direction=direction),
+        BODY.format(step=step),
+    )
     return module(*parts, INNER)
 
 
@@ -156,7 +182,8 @@ def loop(first=0, bound=28, step=1, direction="LT", told="") -> str:
 def test_loops_count_by_their_trips(trips, told):
     text = loop(**told)
     assert program.collectives(text)["all-reduce"] == Collective(trips, 32 * trips)
-    assert program.cycles(text) == 7 + 1000 * trips  # a fusion's cycles are its own, not those of what is in it
+    # a fusion's cycles are its own, not those of what is in it
+    assert program.cycles(text) == 7 + 1000 * trips
 
 
 def test_loops_in_loops_and_branches():
@@ -183,13 +210,17 @@ ENTRY %main (p: f32[8]) -> f32[8] {
     assert program.collectives(inner + outer)["all-reduce"].count == 84
     assert program.cycles(inner + outer) == 84 * 1000 + 3 * 50
     assert (
-        program.cycles(inner + outer.replace("branch_computations={%inner, %inner}", "true_computation=%inner"))
+        program.cycles(
+            inner + outer.replace("branch_computations={%inner, %inner}", "true_computation=%inner")
+        )
         == 84 * 1000 + 100
     )
 
 
 def test_cycles_that_mean_unknown_are_left_out():
-    line = 'ROOT %n = f32[8]{0} negate(%p), backend_config={"estimated_cycles":"9223372036854775807"}'
+    line = (
+        'ROOT %n = f32[8]{0} negate(%p), backend_config={"estimated_cycles":"9223372036854775807"}'
+    )
     assert program.cycles(module(line)) is None and program.cycles(None) is None
 
 
@@ -223,8 +254,14 @@ def test_sizes(shape, size):
             "Exceeded hbm capacity by 388.50M.",
             OutOfMemory(wanted=int(900.5 * 2**20), available=512 * 2**20),
         ),
-        ("RESOURCE_EXHAUSTED: Allocation (size=268435456) would exceed memory (size=134217728) :: space=vmem", None),
-        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 200.00M of 128.00M vmem.", None),
+        (
+            "RESOURCE_EXHAUSTED: Allocation (size=268435456) would exceed memory (size=134217728) :: space=vmem",
+            None,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 200.00M of 128.00M vmem.",
+            None,
+        ),
         ("INVALID_ARGUMENT: exceeds available HBM", None),
     ],
 )
@@ -244,8 +281,18 @@ def test_a_text_that_cannot_be_read():
 def made(kind: str, *, count: int, slices: int = 1) -> machine.Machine:
     """A machine whose devices nobody compiles for."""
     chip = (machine.TPU | machine.GPU)[kind]
-    devices = tuple(types.SimpleNamespace(process_index=index // (count // slices)) for index in range(count))
-    return machine._machine(kind, kind, "tpu" if kind in machine.TPU else "gpu", devices, chip, chips=count, slices=slices)
+    devices = tuple(
+        types.SimpleNamespace(process_index=index // (count // slices)) for index in range(count)
+    )
+    return machine._machine(
+        kind,
+        kind,
+        "tpu" if kind in machine.TPU else "gpu",
+        devices,
+        chip,
+        chips=count,
+        slices=slices,
+    )
 
 
 def test_seconds():
@@ -253,12 +300,23 @@ def test_seconds():
     text = loop()  # 28 all-reduces of 32 bytes, 28,007 cycles
     found, how = program.seconds(v5e, flops=1e6, text=text)
     assert found == pytest.approx(28_007 / 1.5e9 + 28 * 2 * 32 / 200e9)
-    assert "0.0 M cycles at 1.5 GHz" in how and "88-98 %" in how and "not overlapped" in how and "Pallas" not in how
-    assert program.seconds(v5e, flops=197e12, text=text)[0] == pytest.approx(1.0, abs=1e-4)  # never above peak
-    assert "without the inside of Pallas kernels" in program.seconds(v5e, flops=1, text=text + '"tpu_custom_call"')[1]
+    assert (
+        "0.0 M cycles at 1.5 GHz" in how
+        and "88-98 %" in how
+        and "not overlapped" in how
+        and "Pallas" not in how
+    )
+    # never above peak
+    assert program.seconds(v5e, flops=197e12, text=text)[0] == pytest.approx(1.0, abs=1e-4)
+    assert (
+        "without the inside of Pallas kernels"
+        in program.seconds(v5e, flops=1, text=text + '"tpu_custom_call"')[1]
+    )
     found, how = program.seconds(v5e, flops=197e12, text=None)
     assert found == pytest.approx(1 / 0.4) and "collectives left out" in how and "40 %" in how
-    found, how = program.seconds(made("h200", count=8), flops=989.4e12, text=loop().replace("estimated_cycles", "x"))
+    found, how = program.seconds(
+        made("h200", count=8), flops=989.4e12, text=loop().replace("estimated_cycles", "x")
+    )
     assert found == pytest.approx(1 / 0.4) and "788 of 989" in how
     between = program.seconds(made("v5e", count=4, slices=2), flops=0, text=module(SLICES))[0]
     assert between == pytest.approx(2 * 128 / 6.25e9)
@@ -278,17 +336,26 @@ def test_seconds():
         ("replica_groups=mesh['axis_0'=2,'axis_1'=8] {'axis_1'}", 450e9),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=8] {'axis_0'}", 50e9),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=8] {'axis_0','axis_1'}", 400e9),
-        ("replica_groups=mesh['axis_0'=8,'axis_1'=1,'axis_2'=2], device_ids=([2,8]T(1,0)) {'axis_0'}", 450e9),
+        (
+            "replica_groups=mesh['axis_0'=8,'axis_1'=1,'axis_2'=2], device_ids=([2,8]T(1,0)) {'axis_0'}",
+            450e9,
+        ),
         ("replica_groups=a_form_of_tomorrow", 450e9),
     ],
 )
 def test_the_network_between_hosts(groups, rate):
-    text = module(f"%p = f32[1024]{{0}} parameter(0); ROOT %a = f32[1024]{{0}} collective-permute(%p), channel_id=1, {groups}")
+    text = module(
+        f"%p = f32[1024]{{0}} parameter(0); ROOT %a = f32[1024]{{0}} collective-permute(%p), channel_id=1, {groups}"
+    )
     hosts = made("h200", count=16, slices=2)
     assert program.seconds(hosts, flops=0, text=text)[0] == pytest.approx(4096 / rate)
     if groups == "replica_groups={{0,8},{1,9}}":  # a mesh in which these are neighbors
-        order = [hosts.devices[index] for index in (0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)]
-        assert program.seconds(hosts, flops=0, text=text, order=order)[0] == pytest.approx(4096 / 450e9)
+        order = [
+            hosts.devices[index] for index in (0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)
+        ]
+        assert program.seconds(hosts, flops=0, text=text, order=order)[0] == pytest.approx(
+            4096 / 450e9
+        )
 
 
 LAYERS, WIDTH = 3, 256
@@ -317,18 +384,37 @@ def fsdp_step(found: machine.Machine):
 
     def step(weights, x):
         value, gradients = jax.value_and_grad(loss)(weights, x)
-        gradients = jax.tree.map(lambda each, like: jax.lax.with_sharding_constraint(each, like.sharding), gradients, placed)
+        gradients = jax.tree.map(
+            lambda each, like: jax.lax.with_sharding_constraint(each, like.sharding),
+            gradients,
+            placed,
+        )
         return jax.tree.map(lambda w, g: w - 0.1 * g, weights, gradients), value
 
     placed = weights
     x = array((4096, WIDTH), P(("data", "fsdp")), jnp.bfloat16)
-    return jax.jit(step, donate_argnums=0).lower(weights, x).compile(compiler_options=found.compiler_options or None)
+    return (
+        jax.jit(step, donate_argnums=0)
+        .lower(weights, x)
+        .compile(compiler_options=found.compiler_options or None)
+    )
 
 
-TINY = {"v4": "2x2x2", "v5e": "2x4", "v5p": "2x2x2", "v6e": "2x4", "tpu7x": "2x2x1", "2*v5e": "2x2", "h200": "8"}
+TINY = {
+    "v4": "2x2x2",
+    "v5e": "2x4",
+    "v5p": "2x2x2",
+    "v6e": "2x4",
+    "tpu7x": "2x2x1",
+    "2*v5e": "2x2",
+    "h200": "8",
+}
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=needs["cuda" if kind == "h200" else "libtpu"]) for kind in TINY])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=needs["cuda" if kind == "h200" else "libtpu"]) for kind in TINY],
+)
 def test_a_compiled_step(kind):
     """Counts and bytes as they follow from the model: whoever miscounts a form or a loop is off by a factor."""
     found = machine.find(f"{kind}:{TINY[kind]}")

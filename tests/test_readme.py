@@ -20,7 +20,9 @@ def file_map():
     ]:
         said = ast.get_docstring(ast.parse(path.read_text()))
         assert said, f"{path} has no docstring"
-        lines.append(f"| `{path.relative_to(ROOT)}` | {said.splitlines()[0].replace('|', chr(92) + '|')} |")
+        lines.append(
+            f"| `{path.relative_to(ROOT)}` | {said.splitlines()[0].replace('|', chr(92) + '|')} |"
+        )
     return "| file | what it is |\n|---|---|\n" + "\n".join(lines) + "\n"
 
 
@@ -32,7 +34,9 @@ def test_map_of_the_files():
     if os.environ.get("UPDATE_GOLDEN"):
         README.write_text(text.replace(found[0], wanted))
     else:
-        assert found[0] == wanted, "the map is out of date; run UPDATE_GOLDEN=1 pytest tests/test_readme.py"
+        assert found[0] == wanted, (
+            "the map is out of date; run UPDATE_GOLDEN=1 pytest tests/test_readme.py"
+        )
 
 
 def test_commands_name_recipes_that_exist():

@@ -26,7 +26,9 @@ def arguments(parser) -> None:
 def run(arguments, rest) -> None:
     directory = Path(arguments.workdir)
     if not directory.is_dir():
-        raise UserError(f"{directory} {'is not a folder' if directory.exists() else 'does not exist'}")
+        raise UserError(
+            f"{directory} {'is not a folder' if directory.exists() else 'does not exist'}"
+        )
     config, results, problems = {}, {}, []
     for name, into in (("config.json", config), ("results.json", results)):
         found, problem = read(directory / name)
@@ -34,18 +36,29 @@ def run(arguments, rest) -> None:
         problems += [problem] if problem else []
     steps = names(directory, config)
     if not config and not any((directory / name).is_dir() for name in steps):
-        raise UserError(f"{directory} holds no run: neither a config.json that can be read nor a step's folder")
+        raise UserError(
+            f"{directory} holds no run: neither a config.json that can be read nor a step's folder"
+        )
 
     in_use = workdir.holder(directory)
     print(f"{directory}, {size(directory)}, {f'in use by {in_use}' if in_use else 'not in use'}")
     rows, lines = [("step", "state", "size", "time")], []
     for name in steps:
-        rows.append((name, *state(directory / name, section(config, name), results.get(f"seconds/{name}"))))
+        rows.append(
+            (name, *state(directory / name, section(config, name), results.get(f"seconds/{name}")))
+        )
         lines += [f"  {name}: {line}" for line in [curve(directory / name)] if line]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
-        print("  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]).rstrip())
-    for title, found in (("losses", lines), ("results", groups(results, steps)), ("versions", versions(directory, steps))):
+        print(
+            "  "
+            + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]).rstrip()
+        )
+    for title, found in (
+        ("losses", lines),
+        ("results", groups(results, steps)),
+        ("versions", versions(directory, steps)),
+    ):
         if found:
             print("\n".join([f"{title}:", *found]))
     for problem in problems:
@@ -69,8 +82,13 @@ def names(directory: Path, config: dict) -> list[str]:
     """Steps of the recipe in its order, and what else has left a trace: a variant's steps, or those of a lost config."""
     order = [name for name in section(config, "steps", list) if isinstance(name, str)]
     traces = ("done.json", "seconds.json", "metrics.jsonl", "checkpoints")
-    here = [path for path in sorted(directory.iterdir()) if any((path / trace).exists() for trace in traces)]
-    here.sort(key=lambda path: section(read(path / "done.json")[0], "finished", str) or "~")  # what is not complete comes last
+    here = [
+        path
+        for path in sorted(directory.iterdir())
+        if any((path / trace).exists() for trace in traces)
+    ]
+    # what is not complete comes last
+    here.sort(key=lambda path: section(read(path / "done.json")[0], "finished", str) or "~")
     before = [path.name for path in here if path.name not in order and section(config, path.name)]
     return [*before, *order, *(path.name for path in here if path.name not in order + before)]
 
@@ -88,7 +106,11 @@ def state(directory: Path, settings: dict, seconds: Any) -> tuple[str, str, str]
 
     done, problem = read(directory / "done.json")
     noted, _ = read(directory / "seconds.json")
-    saved = [step for step in checkpoints(directory) if seal.path_of(directory / "checkpoints", step).exists()]
+    saved = [
+        step
+        for step in checkpoints(directory)
+        if seal.path_of(directory / "checkpoints", step).exists()
+    ]
     damaged = sum(1 for path in (directory / "checkpoints").glob("*.damaged*") if path.is_dir())
     need, reached = section(section(settings, "train"), "steps", int), section(noted, "step", int)
     if problem:
@@ -148,7 +170,9 @@ def versions(directory: Path, steps: list[str]) -> list[str]:
     for name in steps:
         for step in checkpoints(directory / name)[:1]:
             try:
-                saved = arrays.read_json(directory / name / "checkpoints" / str(step) / "meta")["versions"]
+                saved = arrays.read_json(directory / name / "checkpoints" / str(step) / "meta")[
+                    "versions"
+                ]
                 said = ", ".join(f"{package} {version}" for package, version in saved.items())
             except Exception:  # whatever a damaged checkpoint makes its readers raise
                 said = "a checkpoint that cannot be read"

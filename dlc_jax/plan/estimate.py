@@ -1,6 +1,7 @@
 """A program of a recipe's step, compiled for a machine that is not here: does it fit, what does it move, how long may it take?
 
-What is compiled is what runs: `train.lower` for a stage, a job's own `programs`. Nothing is read from disk and nothing is run.
+What is compiled is what runs: `train.lower` for a stage, a job's own `programs`. Nothing is read
+from disk and nothing is run.
 """
 
 import dataclasses
@@ -76,7 +77,12 @@ def programs(config, step: str) -> dict[str, Program]:
     if isinstance(made, Stage):
         state = functools.partial(train.abstract_state, made)
         return {
-            "train": Program(lower=functools.partial(train.lower, made), state=state, flops=made.flops, batch=made.plan.batch)
+            "train": Program(
+                lower=functools.partial(train.lower, made),
+                state=state,
+                flops=made.flops,
+                batch=made.plan.batch,
+            )
         }
     return dict(made.programs)
 
@@ -88,8 +94,12 @@ def check(config, *, step: str, name: str, machine: Machine) -> None:
       UserError: the mesh does not fit the number of devices, or the batch the mesh.
     """
     mesh = parallel.make_mesh(**config.mesh, devices=machine.devices)
-    where, accumulate = (f"{step}.train", config[step].train.accumulate) if name == "train" else (step, 1)
-    parallel.check_batch(programs(config, step)[name].batch, mesh, accumulate=accumulate, where=where)
+    where, accumulate = (
+        (f"{step}.train", config[step].train.accumulate) if name == "train" else (step, 1)
+    )
+    parallel.check_batch(
+        programs(config, step)[name].batch, mesh, accumulate=accumulate, where=where
+    )
 
 
 def estimate(config, *, step: str, name: str, machine: Machine) -> Estimate:
@@ -144,7 +154,11 @@ def estimate(config, *, step: str, name: str, machine: Machine) -> Estimate:
         advice="",
     )
     accumulate = config[step].train.accumulate if name == "train" else 1
-    return found if found.fits else dataclasses.replace(found, advice=advice(found, accumulate=accumulate))
+    return (
+        found
+        if found.fits
+        else dataclasses.replace(found, advice=advice(found, accumulate=accumulate))
+    )
 
 
 def bytes_here(leaf: jax.ShapeDtypeStruct) -> int:
@@ -161,14 +175,20 @@ def advice(found: Estimate, *, accumulate: int) -> str:
     if room <= 0 or found.state > found.available // 2:
         if spread < devices:
             least = math.ceil(found.state * spread / (found.available // 2))
-            size = next((size for size in range(least, devices + 1) if devices % size == 0), devices)
+            size = next(
+                (size for size in range(least, devices + 1) if devices % size == 0), devices
+            )
             return f"its state alone is {found.state / 2**30:.1f} GiB a device: share it out, --config.mesh.data=-1 --config.mesh.fsdp={size}"
         return f"its state alone is {found.state / 2**30:.1f} GiB a device, shared out over all of them: take more devices"
     if found.program != "train":
         return f"{section}.batch={max(devices, found.batch // 2)} halves what a call holds"
     needed = math.ceil((found.wanted - found.state) / room)
     micro = found.batch // (found.mesh["data"] * found.mesh["fsdp"])
-    parts = next((parts for parts in range(needed * accumulate, micro + 1) if micro % parts == 0), None)
+    parts = next(
+        (parts for parts in range(needed * accumulate, micro + 1) if micro % parts == 0), None
+    )
     if parts:
-        return f"{section}.train.accumulate={parts}, or {section}.model.remat=full; --search compares"
+        return (
+            f"{section}.train.accumulate={parts}, or {section}.model.remat=full; --search compares"
+        )
     return f"{section}.model.remat=full, or more devices for the same batch; --search compares"

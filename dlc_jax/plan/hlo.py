@@ -1,6 +1,7 @@
 """Optimized HLO as text: computations and their instructions, and how often a run of the program comes by each.
 
-The forms differ by compiler: only a GPU's text tells the trips of a loop, only a TPU's has cycles and work set aside for the SparseCore.
+The forms differ by compiler: only a GPU's text tells the trips of a loop, only a TPU's has cycles
+and work set aside for the SparseCore.
 """
 
 import dataclasses
@@ -45,7 +46,10 @@ def parse(text: str) -> Module:
         for line in block.splitlines()[1:]:
             if match := _LINE.match(line):
                 is_root, name, shape, opcode, operands = match.groups()
-                operands = tuple(re.sub(r"/\*.*?\*/", "", operand).strip().rpartition("%")[2] for operand in operands.split(","))
+                operands = tuple(
+                    re.sub(r"/\*.*?\*/", "", operand).strip().rpartition("%")[2]
+                    for operand in operands.split(",")
+                )
                 instructions[name] = Instruction(shape, opcode, operands, line)
                 root = name if is_root else root
         name = head.group(2)
@@ -71,14 +75,22 @@ def _called(module, computation, instruction):
     """The computations that an instruction runs as such: not the sums inside a reduction."""
     opcode, line = instruction.opcode, instruction.line
     if opcode == "while":
-        condition, body = (re.search(rf"{key}=%?([\w.\-]+)", line).group(1) for key in ("condition", "body"))
+        condition, body = (
+            re.search(rf"{key}=%?([\w.\-]+)", line).group(1) for key in ("condition", "body")
+        )
         yield body, _trips(module, computation, instruction, condition, body), False
     elif opcode == "conditional":
         branches = re.search(r"branch_computations=\{([^}]*)\}", line)
-        names = branches.group(1).split(",") if branches else re.findall(r"(?:true|false)_computation=(%?[\w.\-]+)", line)
+        names = (
+            branches.group(1).split(",")
+            if branches
+            else re.findall(r"(?:true|false)_computation=(%?[\w.\-]+)", line)
+        )
         yield from ((name.strip().lstrip("%"), 1, False) for name in names)
     elif opcode in ("call", "call-start", "async-start"):
-        yield from ((name, 1, False) for name in re.findall(r"(?:to_apply|calls)=%?([\w.\-]+)", line)[:1])
+        yield from (
+            (name, 1, False) for name in re.findall(r"(?:to_apply|calls)=%?([\w.\-]+)", line)[:1]
+        )
     elif opcode == "fusion":
         yield from ((name, 1, True) for name in re.findall(r"calls=%?([\w.\-]+)", line)[:1])
 
@@ -99,14 +111,22 @@ def _trips(module, computation, loop, condition, body) -> int:
     index = int(index.group(1))
     first = _constant(computation, _item(computation, loop.operands[0], index))
     last = body.instructions.get(_item(body, body.root, index))
-    steps = [_constant(body, operand) for operand in last.operands] if last and last.opcode == "add" else []
+    steps = (
+        [_constant(body, operand) for operand in last.operands]
+        if last and last.opcode == "add"
+        else []
+    )
     step = next((step for step in steps if step), 1)
     return max(0, math.ceil((bound - (first or 0)) / step))
 
 
 def _item(computation, name, index):
     made = computation.instructions.get(name)
-    return made.operands[index] if made and made.opcode == "tuple" and index < len(made.operands) else ""
+    return (
+        made.operands[index]
+        if made and made.opcode == "tuple" and index < len(made.operands)
+        else ""
+    )
 
 
 def _constant(computation, name) -> int | None:

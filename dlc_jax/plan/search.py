@@ -22,7 +22,13 @@ LARGEST = 4  # doublings of the batch
 
 
 def search(
-    arguments: Sequence[str], *, config, step: str, name: str, machine: Machine, say: Callable[[str], None]
+    arguments: Sequence[str],
+    *,
+    config,
+    step: str,
+    name: str,
+    machine: Machine,
+    say: Callable[[str], None],
 ) -> tuple[list[Mapping[str, Any]], Mapping[str, Any] | None]:
     """Tries settings of one program; (every estimate with its `settings`, the best that fits or None).
 
@@ -40,7 +46,10 @@ def search(
     def attempt(**settings):
         key = tuple(sorted(settings.items()))
         if key not in tried:
-            say(f"{len(tried) + 1}: " + ", ".join(f"{field} {value}" for field, value in settings.items()))
+            say(
+                f"{len(tried) + 1}: "
+                + ", ".join(f"{field} {value}" for field, value in settings.items())
+            )
             found = _compile(arguments, fields(settings), step=step, name=name, machine=machine)
             if "error" in found and not tried:
                 raise UserError(found["error"])
@@ -48,14 +57,22 @@ def search(
         return tried[key]
 
     def fields(settings):
-        names = {"remat": f"{step}.model.remat", "turn": f"{step}.model.unroll", "fsdp": "mesh.fsdp"}
+        names = {
+            "remat": f"{step}.model.remat",
+            "turn": f"{step}.model.unroll",
+            "fsdp": "mesh.fsdp",
+        }
         names["batch"] = f"{step}.train.batch" if training else f"{step}.batch"
         return {"mesh.data": -1} | {names[field]: value for field, value in settings.items()}
 
     batch = section.train.batch if training else section.batch
     tensor = config.mesh.tensor
     sizes = sorted(
-        {size for size in (1, 8, 16, 64, devices // tensor) if size <= devices // tensor and (devices // tensor) % size == 0}
+        {
+            size
+            for size in (1, 8, 16, 64, devices // tensor)
+            if size <= devices // tensor and (devices // tensor) % size == 0
+        }
     )
     remats = ("none", "dots", "full") if training else (None,)
     for remat in remats:
@@ -67,7 +84,9 @@ def search(
                 attempt(**best["settings"] | {"turn": turn})
     for doubled in range(1, LARGEST + 1):
         best = _best(tried.values())
-        if best is None or not attempt(**best["settings"] | {"batch": batch * 2**doubled}).get("fits"):
+        if best is None or not attempt(**best["settings"] | {"batch": batch * 2**doubled}).get(
+            "fits"
+        ):
             break
     return list(tried.values()), _best(tried.values())
 
@@ -77,14 +96,38 @@ def table(found: Sequence[Mapping[str, Any]], best: Mapping[str, Any] | None) ->
     rows = []
     for each in found:
         settings = each["settings"]
-        head = ["*" if each is best else "", *(str(settings.get(field, "")) for field in ("remat", "fsdp", "turn", "batch"))]
+        head = [
+            "*" if each is best else "",
+            *(str(settings.get(field, "")) for field in ("remat", "fsdp", "turn", "batch")),
+        ]
         if "error" in each:
             rows.append([*head, each["error"][:60], "", "", ""])
             continue
         rate = f"{each['batch'] / each['seconds']:,.0f}" if each["seconds"] else ""
         memory = f"{words.size(each['wanted'])} of {words.size(each['available'])}"
-        rows.append([*head, memory, "yes" if each["fits"] else "no", rate, f"{each['compile_seconds']:.0f} s"])
-    return words.table(("", "remat", "fsdp", "layers/turn", "batch", "memory a device", "fits", "examples/s", "compile"), rows)
+        rows.append(
+            [
+                *head,
+                memory,
+                "yes" if each["fits"] else "no",
+                rate,
+                f"{each['compile_seconds']:.0f} s",
+            ]
+        )
+    return words.table(
+        (
+            "",
+            "remat",
+            "fsdp",
+            "layers/turn",
+            "batch",
+            "memory a device",
+            "fits",
+            "examples/s",
+            "compile",
+        ),
+        rows,
+    )
 
 
 def _best(found) -> Mapping[str, Any] | None:
@@ -108,7 +151,9 @@ def _compile(arguments, fields, *, step: str, name: str, machine: Machine) -> Ma
         name,
     ]
     command += [*arguments, *(f"--config.{field}={value}" for field, value in fields.items())]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         with stop.helper(process.kill):
             out, err = process.communicate()
     if process.returncode in (0, 1) and out.strip():

@@ -23,8 +23,8 @@ def chart(
       title: heading.
       lines: name -> points (step, value).
       note: the sentence.
-      hold: values that the axis holds in any case, such as 0 for a rate. Without, it is as long as the values need, and logarithmic
-        if all are positive and far apart.
+      hold: values that the axis holds in any case, such as 0 for a rate. Without, it is as long as
+        the values need, and logarithmic if all are positive and far apart.
       say: a value in words.
 
     Returns:
@@ -37,7 +37,8 @@ def chart(
     x1 += x1 == x0
     log = low > 0 and high / low >= _LOG and hold is None
     low, high = (low, high) if hold is None else (min(low, *hold), max(high, *hold))
-    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-100):  # as good as constant: half its size above and below
+    # as good as constant: half its size above and below
+    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-100):
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     scale = math.log10 if log else float
     y0, y1 = scale(low), scale(high)
@@ -50,24 +51,42 @@ def chart(
     for tick in log_ticks(low, high) if log else ticks(low, high, 5):
         _, y = at(x0, tick)
         parts.append(f'<line class="rule" x1="{_LEFT}" x2="{_RIGHT}" y1="{y}" y2="{y}"></line>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{float(y) + 5:.1f}" text-anchor="end">{text(say(tick))}</text>')
+        parts.append(
+            f'<text x="{_LEFT - 8}" y="{float(y) + 5:.1f}" text-anchor="end">{text(say(tick))}</text>'
+        )
     for tick in ticks(x0, x1, 5):
         x, _ = at(tick, low)
-        parts.append(f'<text x="{x}" y="{_BOTTOM + 20}" text-anchor="middle">{text(number(tick))}</text>')
-    parts.append(f'<text x="{(_LEFT + _RIGHT) // 2}" y="{_BOTTOM + 44}" text-anchor="middle">step</text>')
+        parts.append(
+            f'<text x="{x}" y="{_BOTTOM + 20}" text-anchor="middle">{text(number(tick))}</text>'
+        )
+    parts.append(
+        f'<text x="{(_LEFT + _RIGHT) // 2}" y="{_BOTTOM + 44}" text-anchor="middle">step</text>'
+    )
     for index, (name, line) in enumerate(lines.items()):
         line = thinned(line)
         if len(line) == 1:
             x, y = at(*line[0])
             parts.append(f'<circle class="s{index}" cx="{x}" cy="{y}" r="4"></circle>')
         else:
-            parts.append(f'<polyline class="s{index}" points="{" ".join(",".join(at(*point)) for point in line)}"></polyline>')
+            parts.append(
+                f'<polyline class="s{index}" points="{" ".join(",".join(at(*point)) for point in line)}"></polyline>'
+            )
         legend = f"{words(name)}: {say(line[-1][1])} at the end"
-        parts.append(f'<text class="l{index}" x="{_LEFT}" y="{18 + 20 * index}">{text(legend)}</text>')
+        parts.append(
+            f'<text class="l{index}" x="{_LEFT}" y="{18 + 20 * index}">{text(legend)}</text>'
+        )
     return _figure(title + (" (logarithmic)" if log else ""), "\n".join([*parts, "</svg>"]), note)
 
 
-def bars(title: str, values: Sequence[float], *, under: str, first: int = 1, highest: float | None = None, note: str = "") -> str:
+def bars(
+    title: str,
+    values: Sequence[float],
+    *,
+    under: str,
+    first: int = 1,
+    highest: float | None = None,
+    note: str = "",
+) -> str:
     """One bar a value, from 0 to `highest` (None: the largest), numbered from `first`; many become an area.
 
     Args:
@@ -85,14 +104,23 @@ def bars(title: str, values: Sequence[float], *, under: str, first: int = 1, hig
     parts = [f'<svg viewBox="0 0 480 288" role="img" aria-label="{text(title)} by {text(under)}">']
     for tick in ticks(0, highest, 5):
         y = _BOTTOM - tick / highest * (_BOTTOM - top)
-        parts.append(f'<line class="rule" x1="{_LEFT}" x2="{_RIGHT}" y1="{y:.1f}" y2="{y:.1f}"></line>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 5:.1f}" text-anchor="end">{text(number(tick))}</text>')
+        parts.append(
+            f'<line class="rule" x1="{_LEFT}" x2="{_RIGHT}" y1="{y:.1f}" y2="{y:.1f}"></line>'
+        )
+        parts.append(
+            f'<text x="{_LEFT - 8}" y="{y + 5:.1f}" text-anchor="end">{text(number(tick))}</text>'
+        )
     for tick in ticks(first, first + count - 1, 5) if count > 1 else [first]:
         if float(tick).is_integer():
             x = _LEFT + (tick - first + 0.5) * width
-            parts.append(f'<text x="{x:.1f}" y="{_BOTTOM + 20}" text-anchor="middle">{text(number(tick))}</text>')
-    parts.append(f'<text x="{(_LEFT + _RIGHT) // 2}" y="{_BOTTOM + 44}" text-anchor="middle">{text(under)}</text>')
-    outline = [f"M{_LEFT},{_BOTTOM}"]  # one path for all: half a thousand positions are as many bars
+            parts.append(
+                f'<text x="{x:.1f}" y="{_BOTTOM + 20}" text-anchor="middle">{text(number(tick))}</text>'
+            )
+    parts.append(
+        f'<text x="{(_LEFT + _RIGHT) // 2}" y="{_BOTTOM + 44}" text-anchor="middle">{text(under)}</text>'
+    )
+    # one path for all: half a thousand positions are as many bars
+    outline = [f"M{_LEFT},{_BOTTOM}"]
     for index, value in enumerate(values):
         x, y = _LEFT + index * width, _BOTTOM - value / highest * (_BOTTOM - top)
         outline.append(f"M{x:.1f},{_BOTTOM}V{y:.1f}H{x + width - gap:.1f}V{_BOTTOM}Z")
@@ -116,7 +144,9 @@ def log_ticks(low: float, high: float) -> list[float]:
     found = [float(f"1e{decade}") for decade in decades]
     if len(found) > 2:
         return found
-    fine = [float(f"{factor}e{decade}") for decade in range(first - 1, last + 1) for factor in (1, 2, 5)]
+    fine = [
+        float(f"{factor}e{decade}") for decade in range(first - 1, last + 1) for factor in (1, 2, 5)
+    ]
     return [tick for tick in fine if low <= tick <= high]
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dlc_jax.report.chart import bars, chart
 from dlc_jax.report.words import finite, number, percent, text, words
 
-# title -> (names, the sentence below, what the axis holds in any case, value in words); the first chart shows two series; a missing one is left out
+# title -> (names, the sentence below, what the axis holds in any case, value in words); the first
+# chart shows two series; a missing one is left out
 _CURVES = {
     "Loss": (
         ("loss", "validation/loss"),
@@ -51,7 +52,8 @@ def read_metrics(path: pathlib.Path) -> dict[str, list[tuple[float, float]]]:
     series: dict[str, list[tuple[float, float]]] = {}
     for step in sorted(rows):
         for name, value in rows[step].items():
-            if name not in _NO_CURVE and finite(value) and abs(value) < 1e100:  # beyond, no axis can be drawn
+            # beyond, no axis can be drawn
+            if name not in _NO_CURVE and finite(value) and abs(value) < 1e100:
                 series.setdefault(name, []).append((step, value))
     return series
 
@@ -67,9 +69,16 @@ def curves(steps: Iterable[pathlib.Path]) -> list[str]:
         for title, (names, note, hold, say) in _CURVES.items():
             if lines := {name: series.pop(name) for name in names if name in series}:
                 charts.append(chart(title, lines, note=note, hold=hold, say=say))
-        parts.append(f'<h2>Curves: {text(words(step.name))}</h2>\n<div class="charts">\n' + "\n".join(charts) + "\n</div>")
+        parts.append(
+            f'<h2>Curves: {text(words(step.name))}</h2>\n<div class="charts">\n'
+            + "\n".join(charts)
+            + "\n</div>"
+        )
         if series:
-            more = [chart(words(name).capitalize(), {name: series[name]}) for name in sorted(series)[:_MORE_CURVES]]
+            more = [
+                chart(words(name).capitalize(), {name: series[name]})
+                for name in sorted(series)[:_MORE_CURVES]
+            ]
             parts.append(
                 '<details><summary>all other curves of this step</summary>\n<div class="charts">\n'
                 + "\n".join(more)
@@ -85,7 +94,9 @@ def usage(steps: Iterable[pathlib.Path]) -> list[str]:
         try:
             found = json.loads((step / "usage.json").read_text())
             values, count = int(found["values"]), int(found["count"])
-            perplexity, by_rank = [[float(value) for value in found[name]] for name in ("perplexity", "by_rank")]
+            perplexity, by_rank = [
+                [float(value) for value in found[name]] for name in ("perplexity", "by_rank")
+            ]
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if not perplexity or not by_rank or not all(map(finite, perplexity + by_rank)):
@@ -106,5 +117,7 @@ def usage(steps: Iterable[pathlib.Path]) -> list[str]:
             note=f"Share of the images that have a position's commonest value, its second commonest and so on, averaged over positions; "
             f"all equally frequent would be {percent(1 / values)} each.",
         )
-        parts.append(f'<h2>Code usage: {text(words(step.name))}</h2>\n<div class="charts">\n{first}\n{second}\n</div>')
+        parts.append(
+            f'<h2>Code usage: {text(words(step.name))}</h2>\n<div class="charts">\n{first}\n{second}\n</div>'
+        )
     return parts

@@ -11,7 +11,8 @@ from dlc_jax.report import curves, pictures, tables
 from dlc_jax.report.words import text
 
 LIMIT = 8_000_000  # bytes of the whole file
-_STEPS = ("encoder", "codes", "probe", "prior", "generator", "samples")  # a run's usual order; other steps follow
+# a run's usual order; other steps follow
+_STEPS = ("encoder", "codes", "probe", "prior", "generator", "samples")
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c1c1e; --faint: #6b6b70; --rule: #d8d8dc; --a: #1f6fd1; --b: #c2571a; }
@@ -49,8 +50,8 @@ pre { overflow-x: auto; white-space: pre-wrap; font-size: .85rem; }
 def write(workdir: str | os.PathLike, path: str | os.PathLike | None = None) -> pathlib.Path:
     """Writes the report of a workdir; what is missing or unreadable is left out.
 
-    It shows `config.json`, `results.json` and, of each step's directory, `metrics.jsonl` (an object per line with `step`) and
-    `pictures/*.png` with `pictures/captions.json` ({file: sentence}).
+    It shows `config.json`, `results.json` and, of each step's directory, `metrics.jsonl` (an object
+    per line with `step`) and `pictures/*.png` with `pictures/captions.json` ({file: sentence}).
 
     Args:
       workdir: the run's directory.
@@ -64,14 +65,18 @@ def write(workdir: str | os.PathLike, path: str | os.PathLike | None = None) -> 
     """
     workdir = pathlib.Path(workdir)
     if not workdir.is_dir():
-        raise UserError(f"no workdir at {workdir}: a report is written of a directory that a run made")
+        raise UserError(
+            f"no workdir at {workdir}: a report is written of a directory that a run made"
+        )
     path = workdir / "report.html" if path is None else pathlib.Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_text(_page(workdir), encoding="utf-8")
         os.replace(partial, path)  # a reader never finds half a report
     except OSError as error:
-        raise UserError(f"cannot write the report {path}: {error.strerror or error}; give another path or make room") from error
+        raise UserError(
+            f"cannot write the report {path}: {error.strerror or error}; give another path or make room"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -93,14 +98,17 @@ def _page(workdir: pathlib.Path) -> str:
     ]
     if config is not None:
         listed = text(json.dumps(config, indent=2, ensure_ascii=False)[:200_000])
-        after.append(f"<h2>Config</h2>\n<details><summary>every field of this run</summary><pre>{listed}</pre></details>")
+        after.append(
+            f"<h2>Config</h2>\n<details><summary>every field of this run</summary><pre>{listed}</pre></details>"
+        )
     frame = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n",
         "\n</body>\n</html>\n",
     )
-    used = len("\n".join([*frame, *before, *after]).encode()) + 10_000  # what the pictures' headings take
+    # what the pictures' headings take
+    used = len("\n".join([*frame, *before, *after]).encode()) + 10_000
     shown = pictures.sections(steps, room=LIMIT - used)
     content = "\n".join(part for part in [*before, *shown, *after] if part)
     return frame[0] + content + frame[1]
@@ -114,9 +122,14 @@ def _steps(workdir: pathlib.Path, config: Any) -> list[pathlib.Path]:
         order = []
     order = [*(name for name in _STEPS if name not in order), *order]
     found = [
-        path for path in workdir.iterdir() if any((path / name).exists() for name in ("metrics.jsonl", "pictures", "usage.json"))
+        path
+        for path in workdir.iterdir()
+        if any((path / name).exists() for name in ("metrics.jsonl", "pictures", "usage.json"))
     ]
-    return sorted(found, key=lambda path: (order.index(path.name) if path.name in order else len(order), path.name))
+    return sorted(
+        found,
+        key=lambda path: (order.index(path.name) if path.name in order else len(order), path.name),
+    )
 
 
 def _json(path: pathlib.Path) -> Any:

@@ -20,15 +20,16 @@ _QUALITY = 85
 def sections(steps: Iterable[pathlib.Path], *, room: int) -> list[str]:
     """The pictures of all steps, of at most `room` bytes; first what was made at the end, then what was drawn on the way.
 
-    Each step's directory has `pictures/*.png`, and the sentences below them in `pictures/captions.json`, {file: sentence}, in whose
-    order they come.
+    Each step's directory has `pictures/*.png`, and the sentences below them in
+    `pictures/captions.json`, {file: sentence}, in whose order they come.
     """
     ends, ways = [], []
     for step in steps:
         captions = _captions(step / "pictures" / "captions.json")
         listed = {name: place for place, name in enumerate(captions)}
         paths = sorted(
-            (step / "pictures").glob("*.png"), key=lambda path: (listed.get(path.name, len(listed)), natural(path.name))
+            (step / "pictures").glob("*.png"),
+            key=lambda path: (listed.get(path.name, len(listed)), natural(path.name)),
         )
         series = len(paths) > 1 and len({re.sub(r"\d+", "#", path.name) for path in paths}) == 1
         paths = sorted(paths, key=lambda path: natural(path.name)) if series else paths
@@ -53,10 +54,19 @@ def sections(steps: Iterable[pathlib.Path], *, room: int) -> list[str]:
                 room -= len(figure.encode())
                 figures.append(figure)
             if left_out:
-                names = ", ".join(left_out[:10]) + (f" and {len(left_out) - 10} more" if len(left_out) > 10 else "")
-                figures.append(f'<p class="note">Too large for this file, see the workdir: {text(names)}.</p>')
+                names = ", ".join(left_out[:10]) + (
+                    f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
+                )
+                figures.append(
+                    f'<p class="note">Too large for this file, see the workdir: {text(names)}.</p>'
+                )
             if figures:
-                parts += [f"<h2>{title}: {text(words(step.name))}</h2>", '<div class="pictures">', *figures, "</div>"]
+                parts += [
+                    f"<h2>{title}: {text(words(step.name))}</h2>",
+                    '<div class="pictures">',
+                    *figures,
+                    "</div>",
+                ]
     return parts
 
 
@@ -73,7 +83,8 @@ def embedded(path: pathlib.Path) -> tuple[str, tuple[int, int]] | None:
                 file = io.BytesIO()
                 image.save(file, format="JPEG", quality=_QUALITY, optimize=True)
                 data, size, kind = file.getvalue(), image.size, "jpeg"
-    except Exception:  # whatever a damaged file makes Pillow raise, the report is written without it
+    except Exception:
+        # whatever a damaged file makes Pillow raise, the report is written without it
         return None
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}", size
 
@@ -86,13 +97,17 @@ def shown(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     for name, members in series.items():
         if len(members) > _SERIES:
             members = sorted(members, key=lambda path: natural(path.name))
-            series[name] = [members[round(i * (len(members) - 1) / (_SERIES - 1))] for i in range(_SERIES)]
+            series[name] = [
+                members[round(i * (len(members) - 1) / (_SERIES - 1))] for i in range(_SERIES)
+            ]
     return [path for members in series.values() for path in members]
 
 
 def natural(name: str) -> list:
     """For sorting: step_9 before step_10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)
+    ]
 
 
 def _captions(path: pathlib.Path) -> dict[str, str]:
@@ -100,4 +115,6 @@ def _captions(path: pathlib.Path) -> dict[str, str]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {name: str(sentence) for name, sentence in found.items()} if isinstance(found, dict) else {}
+    return (
+        {name: str(sentence) for name, sentence in found.items()} if isinstance(found, dict) else {}
+    )

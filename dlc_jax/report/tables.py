@@ -31,7 +31,8 @@ _GROUPS = {
     "codes": "How codes use their values: perplexity is 1 where all are equally frequent, dead is the share of values never used.",
     "judge": "The judge reads the factors off an image. Here it is tested itself, on images whose answer is known.",
 }
-_FOLDED = {"judge", "health", "probe_features_knn", "probe_held_out_features_knn"}  # groups that a reader has to open
+# groups that a reader has to open
+_FOLDED = {"judge", "health", "probe_features_knn", "probe_held_out_features_knn"}
 _ELSEWHERE = {"seconds"}  # groups with a section of their own
 _ABOUT = ("commit", "device")  # results that say how the others were made
 _RATES = (
@@ -62,7 +63,9 @@ def summary(results: Mapping[str, Any]) -> str:
 
     sentences = []
     if kept := rates("reconstruction"):
-        sentences.append(f"Images that training never saw, turned into a code and back into an image, kept: {kept}.")
+        sentences.append(
+            f"Images that training never saw, turned into a code and back into an image, kept: {kept}."
+        )
     if kept := rates("reconstruction_held_out"):
         sentences.append(f"For combinations of factors that training never saw: {kept}.")
     if _is_rate("unconditional/valid", valid := results.get("unconditional/valid")):
@@ -83,11 +86,20 @@ def tables(results: Mapping[str, Any]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for key in results:
         group = key.partition("/")[0] if "/" in key else ""
-        if not isinstance(results[key], (dict, list)) and group not in _ELSEWHERE and key not in _ABOUT:
+        if (
+            not isinstance(results[key], (dict, list))
+            and group not in _ELSEWHERE
+            and key not in _ABOUT
+        ):
             groups.setdefault(group, []).append(key)
     known = [name for name in _GROUPS if name in groups and name not in _FOLDED]
     others = sorted(name for name in groups if name and name not in _GROUPS)
-    order = [*known, *others, *(name for name in groups if name in _FOLDED), *([""] if "" in groups else [])]
+    order = [
+        *known,
+        *others,
+        *(name for name in groups if name in _FOLDED),
+        *([""] if "" in groups else []),
+    ]
     parts = ["<h2>Results</h2>"] if groups else []
     for group in order:
         found = _table(group, groups[group], results)
@@ -104,13 +116,17 @@ def _table(group: str, keys: Sequence[str], results: Mapping[str, Any]) -> str:
         parent, _, name = key.rpartition("/")
         beside = f"{parent}/" if parent else ""
         chance, count = results.get(f"{beside}chance_{name}"), _count(beside, name, results)
-        if name.endswith("count") or (name.startswith("chance_") and beside + name.removeprefix("chance_") in results):
+        if name.endswith("count") or (
+            name.startswith("chance_") and beside + name.removeprefix("chance_") in results
+        ):
             continue  # shown in its row
         if not _is_rate(key, results[key]):
             chance = count = None
         label = words(key.removeprefix(f"{group}/") if group else key)
         level = percent(chance) if finite(chance) else ""
-        rows.append((label, _value(key, results[key]), level, number(count) if finite(count) else ""))
+        rows.append(
+            (label, _value(key, results[key]), level, number(count) if finite(count) else "")
+        )
     if not rows:  # a group of nothing but a count
         rows = [(words(key.partition("/")[2]), number(results[key]), "", "") for key in keys]
     used = [True, True, any(row[2] for row in rows), any(row[3] for row in rows)]
@@ -118,7 +134,11 @@ def _table(group: str, keys: Sequence[str], results: Mapping[str, Any]) -> str:
     lines = [f"<h3>{text(words(group).capitalize() or 'Other')}</h3>"]
     if group in _GROUPS:
         lines.append(f'<p class="note">{text(_GROUPS[group])}</p>')
-    lines.append("<table><thead><tr>" + "".join(f"<th>{text(cell)}</th>" for cell in head) + "</tr></thead><tbody>")
+    lines.append(
+        "<table><thead><tr>"
+        + "".join(f"<th>{text(cell)}</th>" for cell in head)
+        + "</tr></thead><tbody>"
+    )
     for row in rows:
         lines.append("<tr>" + "".join(_cell(cell) for cell, use in zip(row, used) if use) + "</tr>")
     return "\n".join([*lines, "</tbody></table>"])
@@ -133,11 +153,18 @@ def _count(beside: str, name: str, results: Mapping[str, Any]) -> Any:
 
 def timings(results: Mapping[str, Any]) -> str:
     """How long each step took, and of the whole which share."""
-    found = {key.partition("/")[2]: value for key, value in results.items() if key.startswith("seconds/") and finite(value)}
+    found = {
+        key.partition("/")[2]: value
+        for key, value in results.items()
+        if key.startswith("seconds/") and finite(value)
+    }
     if not found:
         return ""
     total = found.pop("total", None) or sum(found.values())
-    rows = [(words(name), duration(value), percent(value / total) if total else "") for name, value in found.items()]
+    rows = [
+        (words(name), duration(value), percent(value / total) if total else "")
+        for name, value in found.items()
+    ]
     rows.append(("total", duration(total), ""))
     lines = "\n".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
     where = f'<p class="note">On {text(results["device"])}.</p>\n' if results.get("device") else ""
@@ -157,7 +184,9 @@ def versions(results: Mapping[str, Any]) -> str:
             pass
     if found := results.get("commit") or commit():
         rows.insert(0, ("commit", found))
-    cells = "\n".join(f"<tr><td>{text(name)}</td><td>{text(version)}</td></tr>" for name, version in rows)
+    cells = "\n".join(
+        f"<tr><td>{text(name)}</td><td>{text(version)}</td></tr>" for name, version in rows
+    )
     return f"<h2>Versions</h2>\n<table><tbody>\n{cells}\n</tbody></table>"
 
 
@@ -169,7 +198,12 @@ def _cell(value: str) -> str:
 
 def _is_rate(key: str, value: Any) -> bool:
     name = key.partition("/")[2]
-    return key.startswith(_RATES) and isinstance(value, float) and 0 <= value <= 1 and not _NOT_A_RATE.search(name)
+    return (
+        key.startswith(_RATES)
+        and isinstance(value, float)
+        and 0 <= value <= 1
+        and not _NOT_A_RATE.search(name)
+    )
 
 
 def _value(key: str, value: Any) -> str:
