@@ -13,6 +13,7 @@ import pytest
 from dlc_jax import parallel
 from dlc_jax.errors import UserError
 from dlc_jax.plan import machine, program
+from dlc_jax.plan.chip import examples
 
 tpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install '.[tpu]'"
@@ -151,7 +152,7 @@ def test_a_refusal_by_libtpu_is_the_users_to_read(monkeypatch):
 def test_everything_listed_can_be_found():
     listing = machine.listing()
     assert "NOT INSTALLED" not in listing
-    for name in machine._examples():
+    for name in examples():
         kind, shape = name.split(":")
         row = next(line for line in listing.splitlines() if line.startswith(f"  {kind}:"))
         assert f" {shape}" in row
