@@ -378,7 +378,7 @@ def test_code_usage_has_a_bar_for_each_position_and_value(workdir):
     page, text = _page(workdir)
     assert "Code usage: codes" in page.sections
     assert (
-        "3 positions of a code can take 8 values; over 1 000 images it uses as many as if 4.333 (mean)"
+        "3 positions of a code can take 8 values; over 1 000 images the mean perplexity is 4.333"
         in page.words
     )
     first, second = (path["d"] for path in page.of("path"))

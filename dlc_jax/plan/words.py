@@ -35,7 +35,7 @@ def paragraph(found: Estimate, machine: Machine) -> str:
     if found.advice:
         lines += _item("change", found.advice)
     lines += _item("moves", moves(found))
-    lines += _item("computes", f"{found.flops / 1e12:.3g} TFLOP a device, by the model alone")
+    lines += _item("computes", f"{found.flops / 1e12:.3g} TFLOP a device, counting the model alone")
     if found.seconds:
         rate = found.batch / found.seconds
         rate = f"{rate:,.{0 if rate >= 100 else 2}f} examples/s, {found.utilization:.0%} of peak"
@@ -43,9 +43,8 @@ def paragraph(found: Estimate, machine: Machine) -> str:
         lines += _item("", f"from {found.how}")
     lowered, compiled = found.lower_seconds, found.compile_seconds
     took = f"lowered in {lowered:.1f} s, then compiled in {compiled:.1f} s"
-    return "\n".join(
-        lines + _item("compiler", f"{took}; peak host memory {size(found.host_bytes)}")
-    )
+    lines += _item("compiler", f"{took}; peak host memory {size(found.host_bytes)}")
+    return "\n".join(lines)
 
 
 def _item(name: str, sentence: str) -> list[str]:
@@ -71,10 +70,10 @@ def moves(found: Estimate) -> str:
     """Collectives of a call, by kind."""
     if found.collectives is None:
         return "unknown: this jaxlib cannot read the program that this compiler made"
-    kinds = found.collectives.items()
-    return (
-        ", ".join(f"{kind} {each.count} x, {size(each.bytes)}" for kind, each in kinds) or "nothing"
-    )
+    kinds = [
+        f"{kind} {each.count} x, {size(each.bytes)}" for kind, each in found.collectives.items()
+    ]
+    return "; ".join(kinds) or "nothing"
 
 
 def shardings(state: object) -> str:
@@ -92,10 +91,8 @@ def shardings(state: object) -> str:
 
 def placement(spec: Sequence) -> str:
     """The mesh axes that split each dimension, "." for none; "whole" for an array not split."""
-    words = (
-        "." if axis is None else axis if isinstance(axis, str) else "+".join(axis) for axis in spec
-    )
-    return " ".join(words) or "whole"
+    names = [axis if isinstance(axis, str) else "+".join(axis or ".") for axis in spec]
+    return " ".join(names) or "whole"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
