@@ -65,13 +65,11 @@ def info(config, workdir: Path, step: str) -> None:
         about = store.manifest
         size = sum(entry["bytes"] for entry in about["shards"])
         code = f"{about['positions']} positions of {about['values']} values, {about['dtype']}"
-        print(
-            f"{store.directory}: {len(store):,} codes in {len(about['shards'])} shards, {size / 1e6:,.1f} MB, {code}"
-        )
+        shards = f"{len(about['shards'])} shards, {size / 1e6:,.1f} MB"
+        print(f"{store.directory}: {len(store):,} codes in {shards}, {code}")
         if split == config[step].splits[0]:
-            print(
-                f"  encoder {json.dumps(about['identity'])}, view {json.dumps(about['view'])}, {about['drawn']}"
-            )
+            view = json.dumps(about["view"])
+            print(f"  encoder {json.dumps(about['identity'])}, view {view}, {about['drawn']}")
             print(f"  computed in {about.get('computed') or formerly(config, workdir, step)}")
             for name, (dtype, shape) in about["fields"].items():
                 print(f"  beside them {name}, {dtype} {shape}")
@@ -80,25 +78,23 @@ def info(config, workdir: Path, step: str) -> None:
         usage = json.loads((workdir / step / "usage.json").read_text())
         share = sum(usage["perplexity"]) / len(usage["perplexity"]) / usage["values"]
         print(
-            f"health: perplexity {share:.2f} of the values in use, of {usage['count']:,} codes; dlc probe {workdir} tells more"
+            f"health: perplexity {share:.2f} of the number of values, "
+            f"over {usage['count']:,} codes; more: dlc probe {workdir}"
         )
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-        # not written yet, or damaged: nothing to tell
-        pass
+        pass  # not written yet, or damaged
 
 
 def formerly(config, workdir: Path, step: str) -> str:
-    """In what the codes of a store were computed that does not say: all of the encoder in the dtype that its run trained it in."""
+    """The dtype in which a store was computed that does not say: that of its encoder's training."""
     try:
-        made = ConfigDict(home.read_config(recipe.place(config, workdir, step).parent))
-        dtype = made[config[step].encoder].train.dtype
+        origin = ConfigDict(home.read_config(recipe.place(config, workdir, step).parent))
+        dtype = origin[config[step].encoder].train.dtype
     except (UserError, KeyError, AttributeError):
-        return "what is not known: its run is not there"
-    return (
-        dtype
-        if dtype == "float32"
-        else f"{dtype} throughout, the residual stream too, as once was usual"
-    )
+        return "an unknown dtype: its run is not there"
+    if dtype == "float32":
+        return dtype
+    return f"{dtype} throughout, the residual stream too, as older versions did"
 
 
 def verify(config, workdir: Path, step: str) -> None:
@@ -109,6 +105,5 @@ def verify(config, workdir: Path, step: str) -> None:
         for store in found.values():
             store.verify(progress=lambda k, before=done: progress(before + k, shards))
             done += len(store.manifest["shards"])
-    print(
-        f"verified {sum(map(len, found.values())):,} codes in {shards} shards of {recipe.place(config, workdir, step)}"
-    )
+    count = sum(map(len, found.values()))
+    print(f"verified {count:,} codes in {shards} shards of {recipe.place(config, workdir, step)}")

@@ -107,9 +107,9 @@ def usage(steps: Iterable[pathlib.Path]) -> list[str]:
             perplexity,
             under="position",
             highest=values,
-            note=f"Perplexity: as many values as if they were equally frequent. Each of the "
-            f"{number(len(perplexity))} positions of a code can take {number(values)} values; "
-            f"over {number(count)} images the mean perplexity is {number(mean)}. "
+            note=f"Each of the {number(len(perplexity))} positions of a code can take "
+            f"{number(values)} values; over {number(count)} images the mean perplexity is "
+            f"{number(mean)}, as if that many values were equally frequent. "
             f"A position near 1 says nothing, one near {number(values)} says most.",
         )
         second = bars(
