@@ -1,4 +1,7 @@
-"""`dlc plan` as it is called, and the words and the search behind it. What needs a compiler for other machines says so and skips."""
+"""`dlc plan` as it is called, and the words and the search behind it.
+
+What needs a compiler for other machines says so and skips.
+"""
 
 import dataclasses
 import importlib.util
@@ -78,21 +81,16 @@ def found():
 
 
 def test_what_to_change_where_it_does_not_fit(found):
-    assert "--config.generator.train.accumulate=2" in estimate.advice(
-        found, accumulate=1
-    )  # 9 GiB in two halves beside 3 of state
+    # 9 GiB in two halves beside 3 of state
+    assert "--config.generator.train.accumulate=2" in estimate.advice(found, accumulate=1)
     whole = dataclasses.replace(found, state=9 * GIB, mesh={"data": 8, "fsdp": 1, "tensor": 1})
     assert "--config.mesh.fsdp=2" in estimate.advice(whole, accumulate=1)
-    assert "take more devices" in estimate.advice(
-        dataclasses.replace(found, state=9 * GIB), accumulate=1
-    )
-    one = dataclasses.replace(found, batch=8)
-    assert "accumulate" not in estimate.advice(
-        one, accumulate=1
-    ) and "remat=full" in estimate.advice(one, accumulate=1)
-    assert "--config.samples.batch=128" in estimate.advice(
-        dataclasses.replace(found, step="samples", program="decode"), accumulate=1
-    )
+    spread = dataclasses.replace(found, state=9 * GIB)
+    assert "take more devices" in estimate.advice(spread, accumulate=1)
+    one = estimate.advice(dataclasses.replace(found, batch=8), accumulate=1)
+    assert "accumulate" not in one and "remat=full" in one
+    drawing = dataclasses.replace(found, step="samples", program="decode")
+    assert "--config.samples.batch=128" in estimate.advice(drawing, accumulate=1)
 
 
 def test_words(found):
@@ -121,24 +119,18 @@ def test_programs_of_every_step():
 
 
 def test_search_climbs_to_the_best_that_fits(monkeypatch):
-    """A made-up compiler: memory grows with the batch and with stored activations; full remat costs a third; two layers a turn pay."""
+    """With a made-up compiler: memory grows with the batch and with stored activations.
+
+    Full remat costs a third; two layers per turn of the loop pay.
+    """
 
     def compiled(arguments, fields, *, step, name, machine):
         remat, batch = fields[f"{step}.model.remat"], fields[f"{step}.train.batch"]
         wanted = {"none": 8, "dots": 3, "full": 1}[remat] * batch // 256 + 8 // fields["mesh.fsdp"]
-        seconds = (
-            batch
-            / {"none": 100, "dots": 95, "full": 70}[remat]
-            / (1.1 if fields.get(f"{step}.model.unroll") == 2 else 1)
-        )
-        return dict(
-            fits=wanted <= 10,
-            wanted=wanted,
-            available=10,
-            seconds=seconds,
-            batch=batch,
-            compile_seconds=1.0,
-        )
+        seconds = batch / {"none": 100, "dots": 95, "full": 70}[remat]
+        seconds /= 1.1 if fields.get(f"{step}.model.unroll") == 2 else 1
+        found = dict(wanted=wanted, available=10, seconds=seconds, batch=batch)
+        return dict(fits=wanted <= 10, compile_seconds=1.0, **found)
 
     monkeypatch.setattr(search, "_compile", compiled)
     machine = type("Machine", (), {"name": "v5e:2x4", "devices": range(8)})()
@@ -204,10 +196,11 @@ def test_a_mistake_is_one_line_and_exit_2(arguments, message):
 
 
 def test_a_compiler_that_is_missing_is_said_with_the_line_that_installs_it(tmp_path):
-    hide = (
-        "import importlib.util as u\nfind = u.find_spec\n"
-        "u.find_spec = lambda name, *a: None if 'libtpu' in name or 'cuda' in name else find(name, *a)\n"
-    )
+    hide = """
+import importlib.util as u
+find = u.find_spec
+u.find_spec = lambda name, *a: None if "libtpu" in name or "cuda" in name else find(name, *a)
+"""
     (tmp_path / "sitecustomize.py").write_text(hide)
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     for topology, line in (
@@ -249,10 +242,8 @@ def test_tpu_step_fits_and_its_gradients_are_reduce_scattered():
     )
     assert 0 < found["state"] < found["wanted"] < found["available"] and found["seconds"] > 0
     moved = {kind: each["bytes"] for kind, each in found["collectives"].items()}
-    kernels, table = (
-        2 * 18 * 384**2,
-        2 * 512 * 257 * 384,
-    )  # bytes of the gradients, in bfloat16, of the one layer and of the codes
+    # bytes of the gradients, in bfloat16, of the one layer and of the codes
+    kernels, table = 2 * 18 * 384**2, 2 * 512 * 257 * 384
     assert moved["reduce-scatter"] >= kernels
     # what the eight replicas still sum are shares, and biases
     assert moved["all-reduce"] < (kernels + table) / 16 * 1.2

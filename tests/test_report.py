@@ -1,4 +1,4 @@
-"""The report of a made-up workdir: well-formed, complete, safe, self-contained, and never stopped by what is missing."""
+"""The report of a made-up workdir: well-formed, complete, safe, and never stopped by a gap."""
 
 import base64
 import html.parser
@@ -354,11 +354,8 @@ def test_losses_far_apart_are_drawn_logarithmically():
     text = chart("Loss", {"loss": [(0, 100.0), (1, 1.0), (2, 0.01)]})
     assert "Loss (logarithmic)" in text
     (line,) = Page(text).of("polyline")
-    assert [float(point.split(",")[1]) for point in line["points"].split()] == [
-        34.0,
-        135.0,
-        236.0,
-    ]  # equal steps for equal factors
+    heights = [float(point.split(",")[1]) for point in line["points"].split()]
+    assert heights == [34.0, 135.0, 236.0]  # equal steps for equal factors
     assert log_ticks(0.01, 100) == [0.01, 0.1, 1, 10, 100] and log_ticks(0.3, 6) == [0.5, 1, 2, 5]
     assert log_ticks(1e-30, 1e30) == [float(f"1e{k}") for k in range(-30, 31, 11)]
     assert "(logarithmic)" not in chart("Loss", {"loss": [(0, 0.0), (1, 100.0)]})
@@ -404,9 +401,9 @@ def test_half_a_thousand_positions_are_drawn_too():
 
 def test_of_a_step_written_twice_the_later_line_counts(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        '{"step": 2, "loss": 9}\n{"step": 1, "loss": 3}\n{"step": 2, "loss": 1, "note": "x", "ok": true}\n'
-    )
+    rows = ['{"step": 2, "loss": 9}', '{"step": 1, "loss": 3}']
+    rows.append('{"step": 2, "loss": 1, "note": "x", "ok": true}')
+    path.write_text("\n".join(rows) + "\n")
     assert read_metrics(path) == {"loss": [(1, 3), (2, 1)]}
 
 
@@ -489,8 +486,7 @@ def test_steps_come_in_the_order_of_the_config(workdir):
     page, _ = _page(workdir)
     assert page.words.index("Curves: prior") < page.words.index("Curves: encoder")
     shutil.copytree(workdir / "prior", workdir / "ablation")
-    (workdir / "config.json").write_text(
-        json.dumps({"steps": ["ablation"]})
-    )  # as the recipe ran last: its steps joined the others
+    # as the recipe ran last: its steps joined the others
+    (workdir / "config.json").write_text(json.dumps({"steps": ["ablation"]}))
     page, _ = _page(workdir)
     assert page.sections[2:5] == ["Curves: encoder", "Curves: prior", "Curves: ablation"]
