@@ -1,6 +1,10 @@
-"""What the tests cost, room by room, into docs/budget.md: pytest -m '' --costs costs.jsonl, then python benchmarks/budget.py costs.jsonl
+"""What the tests cost, room by room, written into docs/budget.md.
 
-A second file, of a run before, gives a column beside. Seconds of tests are those of a worker: two workers spend two of them in a second.
+    pytest -m '' --costs costs.jsonl
+    python benchmarks/budget.py costs.jsonl [earlier.jsonl]
+
+A second file, of an earlier run, adds a column to compare with. Seconds of tests are those of a
+worker: two workers spend two of them in a second.
 """
 
 import collections
@@ -15,14 +19,17 @@ TABLE = re.compile(r"(<!-- costs -->\n).*?(<!-- /costs -->)", re.DOTALL)
 
 # Every test file is in one room.
 ROOMS = {
-    "house: rules, recipes, launcher, command line": "architecture budget command configs errors launch mutants readme recipe stop turn",
+    "house: rules, recipes, launcher, command line": "architecture budget command configs errors "
+    "launch mutants readme recipe stop turn",
     "loop: steps, agenda, optimizer, workdir": "agenda contract step train optim workdir",
-    "stages on real networks, several devices": "encoder_stage generator_stage prior_stage mesh real_stages parallel",
-    "images: places, decoding, conversion, crops": "archives cli_data colors convert decoder files heic images inputs listing loader "
-    "npz parquet shapes survey sweep transforms webdataset",
-    "codes: store, job, health": "checkup cli_probe code_store codes_dtype codes_health codes_job masks neighbors probe shared_codes",
-    "networks, kernel, losses": "attention autoencoder diffusion_loss drop_path flops models parameters positions shardings ssl_loss "
-    "vit_parity",
+    "stages on real networks, several devices": "encoder_stage generator_stage prior_stage mesh "
+    "real_stages parallel",
+    "images: places, decoding, conversion, crops": "archives cli_data colors convert decoder files "
+    "heic images inputs listing loader npz parquet shapes survey sweep transforms webdataset",
+    "codes: store, job, health": "checkup cli_probe code_store codes_dtype codes_health codes_job "
+    "masks neighbors probe shared_codes",
+    "networks, kernel, losses": "attention autoencoder diffusion_loss drop_path flops models "
+    "parameters positions shardings ssl_loss vit_parity",
     "diffusion: processes, samplers, guidance": "flow guidance masked",
     "checkpoints, metrics, report": "boards checkpoint metrics report",
     "pipeline, samples, verbs": "cli composition judge pipeline samples",
@@ -56,7 +63,8 @@ def read(path: str) -> tuple[dict[str, collections.Counter], dict]:
 
 def table(rooms: dict, whole: dict, before: dict | None = None) -> str:
     """Markdown; `before` is another run's rooms."""
-    names = ["room", "tests", "seconds", "of them slow", "CPU-seconds", "programs compiled", "seconds of compiling"]
+    names = ["room", "tests", "seconds", "of them slow", "CPU-seconds"]
+    names += ["programs compiled", "seconds of compiling"]
     lines = [names + ["CPU-seconds before"] * bool(before)]
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
     for name, sums in rooms.items():
@@ -64,7 +72,9 @@ def table(rooms: dict, whole: dict, before: dict | None = None) -> str:
         cells = [name, *(f"{sums[key]:,.0f}" for key in keys)]
         lines.append(cells + ([f"{before[name]['cpu_s']:,.0f}"] if before else []))
     text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    seconds = f"**{whole['session_s']:,.0f} s** by {whole['workers']} workers" if whole else "unfinished"
+    seconds = "unfinished"
+    if whole:
+        seconds = f"**{whole['session_s']:,.0f} s** by {whole['workers']} workers"
     return f"{text}\n\nThe whole run: {seconds}.\n"
 
 

@@ -1,11 +1,14 @@
-"""Training goes on from a backbone whose heads are lost, with the backbone frozen at first and without: a markdown table.
+"""Training continued from a backbone without its heads, frozen at first and not frozen.
 
-    python benchmarks/continued.py W --workdir runs/continued [--steps 300] [--frozen 150] [--every 50] [--config.NAME=VALUE …]
+    python benchmarks/continued.py W --workdir runs/continued \\
+        [--steps 300] [--frozen 150] [--every 50] [--config.NAME=VALUE …]
 
-W is a finished run of an encoder. Its backbone leaves through `dlc export dinov2` and comes back through `dlc import dinov2`, as DINOv2's own
-weights would come: without simplicial and DINO heads (facebookresearch/dinov2#204). Then it is trained on by W's own recipe, twice with
-the same seed. What is measured on the way are features of the teacher's backbone, which need no head: weighted vote of the 20
-nearest class tokens and linear probe of class token and patches, `monitor.count` training images, and validation images.
+W is a finished run of an encoder. Its backbone goes out through `dlc export dinov2` and comes back
+through `dlc import dinov2` like DINOv2's own weights: without simplicial and DINO heads
+(facebookresearch/dinov2#204). Then it is trained further by W's own recipe, twice with the same
+seed. Measured on the way are features of the teacher's backbone, which need no head: the weighted
+vote of the 20 nearest class tokens, and a linear probe of class token and patches, on
+`monitor.count` training images and on validation images. Prints markdown tables.
 """
 
 import argparse
@@ -24,18 +27,27 @@ SHOWN = {
 
 def main(arguments, rest) -> None:
     workdir, source = Path(arguments.workdir), Path(arguments.run)
-    exported, imported, said = workdir / "exported", workdir / "imported", workdir / "imported.txt"
-    if not said.exists():
+    exported, imported = workdir / "exported", workdir / "imported"
+    printed = workdir / "imported.txt"
+    if not printed.exists():
         dlc("export", "dinov2", str(source), "--out", str(exported))
-        said.write_text(dlc("import", "dinov2", str(exported / "model.safetensors"), "--out", str(imported)))
-    start = shlex.split(said.read_text().splitlines()[-1])  # the flags that import prints: those of the model, and of the start
+        weights = str(exported / "model.safetensors")
+        printed.write_text(dlc("import", "dinov2", weights, "--out", str(imported)))
+    # the flags that import prints: those of the model, and of the start
+    start = shlex.split(printed.read_text().splitlines()[-1])
     curves = {"before": [(0, evaluated(source)[-1][1])]}
     for name, frozen in (("frozen first", (("vit/.*", arguments.frozen),)), ("not frozen", ())):
         directory = workdir / name.replace(" ", "_")
-        given = [f"--config={source}/config.json", f"--workdir={directory}", "--config.steps=('encoder',)", *start]
-        given += [f"--config.encoder.optimizer.freeze={frozen}", f"--config.encoder.train.steps={arguments.steps}"]
-        given += [f"--config.encoder.monitor.every={arguments.every}", *rest]
-        subprocess.run([sys.executable, "-m", "dlc_jax.main", *given], check=True, stdout=sys.stderr)
+        fields = {
+            "steps": "('encoder',)",
+            "encoder.optimizer.freeze": frozen,
+            "encoder.train.steps": arguments.steps,
+            "encoder.monitor.every": arguments.every,
+        }
+        command = [sys.executable, "-m", "dlc_jax.main", f"--config={source}/config.json"]
+        command += [f"--workdir={directory}", *start]
+        command += [f"--config.{name}={value}" for name, value in fields.items()]
+        subprocess.run([*command, *rest], check=True, stdout=sys.stderr)
         curves[name] = evaluated(directory)
     print("\n\n".join(f"**{what}**, %\n\n{table(key, curves)}" for key, what in SHOWN.items()))
 
@@ -47,7 +59,8 @@ def dlc(*arguments: str) -> str:
 
 def evaluated(directory: Path) -> list[tuple[int, dict]]:
     """[(step, what the monitor found)] of a run's encoder."""
-    lines = [json.loads(line) for line in (directory / "encoder" / "metrics.jsonl").read_text().splitlines()]
+    lines = (directory / "encoder" / "metrics.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in lines]
     return [(line["step"], line) for line in lines if f"monitor/{next(iter(SHOWN))}" in line]
 
 

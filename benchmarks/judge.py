@@ -1,8 +1,8 @@
-"""The proof of the judge: are real images accepted, bad ones rejected, and factors read? Prints markdown tables.
+"""The proof of the judge: are real images accepted, bad ones rejected, and factors read?
 
     python benchmarks/judge.py [--count 1000]
 
-No trained model is involved. About 6 minutes on 2 CPU cores.
+Prints markdown tables. No trained model is involved. About 6 minutes on 2 CPU cores.
 """
 
 import argparse
@@ -29,14 +29,15 @@ def table(header, rows):
 
 
 def ladder(image, count):
-    """Blurs of held-out images, from light to strong: what the judge accepts, beside whether the shape can still be read."""
+    """Rows for blurs of held-out images, from light to strong: what is read, what is accepted."""
     judge = judging.Judge(image=image)
     factors, nuisances = shapes.draw(np.arange(count), split="held_out", seed=3)
     images = shapes.render(factors, nuisances, image=image)
     for sigma in SIGMAS:
         reading = judge.read(counterexamples.blurred(images, sigma=sigma))
         kept = (reading.factors == factors).mean(axis=0)
-        yield image, sigma, round(sigma * image, 2), percent(kept[0]), percent(kept[3]), percent(reading.valid.mean())
+        shares = (percent(share) for share in (kept[0], kept[3], reading.valid.mean()))
+        yield (image, sigma, round(sigma * image, 2), *shares)
 
 
 def main():
@@ -44,13 +45,15 @@ def main():
     parser.add_argument("--count", type=int, default=1000, help="images of each kind")
     count = parser.parse_args().count
 
-    print("Distances, rms in units of [0, 1] colors: real images, 99th percentile; bad kinds, 1st percentile.\n")
+    print("Distances, rms in units of [0, 1] colors:")
+    print("real images, 99th percentile; bad kinds, 1st percentile.\n")
     kinds = ("blank", "blur", "noise", "mixture", "halves")
     rows = []
     for image in judging.THRESHOLD:
         found = judging.calibration(image=image, count=count)
-        low = (found[f"{kind}_1"] for kind in kinds)
-        rows.append([image, *(f"{value:.4f}" for value in (found["real_99"], *low)), judging.THRESHOLD[image]])
+        numbers = (found["real_99"], *(found[f"{kind}_1"] for kind in kinds))
+        cells = (f"{number:.4f}" for number in numbers)
+        rows.append((image, *cells, judging.THRESHOLD[image]))
     table(("pixels", "real", *kinds, "threshold"), rows)
 
     results, seconds = [], []
@@ -71,14 +74,17 @@ def main():
     for factor in shapes.NAMES:
         for split in ("seen", "held_out"):
             label = f"{factor}, {split} combinations".replace("_", "-")
-            rows.append((label, "read right", *(percent(r.get(f"read_{split}_{factor}")) for r in results)))
+            cells = (percent(r.get(f"read_{split}_{factor}")) for r in results)
+            rows.append((label, "read right", *cells))
     for factor in shapes.NAMES:
-        rows.append((f"{factor} altered", "told from the claim", *(percent(r.get(f"told_{factor}")) for r in results)))
+        cells = (percent(r.get(f"told_{factor}")) for r in results)
+        rows.append((f"{factor} altered", "told from the claim", *cells))
     rows.append(("seconds", "", *seconds))
     table(("images", "", *names), rows)
 
-    print(f"Blurs of held-out images; the threshold was set by those of sigma {counterexamples.BLUR} alone.\n")
-    header = ("pixels", "sigma / side", "sigma, pixels", "shape read right", "size read right", "accepted")
+    print(f"Blurs of held-out images; sigma {counterexamples.BLUR} alone has set the threshold.\n")
+    header = ("pixels", "sigma / side", "sigma, pixels")
+    header += ("shape read right", "size read right", "accepted")
     table(header, [row for image in judging.THRESHOLD for row in ladder(image, count // 2)])
 
 

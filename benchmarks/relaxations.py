@@ -1,10 +1,12 @@
-"""Softmax, Gumbel-softmax and straight-through codes with the same budget and several seeds, side by side: a markdown table.
+"""Softmax, Gumbel-softmax and straight-through codes with the same budget, side by side.
 
-    python benchmarks/relaxations.py --workdir runs/relaxations [--steps 400] [--seeds 3] --config=configs/image_folder.py --config.data.path=PATH
+    python benchmarks/relaxations.py --workdir runs/relaxations [--steps 400] [--seeds 3] \\
+        --config=configs/image_folder.py --config.data.path=PATH
 
-What it does not know itself is given to `python -m dlc_jax.main` of every run; only the relaxation and the seed differ. Each run ends
-with the checkup of its `monitor`: hard codes (argmax, without noise) of `monitor.count` training and as many validation images. Runs
-that are complete are not repeated, interrupted ones go on.
+Other arguments are passed to `python -m dlc_jax.main` of every run; only the relaxation and the
+seed differ. Each run ends with the checkup of its `monitor`: hard codes (argmax, without noise) of
+`monitor.count` training images and as many validation images. Complete runs are not repeated,
+interrupted ones continue. Prints a markdown table.
 """
 
 import argparse
@@ -29,9 +31,15 @@ def main(arguments, rest) -> None:
     for seed in range(arguments.seeds):
         for relaxation in RELAXATIONS:
             workdir = Path(arguments.workdir) / f"{relaxation}-{seed}"
-            given = [f"--config.encoder.model.relaxation={relaxation}", f"--config.seed={seed}", "--config.steps=('encoder',)"]
-            given += [f"--config.encoder.train.steps={arguments.steps}", f"--workdir={workdir}"]
-            subprocess.run([sys.executable, "-m", "dlc_jax.main", *rest, *given], check=True, stdout=sys.stderr)
+            fields = {
+                "encoder.model.relaxation": relaxation,
+                "encoder.train.steps": arguments.steps,
+                "seed": seed,
+                "steps": "('encoder',)",
+            }
+            command = [sys.executable, "-m", "dlc_jax.main", *rest, f"--workdir={workdir}"]
+            command += [f"--config.{name}={value}" for name, value in fields.items()]
+            subprocess.run(command, check=True, stdout=sys.stderr)
             found[relaxation].append(json.loads((workdir / "results.json").read_text()))
             print(table(found), flush=True)
 
@@ -40,15 +48,18 @@ def table(found) -> str:
     """Mean and standard deviation over seeds of what is SHOWN."""
     lines = ["| | " + " | ".join(found) + " |", "|---" * (1 + len(found)) + "|"]
     for key, (what, scale) in SHOWN.items():
-        cells = [spread([scale * results[f"encoder/monitor/{key}"] for results in runs]) for runs in found.values()]
+        name = f"encoder/monitor/{key}"
+        cells = [spread([scale * run[name] for run in runs]) for runs in found.values()]
         lines.append(f"| {what} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "| seeds | " + " | ".join(str(len(runs)) for runs in found.values()) + " |"])
+    counts = " | ".join(str(len(runs)) for runs in found.values())
+    return "\n".join([*lines, f"| seeds | {counts} |"])
 
 
 def spread(numbers: list[float]) -> str:
     if not numbers:
         return ""
-    return f"{statistics.mean(numbers):.2f}" + (f" ± {statistics.stdev(numbers):.2f}" if len(numbers) > 1 else "")
+    deviation = f" ± {statistics.stdev(numbers):.2f}" if len(numbers) > 1 else ""
+    return f"{statistics.mean(numbers):.2f}{deviation}"
 
 
 if __name__ == "__main__":

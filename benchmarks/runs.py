@@ -1,13 +1,17 @@
-"""The results of finished runs side by side, as a markdown table: python benchmarks/runs.py runs/seed0 runs/seed1 runs/seed2"""
+"""The results of finished runs side by side, as a markdown table.
+
+python benchmarks/runs.py runs/seed0 runs/seed1 runs/seed2
+"""
 
 import json
 import pathlib
 import sys
 
 GROUPS = (
-    "judge", "probe", "probe_held_out", "reconstruction", "reconstruction_held_out", "unconditional", "composition",
-    "composition_of_three", "without_codes", "seconds", "peak_memory_gb",
-)  # fmt: skip
+    *("judge", "probe", "probe_held_out", "reconstruction", "reconstruction_held_out"),
+    *("unconditional", "composition", "composition_of_three", "without_codes"),
+    *("seconds", "peak_memory_gb"),
+)
 PLAIN = ("count", "values", "distance", "seconds", "memory")  # not shares
 
 
@@ -20,17 +24,14 @@ def cell(key: str, value) -> str:
 
 
 def table(workdirs: list[str]) -> str:
-    found = [json.loads((pathlib.Path(workdir) / "results.json").read_text()) for workdir in workdirs]
-    lines = [
-        "| result | " + " | ".join(pathlib.Path(workdir).name for workdir in workdirs) + " |",
-        "|---" * (len(found) + 1) + "|",
-    ]
-    for key in sorted(
-        {key for results in found for key in results},
-        key=lambda key: (GROUPS.index(key.split("/")[0]), key) if key.split("/")[0] in GROUPS else (99, key),
-    ):
-        if key.split("/")[0] in GROUPS:
-            lines.append(f"| {key} | " + " | ".join(cell(key, results.get(key)) for results in found) + " |")
+    paths = [pathlib.Path(workdir) for workdir in workdirs]
+    found = [json.loads((path / "results.json").read_text()) for path in paths]
+    lines = ["| result | " + " | ".join(path.name for path in paths) + " |"]
+    lines.append("|---" * (len(found) + 1) + "|")
+    keys = {key for results in found for key in results if key.split("/")[0] in GROUPS}
+    for key in sorted(keys, key=lambda key: (GROUPS.index(key.split("/")[0]), key)):
+        cells = " | ".join(cell(key, results.get(key)) for results in found)
+        lines.append(f"| {key} | {cells} |")
     return "\n".join(lines)
 
 

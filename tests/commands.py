@@ -9,11 +9,24 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def command(*arguments, cwd=ROOT, **environment):
-    """What `subprocess.run` takes for `python -m ARGUMENTS`. One device: eight simulated ones on two cores are only slower."""
-    usual = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
-    pipe = subprocess.PIPE
-    words = [sys.executable, "-m", *map(str, arguments)]
-    return dict(args=words, cwd=cwd, env=os.environ | usual | environment, stdout=pipe, stderr=pipe, text=True)
+    """What `subprocess.run` takes for `python -m ARGUMENTS`, on one device.
+
+    Eight simulated devices on two cores are only slower.
+    """
+    usual = {
+        "XLA_FLAGS": "",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    return dict(
+        args=[sys.executable, "-m", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | usual | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def train(workdir, *fields, recipe="configs/quickstart.py:tiny"):

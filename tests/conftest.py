@@ -1,10 +1,12 @@
-"""What every test stands on: eight simulated CPU devices, one cache of compiled programs a run, shapes checked at run time."""
+"""For every test: eight simulated CPU devices, one cache of compiled programs, checked shapes."""
 
 import os
 
-# Before jax starts. Eight devices so that every sharding test runs anywhere; a JAX_PLATFORMS set outside is respected.
+# Before jax starts. Eight devices so that every sharding test runs anywhere; a JAX_PLATFORMS set
+# outside is respected.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile much and compute little: without LLVM's optimizations and XLA's fusion emitters they compile in a third of the time.
+# Tests compile much and compute little: without LLVM's optimizations and XLA's fusion emitters they
+# compile in a third of the time.
 FLAGS = {
     "xla_force_host_platform_device_count": 8,
     "xla_backend_optimization_level": 0,
@@ -23,8 +25,9 @@ import subprocess  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
 
-# A program is compiled once a run: by whichever of the workers and of the commands that they start needs it first. The folder is the run's own,
-# so that nothing of another version of the code, of jax or of a flag is ever found in it. Workers inherit it from the process that made it.
+# A program is compiled once a run, by the worker or the command that needs it first. The folder is
+# the run's own, so that nothing of another version of the code, of jax or of a flag is ever found
+# in it. Workers inherit it from the process that made it.
 OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 if OWN_CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dlc_jax_compiled_")
@@ -39,8 +42,9 @@ import turn  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-# The jaxtyping annotations of these rooms are checked at run time, in the tests only. Not of the whole package: elsewhere fields
-# that are annotated as arrays also hold their abstract shapes. An int is accepted where a float is expected.
+# The jaxtyping annotations of these rooms are checked at run time, in the tests only. Not of the
+# whole package: elsewhere fields that are annotated as arrays also hold their abstract shapes. An
+# int is accepted where a float is expected.
 jaxtyping.install_import_hook(
     ["dlc_jax.models", "dlc_jax.diffusion", "dlc_jax.losses", "dlc_jax.kernels"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
@@ -49,15 +53,19 @@ jaxtyping.install_import_hook(
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--costs", metavar="FILE", help="append what each test cost, a line of JSON a test: see benchmarks/budget.py"
+        "--costs",
+        metavar="FILE",
+        help="append what each test cost, a line of JSON a test: see benchmarks/budget.py",
     )
 
 
 def pytest_collection_modifyitems(items):
-    """Skips device tests, with the reason, where there is no device; what needs a quiet machine comes last."""
+    """Skips device tests where there is no device, and moves those marked `alone` to the end."""
     for item in items:
-        if item.get_closest_marker("device") and jax.default_backend() == "cpu":  # asking starts the backend
-            item.add_marker(pytest.mark.skip(reason=f"no GPU or TPU with JAX_PLATFORMS={os.environ['JAX_PLATFORMS']}"))
+        # asking starts the backend
+        if item.get_closest_marker("device") and jax.default_backend() == "cpu":
+            reason = f"no GPU or TPU with JAX_PLATFORMS={os.environ['JAX_PLATFORMS']}"
+            item.add_marker(pytest.mark.skip(reason=reason))
     items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
 
 
@@ -73,7 +81,8 @@ def pytest_sessionstart(session):
 
 
 def pytest_sessionfinish(session):
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT") or getattr(session.config.option, "numprocesses", None) or 1)
+    workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+    workers = int(workers or getattr(session.config.option, "numprocesses", None) or 1)
     if session.config.option.costs and not hasattr(session.config, "workerinput"):
         _note(session.config, {"session_s": time.monotonic() - session.started, "workers": workers})
 
@@ -95,8 +104,8 @@ def _compiled(event, seconds, **_):
 
 
 def _costs():
-    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    cpu = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    cpu = sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, whose))
     return {"wall_s": time.monotonic(), "cpu_s": cpu, **_spent}
 
 
@@ -107,14 +116,15 @@ def _note(config, costs):
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # a test's time limit begins with its turn
 def pytest_runtest_protocol(item):
-    """Notes what the test and its fixtures cost. Tests run beside each other, but those marked `alone` beside nothing."""
+    """Notes what the test and its fixtures cost. Beside a test marked `alone` no other runs."""
     folder = _run_folder(item.config) if "PYTEST_XDIST_WORKER" in os.environ else None
     with turn.taken(folder, alone=item.get_closest_marker("alone") is not None):
         before = _costs()
         result = yield
         if item.config.option.costs:
             after = {key: round(value - before[key], 3) for key, value in _costs().items()}
-            _note(item.config, {"test": item.nodeid, "slow": item.get_closest_marker("slow") is not None, **after})
+            is_slow = item.get_closest_marker("slow") is not None
+            _note(item.config, {"test": item.nodeid, "slow": is_slow, **after})
     return result
 
 
@@ -129,7 +139,7 @@ def _run_folder(config):
 
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
-    """The folder of real images and weights, `../shared/data` beside the checkout; skips where it is absent."""
+    """The folder of real images and weights, `../shared/data`; skips where it is absent."""
     path = ROOT.parent / "shared" / "data"
     if not path.is_dir():
         pytest.skip(f"no real data: {path} does not exist")
@@ -144,13 +154,16 @@ def tmp_workdir(tmp_path) -> str:
 
 @pytest.fixture(autouse=True)
 def own_cache(pytestconfig, monkeypatch):
-    """Indexes and conversions of images go into a folder of this run, also those of subprocesses."""
+    """Indexes and conversions of images, of subprocesses too, go into a folder of this run."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(_run_folder(pytestconfig) / "cache"))
 
 
 @pytest.fixture(scope="session")
 def once(pytestconfig):
-    """(name, make) -> a folder that `make` has filled in the first worker that asked. All read it; who changes it takes a copy."""
+    """(name, make) -> a folder that `make` has filled in the first worker that asked.
+
+    All workers read it; a test that changes it takes a copy.
+    """
 
     def made(name, make):
         folder = _run_folder(pytestconfig) / name
@@ -168,7 +181,7 @@ def once(pytestconfig):
 
 @pytest.fixture(scope="session")
 def quickstart(once) -> pathlib.Path:
-    """The quickstart's `:tiny`, complete: its workdir `run`, and what the command said, `out` and `err`."""
+    """The quickstart's `:tiny`, complete: its workdir `run`, and the command's `out` and `err`."""
 
     def make(folder):
         done = subprocess.run(**commands.train(folder / "run"), timeout=800)

@@ -23,12 +23,16 @@ def test_sums_by_room(tmp_path):
     budget, costs = load(), tmp_path / "costs.jsonl"
     line = {"wall_s": 2.0, "cpu_s": 3.0, "compiles": 4, "compile_s": 1.0}
     rows = [{"test": f"tests/test_flow.py::test_{k}", "slow": k == 2, **line} for k in range(3)]
-    rows += [{"test": "tests/contracts/test_mesh.py::test_x[y::z]", "slow": False, **line}, {"session_s": 61.0, "workers": 2}]
+    rows += [
+        {"test": "tests/contracts/test_mesh.py::test_x[y::z]", "slow": False, **line},
+        {"session_s": 61.0, "workers": 2},
+    ]
     costs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     rooms, whole = budget.read(str(costs))
     lines = budget.table(rooms, whole, before=rooms).splitlines()
     found = {
-        cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for cells in (line.split("|") for line in lines if "|" in line)
+        cells[1].strip(): [cell.strip() for cell in cells[2:-1]]
+        for cells in (line.split("|") for line in lines if "|" in line)
     }
     assert found["diffusion: processes, samplers, guidance"] == ["3", "6", "2", "9", "12", "3", "9"]
     assert found["all"] == ["4", "8", "2", "12", "16", "4", "12"]

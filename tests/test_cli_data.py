@@ -1,6 +1,4 @@
-"""dlc data, as a person runs it: what it prints, and that nothing is lost when it is killed,
-interrupted or short of room.
-"""
+"""dlc data, as a person runs it: what it prints, and that nothing is lost when it is stopped."""
 
 import io
 import os
@@ -22,9 +20,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 def encoded(number, size=(16, 12)):
     file = io.BytesIO()
-    Image.fromarray(
-        np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    ).save(file, "PNG")
+    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 
@@ -50,11 +47,18 @@ def place(tmp_path):
 
 
 def dlc(*arguments, code=0, before="", limit=None, cwd=ROOT):
-    """Runs dlc data, after `before` in the same process, under a limit of bytes per file; checks
-    the exit code.
+    """Runs dlc data and checks its exit code.
+
+    Args:
+      before: Python that runs first, in the same process.
+      limit: of bytes per file.
     """
     script = f"import sys\n{before}\nfrom dlc_jax.cli import main\nsys.exit(main())"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
     done = subprocess.run(
         [sys.executable, "-c", script, "data", *map(str, arguments)],
         cwd=cwd,
@@ -62,9 +66,7 @@ def dlc(*arguments, code=0, before="", limit=None, cwd=ROOT):
         capture_output=True,
         text=True,
         timeout=120,
-        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-        if limit
-        else None,
+        preexec_fn=limited if limit else None,
     )
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     assert "Traceback" not in done.stderr, done.stderr
@@ -141,10 +143,8 @@ def test_convert_and_verify(place, tmp_path):
     out = dlc("convert", place, tmp_path / "records", "--shard-size", 5, "--workers", 2).stdout
     size = sum(path.stat().st_size for path in (tmp_path / "records").glob("*.arrayrecord")) / 1e6
     assert size > 0.1
-    assert (
-        out
-        == f"wrote {tmp_path / 'records'}: 12 images of 2 classes in 3 shards, {size:.1f} MB, read back\n"
-    )
+    wrote = f"wrote {tmp_path / 'records'}: 12 images of 2 classes in 3 shards"
+    assert out == f"{wrote}, {size:.1f} MB, read back\n"
     found = records.open_records(tmp_path / "records")
     assert {found.names[k]: found.read(k) for k in range(12)} == IMAGES
     before = contents(tmp_path / "records")
@@ -219,7 +219,7 @@ def test_one_split_and_another_field(place, tmp_path):
 # has only its own file.
 AT_FOURTH = """
 import os, pathlib, signal, time
-# A shell starts what is in the background with interrupts ignored.
+# a shell starts what is in the background with interrupts ignored
 signal.signal(signal.SIGINT, signal.default_int_handler)
 left, rename = 4, pathlib.Path.rename
 def counted(*arguments):
@@ -323,9 +323,9 @@ def test_hostile_archives(tmp_path):
         (["info", "nowhere"], "nowhere does not exist"),
         (["info", "empty"], "no images in empty"),
         (["info", "text.zip"], "cannot read"),
-        (["info", "images", "--out", "sheet.jpg"], "sheet.jpg is no .png file"),
+        (["info", "images", "--out", "sheet.jpg"], "sheet.jpg is not a .png file"),
         (["info", "images", "--out", "no/sheet.png"], "no does not exist"),
-        (["info", "images", "--sample", "0"], "'0' is no whole number above 0"),
+        (["info", "images", "--sample", "0"], "'0' is not a whole number above 0"),
         (["info", "gs://bucket/images"], "mount"),
         (["info", "images", "--samples", "3"], "unexpected argument '--samples'"),
         (["convert", "images"], "DST"),

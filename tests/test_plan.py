@@ -1,4 +1,7 @@
-"""`dlc plan` as it is called, and the words and the search behind it. What needs a compiler for other machines says so and skips."""
+"""`dlc plan` as it is called, and the words and the search behind it.
+
+What needs a compiler for other machines says so and skips.
+"""
 
 import dataclasses
 import importlib.util
@@ -16,17 +19,30 @@ from dlc_jax.plan import estimate, program, search, words
 GIB = 2**30
 SMALL = ("--config=configs/imagenet256.py:generator,S", "--config.generator.model.depth=1")
 
-needs_tpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install '.[tpu]'")
-CUDA = os.environ.get("DLC_CUDA_PLAN", "")  # a folder with the plug-in; beside the environment, for jax is never quiet with it
-needs_cuda = pytest.mark.skipif(not CUDA, reason="DLC_CUDA_PLAN names no folder with the packages of the extra cuda-plan")
+needs_tpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install '.[tpu]'"
+)
+# a folder with the plug-in; beside the environment, for jax is never quiet with it
+CUDA = os.environ.get("DLC_CUDA_PLAN", "")
+needs_cuda = pytest.mark.skipif(
+    not CUDA, reason="DLC_CUDA_PLAN names no folder with the packages of the extra cuda-plan"
+)
 
 
 def dlc(*arguments, **environment):
     """As in a shell of a user's: neither the tests' eight devices nor their platform."""
-    outside = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    outside = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("XLA_FLAGS", "JAX_PLATFORMS")
+    }
     environment = outside | {"COLUMNS": "120"} | environment
     return subprocess.run(
-        [sys.executable, "-m", "dlc_jax.cli", "plan", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "dlc_jax.cli", "plan", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -43,7 +59,14 @@ def found():
         fits=False,
         available=10 * GIB,
         wanted=12 * GIB,
-        memory=program.Memory(arguments=3 * GIB, temporaries=9 * GIB, outputs=3 * GIB, aliased=3 * GIB, code=0, peak=12 * GIB),
+        memory=program.Memory(
+            arguments=3 * GIB,
+            temporaries=9 * GIB,
+            outputs=3 * GIB,
+            aliased=3 * GIB,
+            code=0,
+            peak=12 * GIB,
+        ),
         state=3 * GIB,
         collectives={"reduce-scatter": program.Collective(count=4, bytes=GIB)},
         flops=197e10,
@@ -58,22 +81,26 @@ def found():
 
 
 def test_what_to_change_where_it_does_not_fit(found):
-    assert "--config.generator.train.accumulate=2" in estimate.advice(
-        found, accumulate=1
-    )  # 9 GiB in two halves beside 3 of state
+    # 9 GiB in two halves beside 3 of state
+    assert "--config.generator.train.accumulate=2" in estimate.advice(found, accumulate=1)
     whole = dataclasses.replace(found, state=9 * GIB, mesh={"data": 8, "fsdp": 1, "tensor": 1})
     assert "--config.mesh.fsdp=2" in estimate.advice(whole, accumulate=1)
-    assert "take more devices" in estimate.advice(dataclasses.replace(found, state=9 * GIB), accumulate=1)
-    one = dataclasses.replace(found, batch=8)
-    assert "accumulate" not in estimate.advice(one, accumulate=1) and "remat=full" in estimate.advice(one, accumulate=1)
-    assert "--config.samples.batch=128" in estimate.advice(
-        dataclasses.replace(found, step="samples", program="decode"), accumulate=1
-    )
+    spread = dataclasses.replace(found, state=9 * GIB)
+    assert "take more devices" in estimate.advice(spread, accumulate=1)
+    one = estimate.advice(dataclasses.replace(found, batch=8), accumulate=1)
+    assert "accumulate" not in one and "remat=full" in one
+    drawing = dataclasses.replace(found, step="samples", program="decode")
+    assert "--config.samples.batch=128" in estimate.advice(drawing, accumulate=1)
 
 
 def test_words(found):
-    assert words.verdict(found) == "does not fit: 12.00 GiB of 10.00 GiB a device, 2.00 GiB too much"
-    assert words.verdict(dataclasses.replace(found, fits=True, wanted=GIB)) == "fits: 1.00 GiB of 10.00 GiB a device"
+    assert (
+        words.verdict(found) == "does not fit: 12.00 GiB of 10.00 GiB a device, 2.00 GiB too much"
+    )
+    assert (
+        words.verdict(dataclasses.replace(found, fits=True, wanted=GIB))
+        == "fits: 1.00 GiB of 10.00 GiB a device"
+    )
     assert words.moves(found) == "reduce-scatter 4 x, 1.00 GiB"
     assert words.moves(dataclasses.replace(found, collectives={})) == "nothing"
     assert "unknown" in words.moves(dataclasses.replace(found, collectives=None))
@@ -85,26 +112,37 @@ def test_programs_of_every_step():
     assert names.pop("samples") == {"sample_codes", "decode"} and names.pop("codes") == {"encode"}
     assert names.pop("probe") == set()
     assert set(map(frozenset, names.values())) == {frozenset({"train"})}
-    with pytest.raises(UserError, match="no step 'draw'; it has encoder, codes, probe, prior, generator, samples"):
+    with pytest.raises(
+        UserError, match="no step 'draw'; it has encoder, codes, probe, prior, generator, samples"
+    ):
         estimate.programs(config, "draw")
 
 
 def test_search_climbs_to_the_best_that_fits(monkeypatch):
-    """A made-up compiler: memory grows with the batch and with stored activations; full remat costs a third; two layers a turn pay."""
+    """With a made-up compiler: memory grows with the batch and with stored activations.
+
+    Full remat costs a third; two layers per turn of the loop pay.
+    """
 
     def compiled(arguments, fields, *, step, name, machine):
         remat, batch = fields[f"{step}.model.remat"], fields[f"{step}.train.batch"]
         wanted = {"none": 8, "dots": 3, "full": 1}[remat] * batch // 256 + 8 // fields["mesh.fsdp"]
-        seconds = batch / {"none": 100, "dots": 95, "full": 70}[remat] / (1.1 if fields.get(f"{step}.model.unroll") == 2 else 1)
-        return dict(fits=wanted <= 10, wanted=wanted, available=10, seconds=seconds, batch=batch, compile_seconds=1.0)
+        seconds = batch / {"none": 100, "dots": 95, "full": 70}[remat]
+        seconds /= 1.1 if fields.get(f"{step}.model.unroll") == 2 else 1
+        found = dict(wanted=wanted, available=10, seconds=seconds, batch=batch)
+        return dict(fits=wanted <= 10, compile_seconds=1.0, **found)
 
     monkeypatch.setattr(search, "_compile", compiled)
     machine = type("Machine", (), {"name": "v5e:2x4", "devices": range(8)})()
     config = load(ROOT / "configs" / "imagenet256.py")
     said = []
-    found, best = search.search((), config=config, step="generator", name="train", machine=machine, say=said.append)
+    found, best = search.search(
+        (), config=config, step="generator", name="train", machine=machine, say=said.append
+    )
     assert best["settings"] == {"remat": "none", "fsdp": 8, "batch": 256, "turn": 2}
-    assert len(said) == len(found) and not [each for each in found if each["batch"] > 256 and each["fits"]]
+    assert len(said) == len(found) and not [
+        each for each in found if each["batch"] > 256 and each["fits"]
+    ]
     shown = search.table(found, best)
     assert shown.count("*") == 1 and len(shown.splitlines()) == len(found) + 1
 
@@ -114,7 +152,12 @@ def test_search_says_why_nothing_can_be_built(monkeypatch):
     machine = type("Machine", (), {"name": "v5e:2x4", "devices": range(8)})()
     with pytest.raises(UserError, match="no such field"):
         search.search(
-            (), config=load(ROOT / "configs" / "imagenet256.py"), step="prior", name="train", machine=machine, say=print
+            (),
+            config=load(ROOT / "configs" / "imagenet256.py"),
+            step="prior",
+            name="train",
+            machine=machine,
+            say=print,
         )
 
 
@@ -129,8 +172,14 @@ def test_search_says_why_nothing_can_be_built(monkeypatch):
             ("--topology=v5e:2x2", *SMALL, "--config.mesh.data=-1", "--config.mesh.fsdp=3"),
             "mesh.fsdp=3 does not divide the 4 devices; sizes that do: 1, 2, 4",
         ),
-        (("--topology=v5e:2x2", *SMALL, "--config.generator.train.batch=6"), "generator.train.batch=6 does not divide by 4"),
-        (("--topology=v5e:2x4", *SMALL, "--config.mesh.tensor=4"), "mesh.tensor=4 does not divide the 6 heads"),
+        (
+            ("--topology=v5e:2x2", *SMALL, "--config.generator.train.batch=6"),
+            "generator.train.batch=6 does not divide by 4",
+        ),
+        (
+            ("--topology=v5e:2x4", *SMALL, "--config.mesh.tensor=4"),
+            "mesh.tensor=4 does not divide the 6 heads",
+        ),
         (("--topology=2*v5e:2x2", *SMALL), "set mesh.dcn_data=2"),
         (("--topology=v5e:2x2", *SMALL, "--program=decode"), "programs of these steps: train"),
         (("--topology=v5e:2x2", *SMALL, "--step=generater"), "no step 'generater'"),
@@ -147,40 +196,57 @@ def test_a_mistake_is_one_line_and_exit_2(arguments, message):
 
 
 def test_a_compiler_that_is_missing_is_said_with_the_line_that_installs_it(tmp_path):
-    hide = (
-        "import importlib.util as u\nfind = u.find_spec\n"
-        "u.find_spec = lambda name, *a: None if 'libtpu' in name or 'cuda' in name else find(name, *a)\n"
-    )
+    hide = """
+import importlib.util as u
+find = u.find_spec
+u.find_spec = lambda name, *a: None if "libtpu" in name or "cuda" in name else find(name, *a)
+"""
     (tmp_path / "sitecustomize.py").write_text(hide)
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    for topology, line in (("v5e:2x2", "pip install '.[tpu]'"), ("h200:8", "pip install '.[cuda-plan]'")):
+    for topology, line in (
+        ("v5e:2x2", "pip install '.[tpu]'"),
+        ("h200:8", "pip install '.[cuda-plan]'"),
+    ):
         done = dlc(f"--topology={topology}", *SMALL, PYTHONPATH=path)
-        assert done.returncode == 2 and line in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert done.returncode == 2 and line in done.stderr and done.stderr.count("\n") == 1, (
+            done.stderr
+        )
 
 
 def test_list_topologies_and_shardings():
     done = dlc("--list-topologies")
-    assert done.returncode == 0 and all(kind in done.stdout for kind in ("v4", "v5e", "v5p", "v6e", "tpu7x", "h100", "h200"))
+    assert done.returncode == 0 and all(
+        kind in done.stdout for kind in ("v4", "v5e", "v5p", "v6e", "tpu7x", "h100", "h200")
+    )
     if importlib.util.find_spec("libtpu"):
         done = dlc("--shardings", "--topology=v5e:4x4", "--config=configs/imagenet256.py:prior")
-        assert done.returncode == 0 and "params/blocks/attention/qkv/kernel" in done.stdout and ". fsdp" in done.stdout
+        assert (
+            done.returncode == 0
+            and "params/blocks/attention/qkv/kernel" in done.stdout
+            and ". fsdp" in done.stdout
+        )
 
 
 @needs_tpu
 @pytest.mark.slow
 def test_tpu_step_fits_and_its_gradients_are_reduce_scattered():
-    done = dlc("--json", "--topology=v5e:8x16", *SMALL, "--config.mesh.data=-1", "--config.mesh.fsdp=16")
+    done = dlc(
+        "--json", "--topology=v5e:8x16", *SMALL, "--config.mesh.data=-1", "--config.mesh.fsdp=16"
+    )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     (found,) = json.loads(done.stdout)
-    assert found["fits"] and found["devices"] == 128 and found["mesh"] == {"data": 8, "fsdp": 16, "tensor": 1}
+    assert (
+        found["fits"]
+        and found["devices"] == 128
+        and found["mesh"] == {"data": 8, "fsdp": 16, "tensor": 1}
+    )
     assert 0 < found["state"] < found["wanted"] < found["available"] and found["seconds"] > 0
     moved = {kind: each["bytes"] for kind, each in found["collectives"].items()}
-    kernels, table = (
-        2 * 18 * 384**2,
-        2 * 512 * 257 * 384,
-    )  # bytes of the gradients, in bfloat16, of the one layer and of the codes
+    # bytes of the gradients, in bfloat16, of the one layer and of the codes
+    kernels, table = 2 * 18 * 384**2, 2 * 512 * 257 * 384
     assert moved["reduce-scatter"] >= kernels
-    assert moved["all-reduce"] < (kernels + table) / 16 * 1.2  # what the eight replicas still sum are shares, and biases
+    # what the eight replicas still sum are shares, and biases
+    assert moved["all-reduce"] < (kernels + table) / 16 * 1.2
 
 
 @needs_tpu
@@ -197,9 +263,18 @@ def test_two_slices_are_set_by_the_fields_that_the_message_names():
 @needs_tpu
 @pytest.mark.slow
 def test_out_of_memory_is_a_finding_not_a_crash():
-    done = dlc("--topology=v5e:1x1", *SMALL, "--config.generator.train.batch=32768", "--config.generator.model.remat=none")
+    done = dlc(
+        "--topology=v5e:1x1",
+        *SMALL,
+        "--config.generator.train.batch=32768",
+        "--config.generator.model.remat=none",
+    )
     assert (done.returncode, done.stderr) == (1, ""), done.stderr
-    assert "does not fit" in done.stdout and "of 15.75 GiB a device" in done.stdout and "accumulate=" in done.stdout
+    assert (
+        "does not fit" in done.stdout
+        and "of 15.75 GiB a device" in done.stdout
+        and "accumulate=" in done.stdout
+    )
 
 
 @needs_cuda
@@ -208,4 +283,8 @@ def test_gpu_step_fits_and_its_gradients_are_reduce_scattered():
     done = dlc("--json", "--topology=h200:8", *SMALL, PYTHONPATH=os.pathsep.join([CUDA, str(ROOT)]))
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     (found,) = json.loads(done.stdout)
-    assert found["fits"] and found["collectives"]["reduce-scatter"]["bytes"] > 50 * found["collectives"]["all-reduce"]["bytes"]
+    assert (
+        found["fits"]
+        and found["collectives"]["reduce-scatter"]["bytes"]
+        > 50 * found["collectives"]["all-reduce"]["bytes"]
+    )

@@ -1,45 +1,167 @@
-"""What the README says of the files is what the files say of themselves. UPDATE_GOLDEN=1 rewrites the map."""
+"""README.md and docs/ say what is so: the map of the files, commands, recipes, Python, links.
+
+UPDATE_GOLDEN=1 rewrites the map.
+"""
 
 import ast
+import importlib
+import inspect
+import keyword
+import operator
 import os
 import re
+import shlex
 from pathlib import Path
+
+import pytest
+
+from dlc_jax import cli, command, pipeline
+from dlc_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-MAP = re.compile(r"(<!-- map -->\n).*?(<!-- /map -->)", re.DOTALL)
+MAP = ROOT / "docs" / "map.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+GUIDES = [
+    README,
+    *(ROOT / "docs" / f"{name}.md" for name in ("data", "encoder", "planning", "running")),
+]
+TABLE = re.compile(r"(<!-- map -->\n).*?(<!-- /map -->)", re.DOTALL)
 
 
 def file_map():
-    """A line for each module and recipe: its path, and the first sentence of its docstring."""
+    """A line for each module and recipe: its path, and the first line of its docstring."""
     lines = []
-    for path in [
-        *sorted(ROOT.glob("dlc_jax/**/*.py")),
-        *sorted(ROOT.glob("configs/*.py")),
-        *sorted(ROOT.glob("benchmarks/*.py")),
-    ]:
-        said = ast.get_docstring(ast.parse(path.read_text()))
-        assert said, f"{path} has no docstring"
-        lines.append(f"| `{path.relative_to(ROOT)}` | {said.splitlines()[0].replace('|', chr(92) + '|')} |")
+    for pattern in ("dlc_jax/**/*.py", "configs/*.py", "benchmarks/*.py"):
+        for path in sorted(ROOT.glob(pattern)):
+            docstring = ast.get_docstring(ast.parse(path.read_text()))
+            assert docstring, f"{path} has no docstring"
+            summary = docstring.splitlines()[0].replace("|", "\\|")
+            lines.append(f"| `{path.relative_to(ROOT)}` | {summary} |")
     return "| file | what it is |\n|---|---|\n" + "\n".join(lines) + "\n"
 
 
 def test_map_of_the_files():
-    text = README.read_text()
-    found = MAP.search(text)
-    assert found, "README.md has lost its <!-- map --> section"
+    text = MAP.read_text()
+    found = TABLE.search(text)
+    assert found, "docs/map.md has lost its <!-- map --> section"
     wanted = found[1] + file_map() + found[2]
     if os.environ.get("UPDATE_GOLDEN"):
-        README.write_text(text.replace(found[0], wanted))
+        MAP.write_text(text.replace(found[0], wanted))
     else:
-        assert found[0] == wanted, "the map is out of date; run UPDATE_GOLDEN=1 pytest tests/test_readme.py"
+        hint = "the map is out of date; run UPDATE_GOLDEN=1 pytest -n 0 tests/test_readme.py"
+        assert found[0] == wanted, hint
 
 
-def test_commands_name_recipes_that_exist():
-    named = set(re.findall(r"configs/(\w+)\.py", README.read_text()))
-    assert named and all((ROOT / "configs" / f"{name}.py").exists() for name in named), named
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) < 180
 
 
-def test_linked_files_and_pictures_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README.read_text()):
-        assert target.startswith("http") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_linked_files_and_pictures_exist(page):
+    text = page.read_text()
+    targets = re.findall(r"\]\(([^)\s#]+)", text) + re.findall(r'src="([^"]+)"', text)
+    for target in targets:
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+# ---- commands
+
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+COMMAND = re.compile(r"(\$ )?(\./launch/local\.sh )?(?='?(dlc |python -m dlc|--config\.))")
+
+
+def written(page):
+    """Commands and fields in blocks and code spans of a page, each as a list of words."""
+    text = page.read_text()
+    blocks = [block for language, block in BLOCK.findall(text) if not language]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    for line in lines + re.findall("`([^`\n]+)`", BLOCK.sub("", text)):
+        start = COMMAND.match(line)
+        if start and "VERB" not in line and "…" not in line:
+            yield shlex.split(line[start.end() :], comments=True)
+
+
+COMMANDS = sorted({(page.stem, shlex.join(words)) for page in GUIDES for words in written(page)})
+ALL_RECIPES = [f"--config={path.relative_to(ROOT)}" for path in sorted(ROOT.glob("configs/*.py"))]
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=lambda value: value)
+def test_a_command_is_understood(page, line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line)
+    if words[0].startswith("--config."):
+        assert any(accepts([recipe, *words]) for recipe in ALL_RECIPES)
+    elif words[0] == "python":
+        assert words[1:3] == ["-m", "dlc_jax.main"]
+        if words[3:]:
+            command.parse(words[2:])
+    else:
+        check_verb(*words[1:])
+
+
+def accepts(words):
+    try:
+        return bool(command.parse(["dlc", *words]))
+    except UserError:
+        return False
+
+
+def check_verb(verb, *words):
+    """The verb knows every argument, and the recipe every field; bare names are in the help."""
+    assert verb in cli.VERBS
+    module = importlib.import_module(f"dlc_jax.cli.{verb}{'_' * keyword.iskeyword(verb)}")
+    parser = cli._Parser(prog=verb, allow_abbrev=False)
+    module.arguments(parser)
+    if all(word.isalpha() and word.islower() for word in words):
+        assert all(word in parser.format_help() for word in words)
+        return
+    arguments, rest = parser.parse_known_args(words)
+    assert all(word.startswith(("--config.", "--sampler.")) for word in rest), rest
+    for word in rest:
+        if word.startswith("--sampler."):
+            path = word.removeprefix("--sampler.").partition("=")[0]
+            sampler = pipeline.Sampler(steps=1, guidance=pipeline.Guidance(scale=1.0))
+            operator.attrgetter(path)(sampler)
+    if getattr(arguments, "config", None):
+        fields = [word for word in rest if word.startswith("--config.")]
+        command.parse([*command.given(arguments), *fields])
+
+
+def test_commands_are_found():
+    lines = {line for _, line in COMMANDS}
+    assert "python -m dlc_jax.main --config=configs/quickstart.py" in lines
+    assert len([line for line in lines if line.startswith("dlc ")]) > 15
+    assert len([line for line in lines if line.startswith("--config.")]) > 3
+
+
+@pytest.mark.parametrize(
+    "wrong", ["dlc smaple -w W", "dlc sample -w W --nubmer 3", "dlc info W X", "dlc data look"]
+)
+def test_a_command_that_is_not_understood_is_red(wrong, monkeypatch):
+    with pytest.raises((AssertionError, UserError)):
+        test_a_command_is_understood("", wrong, monkeypatch)
+
+
+# ---- Python
+
+
+def test_python_calls_what_exists():
+    (block,) = [block for language, block in BLOCK.findall(README.read_text()) if language]
+    known = {"pipeline": pipeline}
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom) and node.module == "dlc_jax.pipeline":
+            known |= {alias.name: getattr(pipeline, alias.name) for alias in node.names}
+    calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
+    for call in calls:
+        name = ast.unparse(call.func)
+        if name == "range":
+            continue
+        owner, _, attribute = name.rpartition(".")
+        owner = {"p": pipeline.Pipeline, "pipeline": pipeline}.get(owner)
+        function = getattr(owner, attribute) if owner else known[name]
+        itself = [None] if owner is pipeline.Pipeline else []
+        keywords = {each.arg: None for each in call.keywords}
+        inspect.signature(function).bind(*itself, *call.args, **keywords)
+    assert len(calls) > 7

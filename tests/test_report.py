@@ -1,4 +1,4 @@
-"""The report of a made-up workdir: well-formed, complete, safe, self-contained, and never stopped by what is missing."""
+"""The report of a made-up workdir: well-formed, complete, safe, and never stopped by a gap."""
 
 import base64
 import html.parser
@@ -25,7 +25,14 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.text, self.rows, self.headings, self.sections = [], [], [], [], [], []
+        self.open, self.tags, self.text, self.rows, self.headings, self.sections = (
+            [],
+            [],
+            [],
+            [],
+            [],
+            [],
+        )
         self.feed(text)
         self.close()
         assert not self.open
@@ -106,12 +113,20 @@ def workdir(tmp_path):
     for step in ("prior", "encoder"):
         (work / step).mkdir()
         lines = [
-            {"step": i, "loss": 4 / i, "learning_rate": 1e-3, "images_per_second": 900 + i, "code_entropy": 2.0}
+            {
+                "step": i,
+                "loss": 4 / i,
+                "learning_rate": 1e-3,
+                "images_per_second": 900 + i,
+                "code_entropy": 2.0,
+            }
             for i in range(1, 30)
         ]
         lines.append({"step": 20, "validation/loss": 0.5})
         text = "\n".join(map(json.dumps, lines))
-        (work / step / "metrics.jsonl").write_text(text + '\n{"step": 30, "loss": NaN}\n[1]\n{"step": 31, "lo')
+        (work / step / "metrics.jsonl").write_text(
+            text + '\n{"step": 30, "loss": NaN}\n[1]\n{"step": 31, "lo'
+        )
     _picture(work / "prior" / "pictures" / "un<conditional>.png")
     _picture(work / "prior" / "pictures" / "composition_two.png")
     (work / "prior" / "pictures" / "captions.json").write_text(
@@ -128,13 +143,25 @@ def _page(work):
 def test_it_is_one_file_without_scripts_or_outside_resources(workdir):
     page, text = _page(workdir)
     assert text.startswith("<!DOCTYPE html>") and len(text) < LIMIT
-    assert not page.of("script") and not page.of("link") and not page.of("iframe") and not page.of("b")
-    assert "url(" not in text and "@import" not in text and "http:" not in text and "https:" not in text
+    assert (
+        not page.of("script") and not page.of("link") and not page.of("iframe") and not page.of("b")
+    )
+    assert (
+        "url(" not in text
+        and "@import" not in text
+        and "http:" not in text
+        and "https:" not in text
+    )
     for _, attributes in page.tags:
         assert not any(name.startswith("on") for name in attributes)
-        assert re.match(r"data:image/(png|jpeg);base64,", attributes.get("src", "data:image/png;base64,"))
+        assert re.match(
+            r"data:image/(png|jpeg);base64,", attributes.get("src", "data:image/png;base64,")
+        )
         assert "href" not in attributes
-    assert any(meta.get("name") == "viewport" and "width=device-width" in meta["content"] for meta in page.of("meta"))
+    assert any(
+        meta.get("name") == "viewport" and "width=device-width" in meta["content"]
+        for meta in page.of("meta")
+    )
     assert "prefers-color-scheme: dark" in text and "max-width: 100%" in text
 
 
@@ -181,10 +208,15 @@ def test_results_are_percentages_with_chance_and_counts(workdir):
 
 def test_the_summary_says_the_headline_numbers(workdir):
     page, _ = _page(workdir)
-    assert "turned into a code and back into an image, kept: shape 88.3 %, color 100 %." in page.words
+    assert (
+        "turned into a code and back into an image, kept: shape 88.3 %, color 100 %." in page.words
+    )
     assert "combinations of factors that training never saw: shape 42 %." in page.words
     assert "Of 512 samples drawn without any condition, 61.7 % are valid." in page.words
-    assert "have from one of them: shape 61 %. In 72 % of the compositions both parents show." in page.words
+    assert (
+        "have from one of them: shape 61 %. In 72 % of the compositions both parents show."
+        in page.words
+    )
     assert "The whole run took 1 h 02 min." in page.words
 
 
@@ -196,7 +228,10 @@ def test_pictures_are_there_pixel_for_pixel_with_a_sentence(workdir):
         shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))))
         assert shown.shape == (40, 60, 3) and shown.std() > 10
         assert (image["width"], image["height"]) == ("60", "40") and image["alt"]
-    assert {image["alt"] for image in images} == {"Composition two.", 'Samples <b>"drawn"</b> & shown.'}
+    assert {image["alt"] for image in images} == {
+        "Composition two.",
+        'Samples <b>"drawn"</b> & shown.',
+    }
 
 
 def test_damaged_pictures_and_captions_are_left_out(workdir):
@@ -222,34 +257,51 @@ def test_a_long_series_is_thinned_to_both_ends_and_some_between(workdir):
 
 
 def test_the_file_stays_below_its_limit(workdir):
-    # What a long run leaves: noise is the worst that a picture can be, and every step has many curves with many points.
+    # What a long run leaves: noise is the worst that a picture can be, and every step has many
+    # curves with many points.
     for name in [f"wide_{chr(97 + i)}" for i in range(20)]:
         _picture(workdir / "encoder" / "pictures" / f"{name}.png", size=(900, 900))
     for step in range(10):
         (workdir / f"stage{step}").mkdir()
-        rows = [{"step": i, "loss": 1 / (i + 1), **{f"metric_{k}": (i * k) % 7 for k in range(30)}} for i in range(3000)]
+        rows = [
+            {"step": i, "loss": 1 / (i + 1), **{f"metric_{k}": (i * k) % 7 for k in range(30)}}
+            for i in range(3000)
+        ]
         (workdir / f"stage{step}" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     page, text = _page(workdir)
     assert 6_000_000 < len(text.encode()) < LIMIT
-    assert "Too large for this file, see the workdir: wide" in page.words and 5 < len(page.of("img")) < 20
+    assert (
+        "Too large for this file, see the workdir: wide" in page.words
+        and 5 < len(page.of("img")) < 20
+    )
 
 
 def test_large_pictures_are_shown_smaller(workdir):
     _picture(workdir / "prior" / "pictures" / "photos.png", size=(600, 3000))
     page, _ = _page(workdir)
     photos = next(image for image in page.of("img") if image["alt"] == "Photos.")
-    assert (photos["width"], photos["height"]) == ("1400", "280") and photos["src"].startswith("data:image/jpeg;")
+    assert (photos["width"], photos["height"]) == ("1400", "280") and photos["src"].startswith(
+        "data:image/jpeg;"
+    )
     shown = Image.open(io.BytesIO(base64.b64decode(photos["src"].partition(",")[2])))
     assert shown.size == (1400, 280) and np.asarray(shown).std() > 5
 
 
-def test_pictures_come_in_the_order_of_their_captions_and_series_after_what_was_made_at_the_end(workdir):
+def test_pictures_come_in_the_order_of_their_captions_and_series_after_what_was_made_at_the_end(
+    workdir,
+):
     for name in ("step_2", "step_10", "step_1"):
         _picture(workdir / "encoder" / "pictures" / f"{name}.png")
     captions = {"un<conditional>.png": "First.", "composition_two.png": "Second."}
     (workdir / "prior" / "pictures" / "captions.json").write_text(json.dumps(captions))
     page, _ = _page(workdir)
-    assert [image["alt"] for image in page.of("img")] == ["First.", "Second.", "Step 1.", "Step 2.", "Step 10."]
+    assert [image["alt"] for image in page.of("img")] == [
+        "First.",
+        "Second.",
+        "Step 1.",
+        "Step 2.",
+        "Step 10.",
+    ]
     assert page.sections[:2] == ["Pictures: prior", "Learning to draw: encoder"]
 
 
@@ -263,7 +315,9 @@ def test_curves_have_axes_numbers_and_both_losses(workdir):
         "Images per second over steps",
         "Code entropy over steps",
     ]
-    line = [tuple(map(float, point.split(","))) for point in page.of("polyline")[0]["points"].split()]
+    line = [
+        tuple(map(float, point.split(","))) for point in page.of("polyline")[0]["points"].split()
+    ]
     assert len(line) == 29
     # Steps 1 to 29 over the axis from 76 to 446; loss 4 at the top, 4 / 29 at the bottom.
     assert line[0] == (76.0, 54.0) and line[-1] == (446.0, 236.0)
@@ -271,17 +325,27 @@ def test_curves_have_axes_numbers_and_both_losses(workdir):
     assert line[14] == pytest.approx((76 + 14 / 28 * 370, middle), abs=0.06)
     assert len(page.of("circle")) == 2  # one validation loss in each step
     svg = Page(text[text.index("<svg") : text.index("</svg>") + 6]).words
-    assert "step" in svg and "loss: 0.1379 at the end" in svg and "validation loss: 0.5 at the end" in svg
+    assert (
+        "step" in svg
+        and "loss: 0.1379 at the end" in svg
+        and "validation loss: 0.5 at the end" in svg
+    )
     assert all(number in svg.split() for number in ("1", "2", "3", "4", "10", "20"))
 
 
 def test_every_chart_of_a_stage_has_a_sentence_and_rates_start_at_zero(workdir):
-    rows = [{"step": i, "loss": 1.0, "images_per_second": 900 + i, "data_wait": 0.0001} for i in range(5)]
+    rows = [
+        {"step": i, "loss": 1.0, "images_per_second": 900 + i, "data_wait": 0.0001}
+        for i in range(5)
+    ]
     (workdir / "encoder" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     shutil.rmtree(workdir / "prior")
     page, text = _page(workdir)
     assert len(page.of("svg")) == len(page.of("figcaption")) == 3
-    rate, wait = (Page("<svg" + part.partition("</svg>")[0] + "</svg>").words.split() for part in text.split("<svg")[2:4])
+    rate, wait = (
+        Page("<svg" + part.partition("</svg>")[0] + "</svg>").words.split()
+        for part in text.split("<svg")[2:4]
+    )
     assert "0" in rate and "400" in rate
     assert "5" in wait and "%" in wait  # a wait of nothing is not blown up to a mountain
 
@@ -290,17 +354,19 @@ def test_losses_far_apart_are_drawn_logarithmically():
     text = chart("Loss", {"loss": [(0, 100.0), (1, 1.0), (2, 0.01)]})
     assert "Loss (logarithmic)" in text
     (line,) = Page(text).of("polyline")
-    assert [float(point.split(",")[1]) for point in line["points"].split()] == [
-        34.0,
-        135.0,
-        236.0,
-    ]  # equal steps for equal factors
+    heights = [float(point.split(",")[1]) for point in line["points"].split()]
+    assert heights == [34.0, 135.0, 236.0]  # equal steps for equal factors
     assert log_ticks(0.01, 100) == [0.01, 0.1, 1, 10, 100] and log_ticks(0.3, 6) == [0.5, 1, 2, 5]
     assert log_ticks(1e-30, 1e30) == [float(f"1e{k}") for k in range(-30, 31, 11)]
     assert "(logarithmic)" not in chart("Loss", {"loss": [(0, 0.0), (1, 100.0)]})
 
 
-USAGE = {"values": 8, "count": 1000, "perplexity": [8, 4, 1], "by_rank": [0.5, 0.25, 0.25, 0, 0, 0, 0, 0]}
+USAGE = {
+    "values": 8,
+    "count": 1000,
+    "perplexity": [8, 4, 1],
+    "by_rank": [0.5, 0.25, 0.25, 0, 0, 0, 0, 0],
+}
 
 
 def test_code_usage_has_a_bar_for_each_position_and_value(workdir):
@@ -308,14 +374,20 @@ def test_code_usage_has_a_bar_for_each_position_and_value(workdir):
     (workdir / "codes" / "usage.json").write_text(json.dumps(USAGE))
     page, text = _page(workdir)
     assert "Code usage: codes" in page.sections
-    assert "3 positions of a code can take 8 values; over 1 000 images it uses as many as if 4.333 (mean)" in page.words
+    assert (
+        "3 positions of a code can take 8 values; over 1 000 images the mean perplexity is 4.333"
+        in page.words
+    )
     first, second = (path["d"] for path in page.of("path"))
     tops = [float(y) for y in re.findall(r"M[\d.]+,236V([\d.]+)H", first)]
     assert tops == [14.0, 125.0, pytest.approx(236 - 222 / 8, abs=0.06)]  # 8 of 8 is full height
     assert len(re.findall("V", second)) == 2 * 8
 
 
-@pytest.mark.parametrize("change", [{"perplexity": []}, {"by_rank": None}, {"values": "x"}, {"perplexity": [float("nan")]}, []])
+@pytest.mark.parametrize(
+    "change",
+    [{"perplexity": []}, {"by_rank": None}, {"values": "x"}, {"perplexity": [float("nan")]}, []],
+)
 def test_odd_code_usage_is_left_out(workdir, change):
     (workdir / "codes").mkdir()
     (workdir / "codes" / "usage.json").write_text(json.dumps(USAGE | change if change else change))
@@ -329,7 +401,9 @@ def test_half_a_thousand_positions_are_drawn_too():
 
 def test_of_a_step_written_twice_the_later_line_counts(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 2, "loss": 9}\n{"step": 1, "loss": 3}\n{"step": 2, "loss": 1, "note": "x", "ok": true}\n')
+    rows = ['{"step": 2, "loss": 9}', '{"step": 1, "loss": 3}']
+    rows.append('{"step": 2, "loss": 1, "note": "x", "ok": true}')
+    path.write_text("\n".join(rows) + "\n")
     assert read_metrics(path) == {"loss": [(1, 3), (2, 1)]}
 
 
@@ -344,12 +418,20 @@ def test_long_curves_are_thinned_without_losing_a_spike():
     line = [(i, 0.0) for i in range(100_000)]
     line[54_321] = (54_321, 7.0)
     thin = thinned(line)
-    assert len(thin) <= 402 and (54_321, 7.0) in thin and thin[0] == line[0] and thin[-1] == line[-1]
+    assert (
+        len(thin) <= 402 and (54_321, 7.0) in thin and thin[0] == line[0] and thin[-1] == line[-1]
+    )
     assert thin == sorted(thin)
 
 
 def test_constant_and_single_values_have_a_curve():
-    for line in ([(5, 0.0)], [(1, 2.0), (2, 2.0)], [(1, -3.0), (1, -3.0)], [(1, 0.0), (2, 5e-324)], [(1, 1.0), (2, 1.0 + 3e-16)]):
+    for line in (
+        [(5, 0.0)],
+        [(1, 2.0), (2, 2.0)],
+        [(1, -3.0), (1, -3.0)],
+        [(1, 0.0), (2, 5e-324)],
+        [(1, 1.0), (2, 1.0 + 3e-16)],
+    ):
         Page(chart("x", {"x": line}))
 
 
@@ -379,7 +461,8 @@ def test_what_is_missing_is_left_out(workdir, missing):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "3", '{"config": {"a": [1]}, "b": null, "judge/x": NaN}', '{"judge/count": 3}']
+    "content",
+    ["", "{", "[]", "3", '{"config": {"a": [1]}, "b": null, "judge/x": NaN}', '{"judge/count": 3}'],
 )
 def test_odd_files_make_a_report_too(workdir, content):
     for name in ("config.json", "results.json"):
@@ -403,8 +486,7 @@ def test_steps_come_in_the_order_of_the_config(workdir):
     page, _ = _page(workdir)
     assert page.words.index("Curves: prior") < page.words.index("Curves: encoder")
     shutil.copytree(workdir / "prior", workdir / "ablation")
-    (workdir / "config.json").write_text(
-        json.dumps({"steps": ["ablation"]})
-    )  # as the recipe ran last: its steps joined the others
+    # as the recipe ran last: its steps joined the others
+    (workdir / "config.json").write_text(json.dumps({"steps": ["ablation"]}))
     page, _ = _page(workdir)
     assert page.sections[2:5] == ["Curves: encoder", "Curves: prior", "Curves: ablation"]

@@ -33,7 +33,8 @@ def test_alone_waits_for_all_and_all_who_come_later_wait_for_it(tmp_path):
     assert not quiet.came.wait(0.2)
     later = Test(tmp_path, False)
     first.leave()
-    assert not later.came.wait(0.2) and not quiet.came.is_set()  # it does not pass who waits to be alone
+    # it does not pass who waits to be alone
+    assert not later.came.wait(0.2) and not quiet.came.is_set()
     second.leave()
     assert quiet.came.wait(30) and not later.came.wait(0.2)
     quiet.leave()

@@ -8,8 +8,8 @@ import fcntl
 def taken(folder, *, alone):
     """A turn in `folder`, which all of them share: beside others' or, `alone`, beside nobody's.
 
-    Who waits for a turn alone is passed by nobody: all come in through one door, and it waits there.
-    Without a folder there are no others.
+    Who waits for a turn alone is passed by nobody: all come in through one door, and it waits
+    there. Without a folder there are no others.
     """
     if folder is None:
         yield

@@ -3,10 +3,12 @@
 A verb's module has a docstring, whose first line is the verb's help, and
 
     EXAMPLE           a command line that shows it
-    arguments         (argparse parser) -> None, adds what it takes
-    run               (parsed arguments, rest) -> None or an exit code; `rest` are the arguments that argparse did not know: --config's
+    arguments         (argparse parser) -> None, adds what the verb takes
+    run               (parsed arguments, rest) -> None or an exit code; `rest` is what argparse did
+                      not know: --config and its fields
 
-A verb is imported when it is called: `dlc --help` is quick, and `dlc plan` can set up its compilers before jax is loaded.
+A verb is imported when it is called: `dlc --help` is quick, and `dlc plan` can set up its compilers
+before jax is loaded.
 """
 
 import argparse
@@ -20,17 +22,20 @@ from dlc_jax.errors import UserError
 
 # verb -> (what it does, whether it takes a recipe: --config=FILE --config.NAME=VALUE)
 VERBS = {
-    "plan": ("compile a step of a recipe for a machine that is not here: does it fit, what does it cost?", True),
+    "plan": (
+        "compile a recipe for a machine that is not here: does it fit, how long is a step?",
+        True,
+    ),
     "config": ("a recipe's own lines, or with --all every field of it", True),
     "train": ("run the steps of a recipe, each resumed or skipped", True),
     "info": ("what a workdir holds: how far each step is, sizes, metrics, versions", False),
-    "codes": ("the codes of a run: what there is, and whether every byte is as it was written", False),
-    "probe": ("what the codes and features of a run say of its images, beside their health", False),
+    "codes": ("the codes of a run: what there is, and whether any byte has changed", False),
+    "probe": ("what the codes and features of a run know of its images, and their health", False),
     "sample": ("draw new images from a run", True),
     "encode": ("write down the codes of images", False),
     "compose": ("draw images that have something of each of several images", True),
-    "import": ("weights of other programs: DINOv2, an encoder with a simplicial head, an autoencoder", True),
-    "export": ("an encoder for other programs, by the published names or transformers'", False),
+    "import": ("weights of other programs: DINOv2, a simplicial encoder, an autoencoder", True),
+    "export": ("an encoder for other programs, under the published or transformers' names", False),
     "data": ("look at a place of images, or convert it to ArrayRecord shards", False),
 }
 
@@ -41,16 +46,18 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code: 0 done, 1 what a verb says it means, 2 a mistake of the user (one line), 75 stopped and saved.
+    """The exit code: 0 done, 1 as the verb says, 2 a mistake of the user, 75 stopped and saved.
 
     Without `argv` the command is this process's own.
     """
     try:
-        code = command.outcome(lambda: _run(sys.argv[1:] if argv is None else argv), alone=argv is None)
+        given = sys.argv[1:] if argv is None else argv
+        code = command.outcome(lambda: _run(given), alone=argv is None)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader, such as `| head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+        # or Python complains at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
@@ -59,7 +66,9 @@ def _run(argv: list[str]) -> int | None:
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help="one of the verbs below")
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="…", help="dlc VERB --help tells")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "verbs:\n" + "\n".join(f"  {verb:<10} {what}" for verb, (what, _) in VERBS.items())
+    parser.epilog = "verbs:\n" + "\n".join(
+        f"  {verb:<10} {what}" for verb, (what, _) in VERBS.items()
+    )
     verb = parser.parse_args(argv).verb
     what, recipe = VERBS[verb]
     # a keyword of Python cannot name a module that is imported

@@ -15,14 +15,20 @@ EXAMPLE = "dlc codes verify runs/quickstart"
 
 
 def arguments(parser) -> None:
-    parser.add_argument("action", choices=("info", "verify"), help="info: what there is; verify: reads every byte")
+    parser.add_argument(
+        "action", choices=("info", "verify"), help="info: what there is; verify: reads every byte"
+    )
     parser.add_argument("workdir", metavar="W", help="folder of a run")
 
 
 def run(arguments, rest) -> None:
     workdir = Path(arguments.workdir)
     config = ConfigDict(home.read_config(workdir))
-    steps = [name for name in config if isinstance(config[name], ConfigDict) and config[name].to_dict().get("stage") == "codes"]
+    steps = [
+        name
+        for name in config
+        if isinstance(config[name], ConfigDict) and config[name].to_dict().get("stage") == "codes"
+    ]
     if not steps:
         raise UserError(f"dlc codes: the recipe of {workdir} has no section with stage='codes'")
     for step in steps:
@@ -33,7 +39,8 @@ def stores(config, workdir: Path, step: str) -> dict[str, CodeStore]:
     """{split: store} of a codes step, of this run's encoder if it has one.
 
     Raises:
-      UserError: a store is missing, unfinished, damaged, of another encoder or of another shape than the encoder's codes.
+      UserError: a store is missing, unfinished, damaged, of another encoder or of another shape
+        than the encoder's codes.
     """
     section = config[step]
     trained = recipe.trained(config, workdir, section.encoder) / "checkpoints"
@@ -46,7 +53,9 @@ def stores(config, workdir: Path, step: str) -> dict[str, CodeStore]:
     found = {}
     for split in section.splits:
         store = CodeStore(recipe.place(config, workdir, step) / split, identity=identity)
-        found[split] = store.checked(positions=model.positions, values=model["values"], where=section.encoder)
+        found[split] = store.checked(
+            positions=model.positions, values=model["values"], where=section.encoder
+        )
     return found
 
 
@@ -56,9 +65,11 @@ def info(config, workdir: Path, step: str) -> None:
         about = store.manifest
         size = sum(entry["bytes"] for entry in about["shards"])
         code = f"{about['positions']} positions of {about['values']} values, {about['dtype']}"
-        print(f"{store.directory}: {len(store):,} codes in {len(about['shards'])} shards, {size / 1e6:,.1f} MB, {code}")
+        shards = f"{len(about['shards'])} shards, {size / 1e6:,.1f} MB"
+        print(f"{store.directory}: {len(store):,} codes in {shards}, {code}")
         if split == config[step].splits[0]:
-            print(f"  encoder {json.dumps(about['identity'])}, view {json.dumps(about['view'])}, {about['drawn']}")
+            view = json.dumps(about["view"])
+            print(f"  encoder {json.dumps(about['identity'])}, view {view}, {about['drawn']}")
             print(f"  computed in {about.get('computed') or formerly(config, workdir, step)}")
             for name, (dtype, shape) in about["fields"].items():
                 print(f"  beside them {name}, {dtype} {shape}")
@@ -66,19 +77,24 @@ def info(config, workdir: Path, step: str) -> None:
     try:
         usage = json.loads((workdir / step / "usage.json").read_text())
         share = sum(usage["perplexity"]) / len(usage["perplexity"]) / usage["values"]
-        print(f"health: perplexity {share:.2f} of the values in use, of {usage['count']:,} codes; dlc probe {workdir} tells more")
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):  # not written yet, or damaged: nothing to tell
-        pass
+        print(
+            f"health: perplexity {share:.2f} of the number of values, "
+            f"over {usage['count']:,} codes; more: dlc probe {workdir}"
+        )
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        pass  # not written yet, or damaged
 
 
 def formerly(config, workdir: Path, step: str) -> str:
-    """In what the codes of a store were computed that does not say: all of the encoder in the dtype that its run trained it in."""
+    """The dtype in which a store was computed that does not say: that of its encoder's training."""
     try:
-        made = ConfigDict(home.read_config(recipe.place(config, workdir, step).parent))
-        dtype = made[config[step].encoder].train.dtype
+        origin = ConfigDict(home.read_config(recipe.place(config, workdir, step).parent))
+        dtype = origin[config[step].encoder].train.dtype
     except (UserError, KeyError, AttributeError):
-        return "what is not known: its run is not there"
-    return dtype if dtype == "float32" else f"{dtype} throughout, the residual stream too, as once was usual"
+        return "an unknown dtype: its run is not there"
+    if dtype == "float32":
+        return dtype
+    return f"{dtype} throughout, the residual stream too, as older versions did"
 
 
 def verify(config, workdir: Path, step: str) -> None:
@@ -89,4 +105,5 @@ def verify(config, workdir: Path, step: str) -> None:
         for store in found.values():
             store.verify(progress=lambda k, before=done: progress(before + k, shards))
             done += len(store.manifest["shards"])
-    print(f"verified {sum(map(len, found.values())):,} codes in {shards} shards of {recipe.place(config, workdir, step)}")
+    count = sum(map(len, found.values()))
+    print(f"verified {count:,} codes in {shards} shards of {recipe.place(config, workdir, step)}")

@@ -1,4 +1,7 @@
-"""dlc info W: what a workdir holds and how far it is. It only reads, and it reads what it can of one that is unfinished or damaged."""
+"""dlc info W: what a workdir holds and how far it is.
+
+It only reads, and it reads what it can of a workdir that is unfinished or damaged.
+"""
 
 import importlib.metadata
 import json
@@ -14,9 +17,8 @@ from dlc_jax.report.words import duration, finite, number, words
 
 EXAMPLE = "dlc info runs/quickstart"
 VERSIONS = ("dlc_jax", "jax", "flax", "orbax-checkpoint")
-_SKIPPED = re.compile(
-    r"^(seconds|judge)/|(^|[/_])count$|chance|values|skipped"
-)  # results; the judge's own proof is in the report
+# results that are not shown; the judge's own proof is in the report
+_SKIPPED = re.compile(r"^(seconds|judge)/|(^|[/_])count$|chance|values|skipped")
 
 
 def arguments(parser) -> None:
@@ -26,29 +28,33 @@ def arguments(parser) -> None:
 def run(arguments, rest) -> None:
     directory = Path(arguments.workdir)
     if not directory.is_dir():
-        raise UserError(f"{directory} {'is not a folder' if directory.exists() else 'does not exist'}")
-    config, results, problems = {}, {}, []
-    for name, into in (("config.json", config), ("results.json", results)):
-        found, problem = read(directory / name)
-        into.update(found)
-        problems += [problem] if problem else []
+        problem = "is not a folder" if directory.exists() else "does not exist"
+        raise UserError(f"{directory} {problem}; give the folder of a run")
+    config, config_problem = read(directory / "config.json")
+    results, results_problem = read(directory / "results.json")
     steps = names(directory, config)
     if not config and not any((directory / name).is_dir() for name in steps):
-        raise UserError(f"{directory} holds no run: neither a config.json that can be read nor a step's folder")
+        raise UserError(f"{directory} holds no run: no readable config.json and no step's folder")
 
     in_use = workdir.holder(directory)
     print(f"{directory}, {size(directory)}, {f'in use by {in_use}' if in_use else 'not in use'}")
-    rows, lines = [("step", "state", "size", "time")], []
+    rows = [("step", "state", "size", "time")]
     for name in steps:
-        rows.append((name, *state(directory / name, section(config, name), results.get(f"seconds/{name}"))))
-        lines += [f"  {name}: {line}" for line in [curve(directory / name)] if line]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        seconds = results.get(f"seconds/{name}")
+        rows.append((name, *state(directory / name, section(config, name), seconds)))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
-        print("  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]).rstrip())
-    for title, found in (("losses", lines), ("results", groups(results, steps)), ("versions", versions(directory, steps))):
-        if found:
-            print("\n".join([f"{title}:", *found]))
-    for problem in problems:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    losses = [f"  {name}: {line}" for name in steps if (line := curve(directory / name))]
+    lists = {
+        "losses": losses,
+        "results": groups(results, steps),
+        "versions": versions(directory, steps),
+    }
+    for title, lines in lists.items():
+        if lines:
+            print("\n".join([f"{title}:", *lines]))
+    for problem in filter(None, (config_problem, results_problem)):
         print(f"damaged: {problem}")
     if (directory / "report.html").is_file():
         print(f"pictures and curves: {directory / 'report.html'}")
@@ -61,22 +67,28 @@ def read(path: Path) -> tuple[dict, str]:
     except FileNotFoundError:
         return {}, ""
     except (OSError, ValueError) as error:
-        return {}, f"{path.name} ({getattr(error, 'strerror', None) or 'no JSON'})"
-    return (found, "") if isinstance(found, dict) else ({}, f"{path.name} (no JSON object)")
+        return {}, f"{path.name} ({getattr(error, 'strerror', None) or 'not JSON'})"
+    return (found, "") if isinstance(found, dict) else ({}, f"{path.name} (not a JSON object)")
 
 
 def names(directory: Path, config: dict) -> list[str]:
-    """Steps of the recipe in its order, and what else has left a trace: a variant's steps, or those of a lost config."""
+    """Steps of the recipe in its order, and others that left a trace.
+
+    Others are a variant's steps, which come before, or those of a lost config, which come after.
+    """
     order = [name for name in section(config, "steps", list) if isinstance(name, str)]
     traces = ("done.json", "seconds.json", "metrics.jsonl", "checkpoints")
-    here = [path for path in sorted(directory.iterdir()) if any((path / trace).exists() for trace in traces)]
-    here.sort(key=lambda path: section(read(path / "done.json")[0], "finished", str) or "~")  # what is not complete comes last
-    before = [path.name for path in here if path.name not in order and section(config, path.name)]
-    return [*before, *order, *(path.name for path in here if path.name not in order + before)]
+    paths = sorted(directory.iterdir())
+    paths = [path for path in paths if any((path / trace).exists() for trace in traces)]
+    # what is not complete comes last
+    paths.sort(key=lambda path: section(read(path / "done.json")[0], "finished", str) or "~")
+    others = [path.name for path in paths if path.name not in order]
+    before = [name for name in others if section(config, name)]
+    return [*before, *order, *(name for name in others if name not in before)]
 
 
 def section(tree: dict, name: str, kind: type = dict) -> Any:
-    """What stands there, if it is of that kind: a damaged file may hold anything."""
+    """What `tree` has under the name, or an empty one: a damaged file may hold anything."""
     return found if isinstance(found := tree.get(name), kind) else kind()
 
 
@@ -88,8 +100,9 @@ def state(directory: Path, settings: dict, seconds: Any) -> tuple[str, str, str]
 
     done, problem = read(directory / "done.json")
     noted, _ = read(directory / "seconds.json")
-    saved = [step for step in checkpoints(directory) if seal.path_of(directory / "checkpoints", step).exists()]
-    damaged = sum(1 for path in (directory / "checkpoints").glob("*.damaged*") if path.is_dir())
+    saves = directory / "checkpoints"
+    saved = [step for step in checkpoints(directory) if seal.path_of(saves, step).exists()]
+    damaged = sum(1 for path in saves.glob("*.damaged*") if path.is_dir())
     need, reached = section(section(settings, "train"), "steps", int), section(noted, "step", int)
     if problem:
         said = problem
@@ -105,7 +118,7 @@ def state(directory: Path, settings: dict, seconds: Any) -> tuple[str, str, str]
 
 
 def checkpoints(directory: Path) -> list[int]:
-    """Steps with a checkpoint, newest first. Whether each is good costs reading all of it, and is left to those who load it."""
+    """Steps with a checkpoint, newest first; only reading all of one tells whether it is good."""
     from dlc_jax.checkpoint import seal
 
     try:
@@ -115,7 +128,7 @@ def checkpoints(directory: Path) -> list[int]:
 
 
 def curve(directory: Path) -> str:
-    """The last training loss, the last and the best validation loss; empty if nothing was trained here."""
+    """The last training loss, the last and the best validation loss; "" if nothing was trained."""
     series, parts = read_metrics(directory / "metrics.jsonl"), []
     if rows := series.get("loss"):
         parts.append(f"training {number(rows[-1][1])} at step {rows[-1][0]}")
@@ -126,7 +139,10 @@ def curve(directory: Path) -> str:
 
 
 def groups(results: dict, steps: list[str]) -> list[str]:
-    """Lines for each group of results but losses, times, counts and chance levels; first those of no group: facts of the run."""
+    """A line for each group of results, after one for results of no group: facts of the run.
+
+    Losses, times, counts and chance levels are left out.
+    """
     facts = [f"{words(key)} {number(value)}" for key, value in results.items() if "/" not in key]
     found: dict[str, list[str]] = {}
     for key, value in results.items():
@@ -134,22 +150,25 @@ def groups(results: dict, steps: list[str]) -> list[str]:
         loss = group.partition("/")[2] == "validation" and group.partition("/")[0] in steps
         if group and finite(value) and not loss and not _SKIPPED.search(key):
             found.setdefault(group, []).append(f"{words(name)} {number(value)}")
-    lines = [f"  {', '.join(facts)}"] * bool(facts) + [
-        f"  {words(group)}: {', '.join(values)}" for group, values in found.items()
-    ]
-    return [textwrap.fill(line, width=120, subsequent_indent="    ") for line in lines]
+    lines = [f"  {', '.join(facts)}"] if facts else []
+    lines += [f"  {words(group)}: {', '.join(values)}" for group, values in found.items()]
+    return [textwrap.fill(line, width=100, subsequent_indent="    ") for line in lines]
 
 
 def versions(directory: Path, steps: list[str]) -> list[str]:
-    """With what the newest checkpoint of each step was saved, in a line for each set of versions, and what is installed here."""
+    """The versions that saved the newest checkpoint of each step, and those installed here.
+
+    Steps of the same versions share a line.
+    """
     from dlc_jax.checkpoint import arrays
 
     by: dict[str, list[str]] = {}
     for name in steps:
         for step in checkpoints(directory / name)[:1]:
             try:
-                saved = arrays.read_json(directory / name / "checkpoints" / str(step) / "meta")["versions"]
-                said = ", ".join(f"{package} {version}" for package, version in saved.items())
+                meta = arrays.read_json(directory / name / "checkpoints" / str(step) / "meta")
+                packages = meta["versions"].items()
+                said = ", ".join(f"{package} {version}" for package, version in packages)
             except Exception:  # whatever a damaged checkpoint makes its readers raise
                 said = "a checkpoint that cannot be read"
             by.setdefault(said, []).append(name)
@@ -164,8 +183,6 @@ def size(path: Path) -> str:
             total += file.stat().st_size if file.is_file() else 0
         except OSError:  # a running step has just moved it
             continue
-    unit = "kB"
-    for unit, bytes_ in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):  # noqa: B007
-        if total >= bytes_:
-            break
-    return f"{total / bytes_:.1f} {unit}"
+    units = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
+    unit = next((unit for unit, size in units.items() if total >= size), "kB")
+    return f"{total / units[unit]:.1f} {unit}"

@@ -1,1 +1,1 @@
-"""Planning: what a recipe's steps need on machines that are not here, from the compiler that would serve them there."""
+"""What a recipe's steps need on machines that are not here, from the compilers for them."""

@@ -1,6 +1,7 @@
-"""A program of a recipe's step, compiled for a machine that is not here: does it fit, what does it move, how long may it take?
+"""A recipe's program, compiled for a machine that is not here: memory, communication and time.
 
-What is compiled is what runs: `train.lower` for a stage, a job's own `programs`. Nothing is read from disk and nothing is run.
+What is compiled is what would run: `train.lower` for a stage, a job's own `programs`. Nothing is
+read from disk and nothing is run.
 """
 
 import dataclasses
@@ -26,19 +27,21 @@ class Estimate:
 
     Attributes:
       step, program: of the recipe: "generator", "train"; "samples", "decode".
-      topology: the machine's name; devices: its number of them.
+      topology: the machine's name.
+      devices: how many the machine has.
       mesh: {axis: size}.
       batch: examples of a call, all devices together.
       fits: the compiler accepted it, and it needs no more than `available`.
       available: device memory for programs.
-      wanted: memory that it needs at its peak; None where the compiler failed without a number.
+      wanted: memory that the program needs at its peak; None where the compiler named no number.
       memory: its parts, or None if it was refused.
       state: bytes of parameters, moments and averages, from the shardings alone.
       collectives: by kind, or None where the program's text cannot be read.
-      flops: of the model; what the compiler computes again is not in it.
+      flops: of the model, without what remat computes again.
       seconds, how: static estimate of a call, and where it comes from; None if it was refused.
       utilization: model FLOPs over what the device could do in that time.
-      lower_seconds, compile_seconds: on this host; host_bytes: its largest memory so far.
+      lower_seconds, compile_seconds: on this host.
+      host_bytes: the largest memory of this process so far.
       advice: what to change where it does not fit.
     """
 
@@ -65,20 +68,23 @@ class Estimate:
 
 
 def programs(config, step: str) -> dict[str, Program]:
-    """What can be compiled of a recipe's section `step`: "train" of a stage, or a job's own; {} for a job without any.
+    """What can be compiled of a recipe's section `step`: "train" of a stage, or a job's own.
 
     Raises:
       UserError: the recipe has no such step.
     """
     if step not in config or config[step].stage not in STAGES:
         raise UserError(f"the recipe has no step {step!r}; it has {', '.join(config.steps)}")
-    made = STAGES[config[step].stage](config, step=step, workdir=Path("unused"))
-    if isinstance(made, Stage):
-        state = functools.partial(train.abstract_state, made)
-        return {
-            "train": Program(lower=functools.partial(train.lower, made), state=state, flops=made.flops, batch=made.plan.batch)
-        }
-    return dict(made.programs)
+    stage = STAGES[config[step].stage](config, step=step, workdir=Path("unused"))
+    if not isinstance(stage, Stage):
+        return dict(stage.programs)
+    training = Program(
+        lower=functools.partial(train.lower, stage),
+        state=functools.partial(train.abstract_state, stage),
+        flops=stage.flops,
+        batch=stage.plan.batch,
+    )
+    return {"train": training}
 
 
 def check(config, *, step: str, name: str, machine: Machine) -> None:
@@ -88,8 +94,13 @@ def check(config, *, step: str, name: str, machine: Machine) -> None:
       UserError: the mesh does not fit the number of devices, or the batch the mesh.
     """
     mesh = parallel.make_mesh(**config.mesh, devices=machine.devices)
-    where, accumulate = (f"{step}.train", config[step].train.accumulate) if name == "train" else (step, 1)
-    parallel.check_batch(programs(config, step)[name].batch, mesh, accumulate=accumulate, where=where)
+    where = f"{step}.train" if name == "train" else step
+    batch = programs(config, step)[name].batch
+    parallel.check_batch(batch, mesh, accumulate=_accumulate(config, step, name), where=where)
+
+
+def _accumulate(config, step: str, name: str) -> int:
+    return config[step].train.accumulate if name == "train" else 1
 
 
 def estimate(config, *, step: str, name: str, machine: Machine) -> Estimate:
@@ -109,9 +120,10 @@ def estimate(config, *, step: str, name: str, machine: Machine) -> Estimate:
     except jax.errors.JaxRuntimeError as error:
         refused = program.out_of_memory(error)
         if refused is None:
-            said = " ".join(str(error).split())[:300]
+            reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"{step}, {name}: the compiler of {machine.name} refuses this program ({said}); try another mesh or batch"
+                f"{step}, {name}: the compiler of {machine.name} refuses this program ({reason}); "
+                "try another mesh or batch"
             ) from error
     compiled_at = time.monotonic()
     flops = made.flops / len(machine.devices)
@@ -143,8 +155,10 @@ def estimate(config, *, step: str, name: str, machine: Machine) -> Estimate:
         host_bytes=int(metrics.peak_memory_gb() * 1e9),
         advice="",
     )
-    accumulate = config[step].train.accumulate if name == "train" else 1
-    return found if found.fits else dataclasses.replace(found, advice=advice(found, accumulate=accumulate))
+    if found.fits:
+        return found
+    change = advice(found, accumulate=_accumulate(config, step, name))
+    return dataclasses.replace(found, advice=change)
 
 
 def bytes_here(leaf: jax.ShapeDtypeStruct) -> int:
@@ -159,16 +173,18 @@ def advice(found: Estimate, *, accumulate: int) -> str:
     room = found.available - found.state
     spread = found.mesh["fsdp"] * found.mesh["tensor"]
     if room <= 0 or found.state > found.available // 2:
-        if spread < devices:
-            least = math.ceil(found.state * spread / (found.available // 2))
-            size = next((size for size in range(least, devices + 1) if devices % size == 0), devices)
-            return f"its state alone is {found.state / 2**30:.1f} GiB a device: share it out, --config.mesh.data=-1 --config.mesh.fsdp={size}"
-        return f"its state alone is {found.state / 2**30:.1f} GiB a device, shared out over all of them: take more devices"
+        alone = f"its state alone is {found.state / 2**30:.1f} GiB a device"
+        if spread >= devices:
+            return f"{alone}, shared out over all of them: take more devices"
+        least = math.ceil(found.state * spread / (found.available // 2))
+        size = next((size for size in range(least, devices + 1) if devices % size == 0), devices)
+        return f"{alone}: share it out, --config.mesh.data=-1 --config.mesh.fsdp={size}"
     if found.program != "train":
         return f"{section}.batch={max(devices, found.batch // 2)} halves what a call holds"
     needed = math.ceil((found.wanted - found.state) / room)
     micro = found.batch // (found.mesh["data"] * found.mesh["fsdp"])
-    parts = next((parts for parts in range(needed * accumulate, micro + 1) if micro % parts == 0), None)
+    parts = [part for part in range(needed * accumulate, micro + 1) if micro % part == 0]
+    remat = f"{section}.model.remat=full"
     if parts:
-        return f"{section}.train.accumulate={parts}, or {section}.model.remat=full; --search compares"
-    return f"{section}.model.remat=full, or more devices for the same batch; --search compares"
+        return f"{section}.train.accumulate={parts[0]}, or {remat}; --search compares"
+    return f"{remat}, or more devices for the same batch; --search compares"

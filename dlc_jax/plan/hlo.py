@@ -1,6 +1,7 @@
-"""Optimized HLO as text: computations and their instructions, and how often a run of the program comes by each.
+"""Optimized HLO as text: computations, their instructions, and how many times each executes.
 
-The forms differ by compiler: only a GPU's text tells the trips of a loop, only a TPU's has cycles and work set aside for the SparseCore.
+The forms differ by compiler: only a GPU's text has the trips of a loop, only a TPU's has cycles and
+work set aside for the SparseCore.
 """
 
 import dataclasses
@@ -45,8 +46,9 @@ def parse(text: str) -> Module:
         for line in block.splitlines()[1:]:
             if match := _LINE.match(line):
                 is_root, name, shape, opcode, operands = match.groups()
-                operands = tuple(re.sub(r"/\*.*?\*/", "", operand).strip().rpartition("%")[2] for operand in operands.split(","))
-                instructions[name] = Instruction(shape, opcode, operands, line)
+                listed = re.sub(r"/\*.*?\*/", "", operands).split(",")
+                names = tuple(operand.strip().rpartition("%")[2] for operand in listed)
+                instructions[name] = Instruction(shape, opcode, names, line)
                 root = name if is_root else root
         name = head.group(2)
         aside = 'execution_thread="' in block[block.rfind("\n}") :]
@@ -56,7 +58,10 @@ def parse(text: str) -> Module:
 
 
 def walk(module: Module):
-    """(computation, how often a step runs it, whether it is the inside of a fusion), for all that the entry reaches."""
+    """(computation, how many times a step runs it, whether it is inside a fusion), from the entry.
+
+    Only what the entry reaches is walked.
+    """
     todo = [(module.entry, 1, False)] if module.entry else []
     while todo:
         name, weight, fused = todo.pop()
@@ -71,22 +76,34 @@ def _called(module, computation, instruction):
     """The computations that an instruction runs as such: not the sums inside a reduction."""
     opcode, line = instruction.opcode, instruction.line
     if opcode == "while":
-        condition, body = (re.search(rf"{key}=%?([\w.\-]+)", line).group(1) for key in ("condition", "body"))
+        condition, body = (
+            re.search(rf"{key}=%?([\w.\-]+)", line).group(1) for key in ("condition", "body")
+        )
         yield body, _trips(module, computation, instruction, condition, body), False
     elif opcode == "conditional":
         branches = re.search(r"branch_computations=\{([^}]*)\}", line)
-        names = branches.group(1).split(",") if branches else re.findall(r"(?:true|false)_computation=(%?[\w.\-]+)", line)
+        names = (
+            branches.group(1).split(",")
+            if branches
+            else re.findall(r"(?:true|false)_computation=(%?[\w.\-]+)", line)
+        )
         yield from ((name.strip().lstrip("%"), 1, False) for name in names)
     elif opcode in ("call", "call-start", "async-start"):
-        yield from ((name, 1, False) for name in re.findall(r"(?:to_apply|calls)=%?([\w.\-]+)", line)[:1])
+        yield from (
+            (name, 1, False) for name in re.findall(r"(?:to_apply|calls)=%?([\w.\-]+)", line)[:1]
+        )
     elif opcode == "fusion":
         yield from ((name, 1, True) for name in re.findall(r"calls=%?([\w.\-]+)", line)[:1])
 
 
 def _trips(module, computation, loop, condition, body) -> int:
-    """The trips of a while: told on GPU; on TPU read from counter < bound, its first value and its step. 1 where that fails."""
-    if told := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.line):
-        return int(told.group(1))
+    """The trips of a while loop: written down on GPU; on TPU read from the loop's own code.
+
+    That code compares a counter with a bound; trips follow from the counter's first value and its
+    step. 1 where they cannot be read.
+    """
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.line):
+        return int(known.group(1))
     condition, body = module.computations[condition], module.computations[body]
     test = condition.instructions.get(condition.root)
     if test is None or test.opcode != "compare" or "direction=LT" not in test.line:
@@ -99,14 +116,16 @@ def _trips(module, computation, loop, condition, body) -> int:
     index = int(index.group(1))
     first = _constant(computation, _item(computation, loop.operands[0], index))
     last = body.instructions.get(_item(body, body.root, index))
-    steps = [_constant(body, operand) for operand in last.operands] if last and last.opcode == "add" else []
-    step = next((step for step in steps if step), 1)
+    addends = last.operands if last and last.opcode == "add" else ()
+    step = next((step for operand in addends if (step := _constant(body, operand))), 1)
     return max(0, math.ceil((bound - (first or 0)) / step))
 
 
 def _item(computation, name, index):
-    made = computation.instructions.get(name)
-    return made.operands[index] if made and made.opcode == "tuple" and index < len(made.operands) else ""
+    """The name of what stands at `index` in a tuple; "" where that is unknown."""
+    found = computation.instructions.get(name)
+    is_tuple = found and found.opcode == "tuple"
+    return found.operands[index] if is_tuple and index < len(found.operands) else ""
 
 
 def _constant(computation, name) -> int | None:

@@ -1,4 +1,4 @@
-"""What a step wrote down while it ran, drawn: its metrics over steps, and how a set of codes is used."""
+"""Charts of what a step wrote while it ran: metrics over steps, and how codes use their values."""
 
 import json
 import pathlib
@@ -7,24 +7,26 @@ from collections.abc import Iterable
 from dlc_jax.report.chart import bars, chart
 from dlc_jax.report.words import finite, number, percent, text, words
 
-# title -> (names, the sentence below, what the axis holds in any case, value in words); the first chart shows two series; a missing one is left out
+# title -> (names, the sentence below, what the axis always includes, value in words); the first
+# chart shows two series; a missing one is left out
 _CURVES = {
     "Loss": (
         ("loss", "validation/loss"),
-        "What training minimizes: lower is better. Dashed: the same on held-out data that training never sees.",
+        "What training minimizes: lower is better. "
+        "Dashed: the same on held-out data that training never sees.",
         None,
         number,
     ),
     "Learning rate": (("learning_rate",), "How large a step the optimizer takes.", (0, 0), number),
     "Images per second": (
         ("images_per_second",),
-        "Training examples in a second, without the time of evaluations: higher is faster.",
+        "Training examples per second, without the time of evaluations: higher is faster.",
         (0, 0),
         number,
     ),
     "Share of time waiting for data": (
         ("data_wait",),
-        "How much of the time the computation waited for the next batch: near 0 is best.",
+        "Share of the time in which the computation waited for the next batch: near 0 is best.",
         (0, 0.05),
         percent,
     ),
@@ -35,7 +37,10 @@ _RANKS = 200  # values shown of a long vocabulary
 
 
 def read_metrics(path: pathlib.Path) -> dict[str, list[tuple[float, float]]]:
-    """Returns name -> [(step, value)], sorted; of a step written twice, as after a resume, the later line counts."""
+    """Returns name -> [(step, value)], sorted by step.
+
+    Where a step was written twice, as after a resume, the later line counts.
+    """
     rows: dict[float, dict] = {}
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -51,13 +56,14 @@ def read_metrics(path: pathlib.Path) -> dict[str, list[tuple[float, float]]]:
     series: dict[str, list[tuple[float, float]]] = {}
     for step in sorted(rows):
         for name, value in rows[step].items():
-            if name not in _NO_CURVE and finite(value) and abs(value) < 1e100:  # beyond, no axis can be drawn
+            # no axis can be drawn for larger values
+            if name not in _NO_CURVE and finite(value) and abs(value) < 1e100:
                 series.setdefault(name, []).append((step, value))
     return series
 
 
 def curves(steps: Iterable[pathlib.Path]) -> list[str]:
-    """A section for each step that has metrics: the four charts that all have, the others folded away."""
+    """A section for each step that has metrics: the four usual charts, the others folded away."""
     parts = []
     for step in steps:
         series = read_metrics(step / "metrics.jsonl")
@@ -67,15 +73,19 @@ def curves(steps: Iterable[pathlib.Path]) -> list[str]:
         for title, (names, note, hold, say) in _CURVES.items():
             if lines := {name: series.pop(name) for name in names if name in series}:
                 charts.append(chart(title, lines, note=note, hold=hold, say=say))
-        parts.append(f'<h2>Curves: {text(words(step.name))}</h2>\n<div class="charts">\n' + "\n".join(charts) + "\n</div>")
+        parts.append(f"<h2>Curves: {text(words(step.name))}</h2>\n{_side_by_side(charts)}")
         if series:
-            more = [chart(words(name).capitalize(), {name: series[name]}) for name in sorted(series)[:_MORE_CURVES]]
-            parts.append(
-                '<details><summary>all other curves of this step</summary>\n<div class="charts">\n'
-                + "\n".join(more)
-                + "\n</div></details>"
+            more = _side_by_side(
+                chart(words(name).capitalize(), {name: series[name]})
+                for name in sorted(series)[:_MORE_CURVES]
             )
+            heading = "<summary>all other curves of this step</summary>"
+            parts.append(f"<details>{heading}\n{more}</details>")
     return parts
+
+
+def _side_by_side(charts: Iterable[str]) -> str:
+    return "\n".join(['<div class="charts">', *charts, "</div>"])
 
 
 def usage(steps: Iterable[pathlib.Path]) -> list[str]:
@@ -85,7 +95,8 @@ def usage(steps: Iterable[pathlib.Path]) -> list[str]:
         try:
             found = json.loads((step / "usage.json").read_text())
             values, count = int(found["values"]), int(found["count"])
-            perplexity, by_rank = [[float(value) for value in found[name]] for name in ("perplexity", "by_rank")]
+            perplexity = [float(value) for value in found["perplexity"]]
+            by_rank = [float(value) for value in found["by_rank"]]
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if not perplexity or not by_rank or not all(map(finite, perplexity + by_rank)):
@@ -96,15 +107,19 @@ def usage(steps: Iterable[pathlib.Path]) -> list[str]:
             perplexity,
             under="position",
             highest=values,
-            note=f"Each of the {number(len(perplexity))} positions of a code can take {number(values)} values; over {number(count)} images "
-            f"it uses as many as if {number(mean)} (mean) were equally frequent. A position near 1 says nothing, near {number(values)} most.",
+            note=f"Each of the {number(len(perplexity))} positions of a code can take "
+            f"{number(values)} values; over {number(count)} images the mean perplexity is "
+            f"{number(mean)}, as if that many values were equally frequent. "
+            f"A position near 1 says nothing, one near {number(values)} says most.",
         )
         second = bars(
             "How frequent the values are",
             by_rank[:_RANKS],
             under="value, commonest first",
-            note=f"Share of the images that have a position's commonest value, its second commonest and so on, averaged over positions; "
-            f"all equally frequent would be {percent(1 / values)} each.",
+            note=f"Share of the images that have a position's commonest value, its second "
+            f"commonest and so on, averaged over positions. If all were equally frequent, "
+            f"each would have {percent(1 / values)}.",
         )
-        parts.append(f'<h2>Code usage: {text(words(step.name))}</h2>\n<div class="charts">\n{first}\n{second}\n</div>')
+        charts = _side_by_side([first, second])
+        parts.append(f"<h2>Code usage: {text(words(step.name))}</h2>\n{charts}")
     return parts

@@ -1,4 +1,4 @@
-"""Pictures inside the page: as they are while they are small, smaller and as JPEG when they are not, so that the page stays one file."""
+"""Pictures inside the page: bit for bit if they are small, otherwise scaled down and as JPEG."""
 
 import base64
 import io
@@ -18,46 +18,58 @@ _QUALITY = 85
 
 
 def sections(steps: Iterable[pathlib.Path], *, room: int) -> list[str]:
-    """The pictures of all steps, of at most `room` bytes; first what was made at the end, then what was drawn on the way.
+    """The pictures of all steps, of at most `room` bytes: final ones first, series after them.
 
-    Each step's directory has `pictures/*.png`, and the sentences below them in `pictures/captions.json`, {file: sentence}, in whose
-    order they come.
+    Each step's directory has `pictures/*.png`. The sentences below them are in
+    `pictures/captions.json`, {file: sentence}, and give the order.
     """
-    ends, ways = [], []
+    final, series = [], []
     for step in steps:
         captions = _captions(step / "pictures" / "captions.json")
-        listed = {name: place for place, name in enumerate(captions)}
-        paths = sorted(
-            (step / "pictures").glob("*.png"), key=lambda path: (listed.get(path.name, len(listed)), natural(path.name))
-        )
-        series = len(paths) > 1 and len({re.sub(r"\d+", "#", path.name) for path in paths}) == 1
-        paths = sorted(paths, key=lambda path: natural(path.name)) if series else paths
-        (ways if series else ends).append((step, paths, captions))
+        place = {name: index for index, name in enumerate(captions)}
+        paths = sorted((step / "pictures").glob("*.png"), key=lambda path: natural(path.name))
+        is_series = len(paths) > 1 and len({_pattern(path) for path in paths}) == 1
+        if not is_series:
+            paths.sort(key=lambda path: place.get(path.name, len(place)))
+        (series if is_series else final).append((step, paths, captions))
     parts = []
-    for found, title in ((ends, "Pictures"), (ways, "Learning to draw")):
+    for found, title in ((final, "Pictures"), (series, "Learning to draw")):
         for step, paths, captions in found:
             figures, left_out = [], []
             for path in shown(paths):
-                picture = embedded(path)
-                if picture is None:
+                figure = _figure(path, captions.get(path.name))
+                if not figure:
                     continue
-                source, (width, height) = picture
-                caption = text(captions.get(path.name) or words(path.stem).capitalize() + ".")
-                figure = (
-                    f'<figure><img src="{source}" width="{width}" height="{height}" alt="{caption}">'
-                    f"<figcaption>{caption}</figcaption></figure>"
-                )
                 if len(figure.encode()) > room:
                     left_out.append(path.name)
-                    continue
-                room -= len(figure.encode())
-                figures.append(figure)
+                else:
+                    room -= len(figure.encode())
+                    figures.append(figure)
             if left_out:
-                names = ", ".join(left_out[:10]) + (f" and {len(left_out) - 10} more" if len(left_out) > 10 else "")
-                figures.append(f'<p class="note">Too large for this file, see the workdir: {text(names)}.</p>')
+                more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
+                names = text(", ".join(left_out[:10]) + more)
+                note = f"Too large for this file, see the workdir: {names}."
+                figures.append(f'<p class="note">{note}</p>')
             if figures:
-                parts += [f"<h2>{title}: {text(words(step.name))}</h2>", '<div class="pictures">', *figures, "</div>"]
+                heading = f"<h2>{title}: {text(words(step.name))}</h2>"
+                parts += [heading, '<div class="pictures">', *figures, "</div>"]
     return parts
+
+
+def _figure(path: pathlib.Path, caption: str | None) -> str:
+    """The picture with its sentence; "" if it is damaged."""
+    picture = embedded(path)
+    if picture is None:
+        return ""
+    source, (width, height) = picture
+    caption = text(caption or words(path.stem).capitalize() + ".")
+    image = f'<img src="{source}" width="{width}" height="{height}" alt="{caption}">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def _pattern(path: pathlib.Path) -> str:
+    """The file's name without its numbers: equal for all pictures of a series."""
+    return re.sub(r"\d+", "#", path.name)
 
 
 def embedded(path: pathlib.Path) -> tuple[str, tuple[int, int]] | None:
@@ -73,7 +85,8 @@ def embedded(path: pathlib.Path) -> tuple[str, tuple[int, int]] | None:
                 file = io.BytesIO()
                 image.save(file, format="JPEG", quality=_QUALITY, optimize=True)
                 data, size, kind = file.getvalue(), image.size, "jpeg"
-    except Exception:  # whatever a damaged file makes Pillow raise, the report is written without it
+    except Exception:
+        # whatever a damaged file makes Pillow raise, the report is written without it
         return None
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}", size
 
@@ -82,17 +95,19 @@ def shown(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     """Thins out numbered series, `samples_100.png` and so on, to a few over their whole length."""
     series: dict[str, list[pathlib.Path]] = {}
     for path in paths:
-        series.setdefault(re.sub(r"\d+", "#", path.name), []).append(path)
+        series.setdefault(_pattern(path), []).append(path)
     for name, members in series.items():
         if len(members) > _SERIES:
             members = sorted(members, key=lambda path: natural(path.name))
-            series[name] = [members[round(i * (len(members) - 1) / (_SERIES - 1))] for i in range(_SERIES)]
+            apart = (len(members) - 1) / (_SERIES - 1)
+            series[name] = [members[round(i * apart)] for i in range(_SERIES)]
     return [path for members in series.values() for path in members]
 
 
 def natural(name: str) -> list:
     """For sorting: step_9 before step_10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def _captions(path: pathlib.Path) -> dict[str, str]:
@@ -100,4 +115,5 @@ def _captions(path: pathlib.Path) -> dict[str, str]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {name: str(sentence) for name, sentence in found.items()} if isinstance(found, dict) else {}
+    found = found if isinstance(found, dict) else {}
+    return {name: str(sentence) for name, sentence in found.items()}
