@@ -125,11 +125,13 @@ def clip_norms(grads: Tree, clip: float, separately: tuple[str, ...] = ()) -> Tr
             f"train.clip_separately: {missing[0]!r} matches no parameter; their names are like "
             f"{', '.join(names[:3])}"
         )
-    scales = {}
-    for part in set(parts):
-        norm = optax.tree.norm([leaf for leaf, its in zip(leaves, parts) if its == part])
-        scales[part] = jnp.minimum(1.0, clip / (norm + 1e-12))
-    clipped = [leaf * scales[part] for leaf, part in zip(leaves, parts)]
+    norms = {
+        part: optax.tree.norm([leaf for leaf, its in zip(leaves, parts) if its == part])
+        for part in set(parts)
+    }
+    clipped = [
+        leaf * jnp.minimum(1.0, clip / (norms[part] + 1e-12)) for leaf, part in zip(leaves, parts)
+    ]
     return jax.tree.unflatten(tree, clipped)
 
 

@@ -75,7 +75,7 @@ def make(config, *, step: str, workdir) -> Job:
     section = recipe.build(Section, config[step])
     model = recipe.build(Encoder, config[section.encoder].model)
     codes.code_dtype(model.simplicial.values)
-    if section.autoencoder and not config.get(section.autoencoder):
+    if section.autoencoder and section.autoencoder not in config:
         raise UserError(
             f"{step}.autoencoder={section.autoencoder!r} is not a section of this recipe; give "
             "one, or '' for codes alone"

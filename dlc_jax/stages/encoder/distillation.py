@@ -149,9 +149,9 @@ def prepare(setup: Setup, params, ema, extra, batch, frozen, step, key):
     objective = setup.objective
     keys = example_keys(key, batch["position"], TEACHER)
     temperature = rise(objective.teacher_temperature, step)
-    simplex = rise(objective.simplex_temperature[1], step)
     is_sinkhorn = objective.teacher == "sinkhorn"
     for kind in setup.kinds:
+        simplex = rise(objective.simplex_temperature[1], step)
         out = views(setup, ema, batch[f"{kind}/global"], keys, kind, temperature=simplex)
         if is_sinkhorn:
             target = ssl.sinkhorn(out["prototypes"], temperature=temperature)
@@ -179,17 +179,14 @@ def loss(setup: Setup, params, extra, batch, frozen, step, key):
     terms = dict.fromkeys((*TERMS, "target_entropy", "code_perplexity"), 0.0)
     means = []
     for place, kind in enumerate(setup.kinds):
-        found, mean = kind_terms(setup, params, extra, batch, step, key, kind, place)
-        for name, value in found.items():
-            terms[name] += value
-        means.append(mean)
+        means.append(add_terms(setup, terms, params, extra, batch, step, key, kind, place))
     total = sum(getattr(objective, name) * terms[name] for name in TERMS)
     metrics = {name: jnp.asarray(term, jnp.float32) for name, term in terms.items()}
     return total, (metrics, jax.tree.map(lambda *each: jnp.stack(each), *means))
 
 
-def kind_terms(setup: Setup, params, extra, batch, step, key, kind, place):
-    """({term: value}, {center: mean}) of one kind of crops, the `place`-th."""
+def add_terms(setup: Setup, terms, params, extra, batch, step, key, kind, place):
+    """Adds the terms of one kind of crops, the `place`-th; returns {center: mean}."""
     objective, kinds = setup.objective, len(setup.kinds)
     keys = example_keys(key, batch["position"], STUDENT)
     temperature = rise(objective.teacher_temperature, step)
@@ -207,33 +204,32 @@ def kind_terms(setup: Setup, params, extra, batch, step, key, kind, place):
         local = student(local=True)
         prototypes = jnp.concatenate([prototypes, local["prototypes"]], 1)
         logits = jnp.concatenate([logits, local["logits"]], 1)
-    terms, mean = {}, {}
+    mean = {}
     if objective.teacher == "centering":
         teacher = batch[f"{kind}/teacher"]
         target = ssl.center_probs(teacher, extra["center"][place], temperature=temperature)
         mean["center"] = teacher.mean((0, 1))
     else:
         target = batch[f"{kind}/target"]
-    terms["dino"] = ssl.dino(prototypes, target, temperature=objective.student_temperature).mean()
+    terms["dino"] += ssl.dino(prototypes, target, temperature=objective.student_temperature).mean()
     if objective.ibot:
-        terms["ibot"], means = patch_term(
-            setup, params, extra, batch, seen, temperature, kind, place
-        )
+        term, means = patch_term(setup, params, extra, batch, seen, temperature, kind, place)
+        terms["ibot"] += term
         mean |= means
     if objective.koleo:
         # One crop of every image at a time: two of one image would be each other's neighbors.
         vectors = jnp.moveaxis(seen["vector"], 1, 0)
         group = objective.koleo_group
-        terms["koleo"] = sum(ssl.koleo(crop, group=group).mean() for crop in vectors)
+        terms["koleo"] += sum(ssl.koleo(crop, group=group).mean() for crop in vectors)
     if objective.consistency:
         warm = objective.consistency_temperature[0]
         agree = jax.vmap(lambda student, teacher: ssl.dino(student, teacher, temperature=warm), 2)
         values = jax.lax.stop_gradient(batch[f"{kind}/values"])
-        terms["consistency"] = agree(logits, values).mean()
-    terms["target_entropy"] = ssl.entropy(target).mean() / kinds
+        terms["consistency"] += agree(logits, values).mean()
+    terms["target_entropy"] += ssl.entropy(target).mean() / kinds
     usage = seen["simplices"].mean((0, 1))
-    terms["code_perplexity"] = jnp.exp(ssl.entropy(usage)).mean() / kinds
-    return terms, mean
+    terms["code_perplexity"] += jnp.exp(ssl.entropy(usage)).mean() / kinds
+    return mean
 
 
 def patch_term(setup: Setup, params, extra, batch, seen, temperature, kind, place):
