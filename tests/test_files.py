@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlc_jax.data import files, folder, listing, naming, records
+from dlc_jax.data import files, folder, naming, record_writer
 from dlc_jax.errors import UserError
 
 
@@ -77,7 +77,7 @@ def test_names_that_are_no_text(tmp_path):
     os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff.png")
     found = files.open_files(tmp_path)
     assert found.read(0) == b"0" and found.digest()
-    records.write(tmp_path / "records", found)
+    record_writer.write(tmp_path / "records", found)
     assert files.open_files(tmp_path / "records").names == found.names
 
 
@@ -186,7 +186,7 @@ def test_a_set_of_records(tmp_path):
     images = files.open_files(
         touch(tmp_path / "images", *(f"{top}/{k}.png" for top in "xy" for k in range(9)))
     )
-    records.write(tmp_path / "records", images, shard_size=4)
+    record_writer.write(tmp_path / "records", images, shard_size=4)
     found = files.open_files(tmp_path / "records")
     assert (found.kind, found.names, found.classes) == ("records", images.names, ["x", "y"])
     assert [found.read(k) for k in range(18)] == [images.read(k) for k in range(18)]

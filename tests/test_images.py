@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from dlc_jax.data import code_writer, codes, files, records, sources
+from dlc_jax.data import code_writer, codes, files, record_writer, sources
 from dlc_jax.data.loader import Resilient, batches
 from dlc_jax.data.transforms import MultiCrop
 from dlc_jax.errors import UserError
@@ -148,7 +148,7 @@ def folder(tmp_path_factory):
 
 
 def convert(folder, place):
-    records.write(place, files.open_files(folder), shard_size=5)
+    record_writer.write(place, files.open_files(folder), shard_size=5)
     return place
 
 

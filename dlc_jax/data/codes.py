@@ -8,7 +8,6 @@
 Record i belongs to record i of the source it was made from. `code_writer` writes stores.
 """
 
-import itertools
 import json
 import pathlib
 import threading
@@ -22,8 +21,8 @@ from dlc_jax.data import shard
 from dlc_jax.errors import UserError
 
 FORMAT = 1
-MEMORY_BYTES = 2**30
-BLOCK_BYTES = 2**26
+MEMORY_BYTES = 2**30  # codes alone below this are kept in memory
+BLOCK_BYTES = 2**26  # read at once
 
 
 def code_dtype(values):
@@ -44,10 +43,9 @@ def record_dtype(manifest):
 
 
 class CodeStore:
-    """Codes and other fields by index: store[i] is {"codes": int32 [l], ...}. A random-access
-    source for the loader.
+    """Codes and other fields by index: store[i] is {"codes": int32 [l], ...}.
 
-    A store with codes alone and below 1 GB is kept in memory from its first use; else records are
+    It is a random-access source for the loader. A store with codes alone and below 1 GB is kept in memory from its first use; else records are
     read one by one.
 
     Args:
@@ -88,14 +86,8 @@ class CodeStore:
             self.check_encoder(identity)
         for entry in self._shards:
             path = self.directory / entry["file"]
-            size = path.stat().st_size if path.exists() else None
-            if size != entry["bytes"]:
-                what = (
-                    "is missing"
-                    if size is None
-                    else f"has {size} bytes instead of {entry['bytes']}"
-                )
-                raise UserError(f"damaged code store: {path} {what}; run the codes step again")
+            if wrong := shard.wrong_size(path, entry["bytes"]):
+                raise UserError(f"damaged code store: {path} {wrong}; run the codes step again")
         self._readers, self._lock, self._memory = {}, threading.Lock(), None
 
     def __len__(self):
@@ -114,19 +106,20 @@ class CodeStore:
 
     @property
     def origin(self):
-        """What made these codes of what, {"encoder": …, "source": …, "computed": …}: they are the
-        same codes wherever they lie.
+        """What made these codes of what: {"encoder": …, "source": …, "computed": …}.
 
-        Stores of before it was written down have no `computed`.
+        They are the same codes wherever they lie. Stores from before the dtype was written down
+        have no `computed`.
         """
         about = {"encoder": self.manifest["identity"], "source": self.manifest["source"]}
-        return about | {
-            name: self.manifest[name] for name in ("computed",) if name in self.manifest
-        }
+        computed = self.manifest.get("computed")
+        return about if computed is None else about | {"computed": computed}
 
     def checked(self, *, positions, values, where):
-        """This store; UserError if its codes are not `positions` of `values` each, as the step
-        `where` reads them.
+        """This store, if its codes are as the step `where` reads them.
+
+        Raises:
+          UserError: they are not `positions` of `values` each.
         """
         found = self.manifest["positions"], self.manifest["values"]
         if found != (positions, values):
@@ -138,9 +131,7 @@ class CodeStore:
         return self
 
     def check_encoder(self, identity):
-        """UserError if the codes are of another encoder than the one that is called so; the keys
-        are named.
-        """
+        """UserError if the encoder of the codes has another identity; differing keys are named."""
         if shard.plain(identity) != self.manifest["identity"]:
             which = shard.difference(self.manifest["identity"], shard.plain(identity))
             raise UserError(
@@ -149,9 +140,7 @@ class CodeStore:
             )
 
     def check_dtype(self, dtype, where):
-        """UserError if the codes of step `where` are to be computed in another `dtype` than these
-        were, as far as either is known.
-        """
+        """UserError if step `where` computes codes in another `dtype`, where both are known."""
         found = self.manifest.get("computed", "")
         if found and dtype and found != dtype:
             raise UserError(
@@ -161,9 +150,7 @@ class CodeStore:
             )
 
     def check_source(self, identity):
-        """UserError if the codes are not of the data that `sources.identity` calls so; the keys are
-        named.
-        """
+        """UserError if the data of the codes has another identity; differing keys are named."""
         if shard.plain(identity) != self.manifest["source"]:
             which = shard.difference(self.manifest["source"], shard.plain(identity))
             raise UserError(
@@ -172,11 +159,10 @@ class CodeStore:
             )
 
     def codes(self, rows=None):
-        """All codes, read-only, [n, l] in the stored type (uint8 or uint16), kept in memory; or
-        those of some rows, in their order.
+        """Codes [n, l] in the stored type, uint8 or uint16, of some rows in their order, or all.
 
-        Of a store that is not kept in memory (moments take a hundred times the room of the codes)
-        only those rows are read.
+        All are read-only and kept in memory. Of a store that is not (moments take a hundred times
+        the room of the codes) only the rows asked for are read.
         """
         if rows is not None:
             rows = np.asarray(rows, np.int64)
@@ -186,10 +172,9 @@ class CodeStore:
         with self._lock:
             if self._memory is None:
                 codes = np.empty((len(self), self.manifest["positions"]), self.manifest["dtype"])
-                for start, rows in itertools.chain.from_iterable(
-                    map(self._blocks, range(len(self._shards)))
-                ):
-                    codes[start : start + len(rows)] = rows["codes"]
+                for k in range(len(self._shards)):
+                    for start, rows in self._blocks(k):
+                        codes[start : start + len(rows)] = rows["codes"]
                 codes.setflags(write=False)
                 self._memory = codes
         return self._memory
@@ -209,11 +194,14 @@ class CodeStore:
         return codes
 
     def verify(self, progress=None):
-        """Reads every byte; UserError names the first shard whose SHA-256, or number or size of
-        records, is not the manifest's.
+        """Reads every byte.
 
         Args:
           progress: called as progress(shards done) after each.
+
+        Raises:
+          UserError: names the first shard whose SHA-256, or number or size of records, is not the
+            manifest's.
         """
         found = 0
         for k, entry in enumerate(self._shards):
@@ -232,9 +220,7 @@ class CodeStore:
             )
 
     def _blocks(self, k):
-        """(index of the first, records) of a shard, some at a time: latents of a whole shard may be
-        a gigabyte.
-        """
+        """(index of the first, records) of a shard, some at a time: it may have gigabytes."""
         count, at_once = self._shards[k]["count"], max(1, BLOCK_BYTES // self._record.itemsize)
         for start in range(0, count, at_once):
             rows = None if at_once >= count else list(range(start, min(count, start + at_once)))
@@ -288,8 +274,8 @@ class WithCodes:
     Args:
       source: the source the store was made from, through the same view.
       store: a CodeStore.
-      identity: of the source (`sources.identity`), compared with the manifest's; None compares only
-        the lengths.
+      identity: of the source (`DataSet.identity`), compared with the manifest's; None compares
+        only the lengths.
 
     Raises:
       UserError: if the store is of other data.

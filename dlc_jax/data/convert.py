@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 
-from dlc_jax.data import files, naming, records, shard
+from dlc_jax.data import files, naming, record_writer, records, shard
 from dlc_jax.data.sweep import sweep
 from dlc_jax.errors import UserError
 
@@ -59,7 +59,7 @@ def convert(
     with _alone(destination):
         before = {path.name: path.stat().st_ino for path in destination.glob("*.arrayrecord")}
         workers = workers or os.cpu_count() or 1
-        manifest = records.write(
+        manifest = record_writer.write(
             destination, images, shard_size=shard_size, workers=workers, progress=progress
         )
         for path in destination.glob("*.tmp"):
@@ -115,7 +115,7 @@ def verify(source, destination, *, split=None, field="image", workers=None, prog
         there = place[images.names[row]]
         try:
             return copy.label(there) == images.label(row) and copy.read(there) == (
-                records.bytes_of(images, row) or b""
+                record_writer.bytes_of(images, row) or b""
             )
         except ValueError:  # a record that cannot be read
             return False

@@ -112,12 +112,20 @@ def complete(directory, prefix, description, *, what):
     return known
 
 
+def wrong_size(path, size):
+    """What is wrong with the size of a file, in words; None if it is `size`."""
+    found = path.stat().st_size if path.exists() else None
+    if found == size:
+        return None
+    return "is missing" if found is None else f"has {found} bytes instead of {size}"
+
+
 def is_intact(path, entry):
     """Whether a shard has the size and the SHA-256 of its entry, None for an unknown shard.
 
     For a writer that resumes: it makes a damaged shard again. Who reads compares sizes.
     """
-    if entry is None or not path.exists() or path.stat().st_size != entry["bytes"]:
+    if entry is None or wrong_size(path, entry["bytes"]):
         return False
     return checksum.of_file(path) == entry["sha256"]
 
