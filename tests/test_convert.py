@@ -451,8 +451,8 @@ def test_a_destination_of_something_else_is_refused_and_stays(make, words, tmp_p
     [
         ("images", "images/records", {}, "is inside of"),
         ("images", "images", {}, "is inside of"),
-        ("images", "gs://bucket/records", {}, "no folder of this machine"),
-        ("images", "tfds:records", {}, "no folder of this machine"),
+        ("images", "gs://bucket/records", {}, "not a folder of this machine"),
+        ("images", "tfds:records", {}, "not a folder of this machine"),
         ("nowhere", "records", {}, "nowhere does not exist"),
         ("images", "records", {"shard_size": 0}, "must be 1 or more"),
         ("images", "records", {"workers": 0}, "must be 1 or more"),

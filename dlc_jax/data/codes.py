@@ -45,8 +45,8 @@ def record_dtype(manifest):
 class CodeStore:
     """Codes and other fields by index: store[i] is {"codes": int32 [l], ...}.
 
-    It is a random-access source for the loader. A store with codes alone and below 1 GB is kept in memory from its first use; else records are
-    read one by one.
+    It is a random-access source for the loader. A store with codes alone and below 1 GB is kept in
+    memory from its first use; else records are read one by one.
 
     Args:
       directory: of the store.

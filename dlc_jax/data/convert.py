@@ -1,5 +1,4 @@
-"""Images of any kind of place into ArrayRecord shards (see `records`): in parallel, resumable, and
-read back.
+"""Converts images of any place to ArrayRecord shards (see `records`), resumable and read back.
 
 A set of records trains faster than a folder of a million files, and has a checksum for every shard.
 The bytes of the image files stay as they are, so that both give the same batches.
@@ -17,7 +16,8 @@ from dlc_jax.errors import UserError
 
 # What an unfinished conversion leaves, beside index.json at its end.
 PART = re.compile(
-    rf"{records.PREFIX}-\d{{5}}-of-\d{{5}}\.arrayrecord(\.json)?(\.tmp)?|(index|manifest)\.json\.tmp"
+    rf"{records.PREFIX}-\d{{5}}-of-\d{{5}}\.arrayrecord(\.json)?(\.tmp)?"
+    r"|(index|manifest)\.json\.tmp"
 )
 
 
@@ -83,8 +83,9 @@ def convert(
 
 
 def verify(source, destination, *, split=None, field="image", workers=None, progress=None):
-    """Compares a conversion with its source: every checksum, then the names, the classes and the
-    bytes of every image.
+    """Compares a conversion with its source.
+
+    Every checksum first, then the names, the classes and the bytes of every image.
 
     Args: as of `convert`; with the split that was converted.
 
@@ -133,9 +134,7 @@ def verify(source, destination, *, split=None, field="image", workers=None, prog
 
 
 def _images(source, *, split, field):
-    """The images of a place in the order in which they are stored: by name, or as they come where
-    another order is slow.
-    """
+    """The images of a place by name, or as they come where another order is slow."""
     found = files.scan(source, field=field, cache_gb=files.UNPACKED_GB)
     rows = range(len(found))
     if split is not None:
@@ -152,21 +151,20 @@ def _images(source, *, split, field):
 
 def _place(path):
     """A path as `files` takes it: names such as tfds:NAME and gs:// stay as they are."""
-    return (
-        path
-        if str(path).startswith("tfds:") or "://" in str(path)
-        else pathlib.Path(path).expanduser()
-    )
+    if str(path).startswith("tfds:") or "://" in str(path):
+        return path
+    return pathlib.Path(path).expanduser()
 
 
 def _check(source, destination):
-    """Refuses a destination that is no place for this conversion; whether one that is there is the
-    same, `records` knows.
+    """Refuses a destination where this conversion cannot go.
+
+    Whether a conversion that is there is the same one, `record_writer` finds out.
     """
     if not isinstance(destination, pathlib.Path):
         raise UserError(
-            f"{destination} is no folder of this machine; mount it, or convert into a folder and "
-            "copy that"
+            f"{destination} is not a folder of this machine; mount it, or convert into a folder "
+            "and copy that"
         )
     if isinstance(source, pathlib.Path) and destination.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{destination} is inside of {source}; give a folder outside of it")
@@ -188,7 +186,7 @@ def _check(source, destination):
 
 @contextlib.contextmanager
 def _alone(directory):
-    """Keeps a second conversion out. The system lets go of the lock of a process that was killed."""
+    """Keeps a second conversion out. The lock of a process ends with it, however it ends."""
     with shard.disk(f"{records.WHAT} {directory}"):
         directory.mkdir(parents=True, exist_ok=True)
         handle = os.open(directory, os.O_RDONLY)

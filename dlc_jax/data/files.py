@@ -1,4 +1,4 @@
-"""Opens a place of images: a folder, an archive, IDX, .npz, Parquet, records, or a TFDS data set."""
+"""Opens a place of images: a folder, an archive, IDX, .npz, Parquet, records, or a TFDS set."""
 
 import math
 import pathlib
@@ -10,8 +10,7 @@ from dlc_jax.data.folder import MAX_BYTES, FolderReader, list_folder
 from dlc_jax.data.listing import Listing
 from dlc_jax.errors import UserError
 
-# For those who read a compressed tar once and fill no cache: stops one that decompresses without
-# end.
+# Of a compressed tar that is read once, with no cache: stops one that decompresses without end.
 UNPACKED_GB = 10_000
 
 
@@ -33,7 +32,7 @@ class Place:
         """The `Listing` of a split, to read at random from several threads, sorted by name.
 
         What `scan` calls sequential is converted once, to ArrayRecord shards in the cache; that is
-        announced, and goes on after a kill.
+        announced, and resumes after a kill.
 
         Args:
           split: "train", "validation", "test" (see `naming.choose_rows`), or None for all images.
@@ -117,8 +116,8 @@ def _scan_file(path, *, cache, limit, field):
     if path.suffix.lower() == ".npz":
         return npz.open_npz(path, field=field)
     raise UserError(
-        f"{path} is no folder, archive (.tar, .zip, .tar.xz, .tar.gz, .tar.bz2), IDX pair, .npz or "
-        "Parquet file"
+        f"{path} is not a folder, archive (.tar, .zip, .tar.xz, .tar.gz, .tar.bz2), IDX pair, "
+        ".npz or Parquet file"
     )
 
 

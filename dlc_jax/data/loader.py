@@ -1,5 +1,4 @@
-"""From a random-access source to batches: shuffled, augmented, read ahead, and resumable on any
-number of processes.
+"""From a random-access source to batches, shuffled, augmented, read ahead and resumable.
 
 Built on Grain's MapDataset, whose shuffle and random generators are functions of (seed, index).
 Grain's `ElasticIterator` gives process p of P the records p, p + P, ...; here each process reads a
@@ -101,13 +100,8 @@ class Batches:
 
     def __init__(self, records, *, batch, rows, count, threads, grouped=None):
         self.steps = None if count is None else -(-count // batch)
-        self._records, self._batch, self._rows, self._count, self._threads = (
-            records,
-            batch,
-            rows,
-            count,
-            threads,
-        )
+        self._records, self._batch, self._rows, self._count = records, batch, rows, count
+        self._threads = threads
         self._next, self._iterator, self._grouped = 0, None, grouped
         self._position = np.arange(rows.start, rows.stop, dtype=np.int32)
 
@@ -139,14 +133,13 @@ class Batches:
         return batch
 
     def get_state(self):
-        """The state after the last batch delivered, the same in every process:
-        {"global_next_index": int}.
-        """
+        """{"global_next_index": int} after the last batch delivered, the same in every process."""
         return {"global_next_index": self._next}
 
     def set_state(self, state):
-        """Goes on from a state of any number of processes, threads, or size of batch; what was read
-        ahead is dropped.
+        """Goes on from a state of any number of processes, threads, or size of batch.
+
+        What was read ahead is dropped.
         """
         try:
             following = int(state["global_next_index"])
@@ -158,7 +151,7 @@ class Batches:
         self._next = following
 
     def close(self):
-        """Ends the threads that read ahead; may be called again. The next batch would restart them."""
+        """Ends the threads that read ahead, also if called again. The next batch restarts them."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
@@ -169,13 +162,8 @@ class _Steps(grain.MapDataset):
 
     def __init__(self, records, *, first, batch, rows, count, grouped):
         super().__init__(records)
-        self._records, self._first, self._batch, self._rows, self._grouped = (
-            records,
-            first,
-            batch,
-            rows,
-            grouped,
-        )
+        self._records, self._first, self._batch, self._rows = records, first, batch, rows
+        self._grouped = grouped
         left = sys.maxsize - first - batch if count is None else count - first
         self._length = -(-left // batch)
 
@@ -202,8 +190,9 @@ class _Steps(grain.MapDataset):
 
 
 class _Reader:
-    """Index -> record, with the transform and the choice of fields. Retried by a `Resilient`
-    source, whichever of them fails.
+    """Index -> record, with the transform and the choice of fields.
+
+    A `Resilient` source retries it, whichever of them fails.
     """
 
     def __init__(self, source, transform, fields):

@@ -53,9 +53,7 @@ SPLITS = {  # folders, and what they hold
 
 
 def check_name(name):
-    """(name without "." and empty parts, why it cannot be used or None). Used for names that
-    somebody else wrote.
-    """
+    """(name without "." and empty parts, why it cannot be used or None), of a foreign name."""
     parts = name.split("/")
     if name.startswith("/") or re.match(r"[A-Za-z]:[/\\]|\\\\", name):
         return name, "absolute name"
@@ -71,9 +69,7 @@ def check_name(name):
 
 
 def system_folder(name):
-    """The folder in a relative name that is a server's or a system's own, such as "a/@eaDir", or
-    None.
-    """
+    """The folder in a relative name that is a system's own, such as "a/@eaDir", or None."""
     folders = name.split("/")[:-1]
     for depth, folder in enumerate(folders, 1):
         if folder.lower() in SYSTEM or folder.lower().startswith(".trash"):
@@ -104,7 +100,7 @@ class Skipped:
         self._found = {}
 
     def add(self, reason, example=None):
-        """One more; of the examples of a reason, the first by name is told with it."""
+        """One more; a reason is shown with the first of its examples by name."""
         count, first = self._found.get(reason, (0, example))
         self._found[reason] = count + 1, None if example is None else min(first, example)
 
@@ -117,9 +113,7 @@ class Skipped:
 
 
 def common_folder(names):
-    """The folders that all names share, "a/b/" or "". One that is called like a split is not among
-    them.
-    """
+    """The folders that all names share, "a/b/" or ""; folders named like splits are not counted."""
     first = names[0].split("/")[:-1] if names else []
     for name in names:
         parts = name.split("/")[:-1]
@@ -132,11 +126,12 @@ def common_folder(names):
 
 
 def split_of(names):
-    """The split of each name, "train", "validation", "test" or None (of none), as its first folder
-    says; or None: there are no splits.
+    """The split of each name, as its first folder says; None if there are no splits.
+
+    A split is "train", "validation", "test", or None for a name that is in none of them.
 
     Folders called like splits count if there is one for training and another, or nothing else:
-      "train" alone may be a class.
+    "train" alone may be a class.
     """
     tops = [name.partition("/")[0] if "/" in name else "" for name in names]
     known = {top: SPLITS.get(top.lower()) for top in set(tops)}
@@ -147,8 +142,9 @@ def split_of(names):
 
 
 def classify(names):
-    """(labels int32 [n], names of the classes) by the first folder after that of the split; (None,
-    []) if some image is in none.
+    """(labels int32 [n], names of the classes) by the first folder after that of the split.
+
+    (None, []) if some image is in none.
     """
     depth = 1 if split_of(names) else 0
     if any(name.count("/") <= depth for name in names):
@@ -160,8 +156,9 @@ def classify(names):
 
 
 def number_classes(values):
-    """(labels int32 [n], names of the classes) of classes that are written as texts, None where
-    there is none: label -1.
+    """(labels int32 [n], names of the classes) of classes that are written as texts.
+
+    The label of None is -1.
 
     If all are whole numbers, these are the labels, and the classes are 0, 1, ... up to the largest;
     else they are numbered by name.

@@ -9,8 +9,9 @@ from dlc_jax.errors import UserError
 
 
 class Resilient:
-    """A source in which records that cannot be read are replaced, each by the same other one every
-    time, and counted.
+    """A source in which others stand in for records that cannot be read.
+
+    Each is replaced by the same one every time, and counted.
 
     The loader passes its transform through `read`, so that a record at which the transform fails is
     replaced too.
@@ -34,9 +35,7 @@ class Resilient:
         return self.read(index, lambda record: record)
 
     def read(self, index, finish):
-        """finish(record `index`), or of the first of its replacements for which that raises
-        nothing.
-        """
+        """finish(record `index`), or of the first of its replacements for which that succeeds."""
         first, attempt = index, 0
         while True:
             try:

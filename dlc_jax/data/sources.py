@@ -73,8 +73,7 @@ class DataSet:
             return self._sources[key]
 
     def identity(self, split, **view):
-        """What defines the records of `source(split, **view)`: what is in the place, wherever it
-        is.
+        """What defines the records of `source(split, **view)`: what is in the place, not where.
 
         Kept in code stores.
         """
