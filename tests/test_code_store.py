@@ -70,11 +70,8 @@ def test_round_trip(tmp_path):
         identity={"model": "vit", "seed": 1},
         drawn="argmax",
     )
-    assert (
-        expected.items() <= manifest.items()
-        and manifest["source"] == {"name": "tiny"}
-        and manifest["view"]
-    )
+    assert expected.items() <= manifest.items() and manifest["source"] == {"name": "tiny"}
+    assert manifest["view"]
     assert sorted(contents(tmp_path)) == sorted(
         ["manifest.json", *(shard["file"] for shard in manifest["shards"])]
     )
@@ -125,11 +122,8 @@ def test_smallest_dtype(tmp_path, values, dtype):
     ids = np.full((TOTAL, L), values - 1)
     write(tmp_path, lambda start, stop: {"codes": ids[start:stop]}, **{**ABOUT, "values": values})
     store = CodeStore(tmp_path)
-    assert (
-        store.codes().dtype == dtype
-        and (store.codes() == values - 1).all()
-        and (store[0]["codes"] == values - 1).all()
-    )
+    assert store.codes().dtype == dtype and (store.codes() == values - 1).all()
+    assert (store[0]["codes"] == values - 1).all()
 
 
 @pytest.mark.parametrize("dies_at", [0, 10, 20])

@@ -40,8 +40,12 @@ def encoded(number, *, size=(9, 7), form="PNG"):
     return file.getvalue()
 
 
-IMAGES = {f"{split}/{name}/{k}.{end}": encoded(100 * i + k, form=form) for split, n in (("train", 3), ("test", 2))
-          for i, (name, end, form) in enumerate([("cat", "png", "PNG"), ("dog", "jpg", "JPEG")]) for k in range(n)}  # fmt: skip
+IMAGES = {
+    f"{split}/{name}/{k}.{end}": encoded(100 * i + k, form=form)
+    for split, n in (("train", 3), ("test", 2))
+    for i, (name, end, form) in enumerate([("cat", "png", "PNG"), ("dog", "jpg", "JPEG")])
+    for k in range(n)
+}
 
 
 def write_folder(path, images=IMAGES):
@@ -152,9 +156,8 @@ def test_bytes_names_and_classes_stay(kind, tmp_path):
         theirs = sources.source("images", split, path=str(source), image=8)
         assert len(ours) == len(theirs) == {"train": 6, "validation": 4}[split]
         for k in range(len(ours)):
-            assert ours[k]["label"] == theirs[k]["label"] and np.array_equal(
-                ours[k]["image"], theirs[k]["image"]
-            )
+            assert ours[k]["label"] == theirs[k]["label"]
+            assert np.array_equal(ours[k]["image"], theirs[k]["image"])
 
 
 def test_idx_becomes_png(tmp_path):

@@ -55,21 +55,17 @@ def test_a_folder(tmp_path):
     names = ["x/2.png", "x/10.JPG", "y/deep/1.webp", "z/a b.png", "z/ünï.png"]
     touch(tmp_path, *names, "notes.txt", "x/.hidden.png")
     found = files.open_files(tmp_path)
-    assert (
-        found.kind == "folder" and found.names == sorted(names) and found.classes == ["x", "y", "z"]
-    )
+    assert found.kind == "folder" and found.names == sorted(names)
+    assert found.classes == ["x", "y", "z"]
     assert [found.read(k) for k in range(5)] == [b"1", b"0", b"2", b"3", b"4"]
-    assert found.labels.tolist() == [0, 0, 1, 2, 2] and found.skipped == {
-        "not an image by its name": 1
-    }
+    assert found.labels.tolist() == [0, 0, 1, 2, 2]
+    assert found.skipped == {"not an image by its name": 1}
     assert pickle.loads(pickle.dumps(found)).read(2) == b"2"
     train, held = (
         files.open_files(tmp_path, split=split, validation=0.4) for split in ("train", "validation")
     )
-    assert (
-        sorted(train.names + held.names) == sorted(names)
-        and train.classes == held.classes == found.classes
-    )
+    assert sorted(train.names + held.names) == sorted(names)
+    assert train.classes == held.classes == found.classes
 
 
 def test_names_that_are_no_text(tmp_path):
@@ -128,8 +124,11 @@ def test_a_folder_that_is_linked_is_read_once(tmp_path):
     assert refused(tmp_path / "only").endswith("; 1 left out: link in a ring (such as a.png)")
 
 
-SYSTEMS = ("@eaDir", "#recycle", ".@__thumb", ".thumbnails", ".picasaoriginals", "__MACOSX", ".AppleDouble", "$RECYCLE.BIN",
-           "System Volume Information", "lost+found", ".Trash-1000", "@Recycle")  # fmt: skip
+SYSTEMS = [
+    "System Volume Information",
+    *"@eaDir #recycle .@__thumb .thumbnails .picasaoriginals __MACOSX .AppleDouble".split(),
+    *"$RECYCLE.BIN lost+found .Trash-1000 @Recycle".split(),
+]
 
 
 def test_folders_of_servers_and_systems_are_no_classes(tmp_path):
@@ -150,7 +149,8 @@ def test_folders_of_servers_and_systems_are_no_classes(tmp_path):
             "cat/1.png",
             "dog/1.png",
             "dog/lost+found.png",
-        ] and found.classes == ["cat", "dog"]
+        ]
+        assert found.classes == ["cat", "dog"]
         assert found.skipped["folders of thumbnails, trash or a system"] == len(SYSTEMS) + 2
 
 
