@@ -19,7 +19,7 @@ ROOMS = {
     "loop: steps, agenda, optimizer, workdir": "agenda contract step train optim workdir",
     "stages on real networks, several devices": "encoder_stage generator_stage prior_stage mesh real_stages parallel",
     "images: places, decoding, conversion, crops": "archives cli_data colors convert decoder files heic images inputs listing loader "
-    "npz parquet shapes survey sweep transforms webdataset",
+    "npz parquet shapes sources survey sweep transforms webdataset",
     "codes: store, job, health": "checkup cli_probe code_store codes_dtype codes_health codes_job masks neighbors probe shared_codes",
     "networks, kernel, losses": "attention autoencoder diffusion_loss drop_path flops models parameters positions shardings ssl_loss "
     "vit_parity",

@@ -1,6 +1,7 @@
 """The code store: what is written is read, kills leave no trace, damage and mix-ups are named."""
 
 import json
+import os
 import pickle
 import threading
 from concurrent import futures
@@ -76,6 +77,23 @@ def test_round_trip(tmp_path):
         ["manifest.json", *(shard["file"] for shard in manifest["shards"])]
     )
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(store))[7]["codes"], CODES[7])
+
+
+@pytest.mark.parametrize("latent", [False, True])
+def test_a_closed_store_holds_nothing_and_reads_again(tmp_path, latent):
+    write(tmp_path, Encoder(latent=latent), fields=FIELDS if latent else None, **ABOUT)
+
+    def open_files():
+        inside = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+        return [path for path in inside if path.startswith(f"{tmp_path}{os.sep}")]
+
+    store = CodeStore(tmp_path)
+    for _ in range(2):
+        np.testing.assert_array_equal(store[7]["codes"], CODES[7])
+        assert bool(open_files()) == latent  # codes alone are kept in memory
+        store.close()
+        store.close()
+        assert not open_files() and store._memory is None
 
 
 def test_other_fields_ride_along(tmp_path):

@@ -25,14 +25,14 @@ MEMORY_BYTES = 2**30  # codes alone below this are kept in memory
 BLOCK_BYTES = 2**26  # read at once
 
 
-def code_dtype(values):
+def code_dtype(values: int) -> str:
     """The smallest unsigned type for codes in [0, values): "uint8" or "uint16"."""
     if not 1 <= values <= 2**16:
         raise UserError(f"codes of {values} values cannot be stored; use 1 to 65536")
     return "uint8" if values <= 2**8 else "uint16"
 
 
-def record_dtype(manifest):
+def record_dtype(manifest: dict) -> np.dtype:
     """NumPy type of the record that a manifest describes: `codes`, then the fields by name."""
     fields = [("codes", manifest["dtype"], (manifest["positions"],))]
     fields += [
@@ -60,7 +60,7 @@ class CodeStore:
         encoder (the keys are named).
     """
 
-    def __init__(self, directory, identity=None):
+    def __init__(self, directory: str | pathlib.Path, identity=None):
         self.directory = pathlib.Path(directory)
         try:
             self.manifest = json.loads((self.directory / "manifest.json").read_text())
@@ -90,10 +90,10 @@ class CodeStore:
                 raise UserError(f"damaged code store: {path} {wrong}; run the codes step again")
         self._readers, self._lock, self._memory = {}, threading.Lock(), None
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.manifest["count"]
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         if self._small:
@@ -105,7 +105,7 @@ class CodeStore:
         return out
 
     @property
-    def origin(self):
+    def origin(self) -> dict:
         """What made these codes of what: {"encoder": …, "source": …, "computed": …}.
 
         They are the same codes wherever they lie. Stores from before the dtype was written down
@@ -115,7 +115,7 @@ class CodeStore:
         computed = self.manifest.get("computed")
         return about if computed is None else about | {"computed": computed}
 
-    def checked(self, *, positions, values, where):
+    def checked(self, *, positions: int, values: int, where: str) -> "CodeStore":
         """This store, if its codes are as the step `where` reads them.
 
         Raises:
@@ -130,7 +130,7 @@ class CodeStore:
             )
         return self
 
-    def check_encoder(self, identity):
+    def check_encoder(self, identity) -> None:
         """UserError if the encoder of the codes has another identity; differing keys are named."""
         if shard.plain(identity) != self.manifest["identity"]:
             which = shard.difference(self.manifest["identity"], shard.plain(identity))
@@ -139,7 +139,7 @@ class CodeStore:
                 "(moved away, or codes.path left out) the codes step makes one of this encoder"
             )
 
-    def check_dtype(self, dtype, where):
+    def check_dtype(self, dtype: str, where: str) -> None:
         """UserError if step `where` computes codes in another `dtype`, where both are known."""
         found = self.manifest.get("computed", "")
         if found and dtype and found != dtype:
@@ -149,7 +149,7 @@ class CodeStore:
                 f"--workdir and no {where}.path"
             )
 
-    def check_source(self, identity):
+    def check_source(self, identity) -> None:
         """UserError if the data of the codes has another identity; differing keys are named."""
         if shard.plain(identity) != self.manifest["source"]:
             which = shard.difference(self.manifest["source"], shard.plain(identity))
@@ -158,7 +158,7 @@ class CodeStore:
                 "step on this data"
             )
 
-    def codes(self, rows=None):
+    def codes(self, rows=None) -> np.ndarray:
         """Codes [n, l] in the stored type, uint8 or uint16, of some rows in their order, or all.
 
         All are read-only and kept in memory. Of a store that is not (moments take a hundred times
@@ -193,7 +193,7 @@ class CodeStore:
                 codes[places] = np.frombuffer(found, self._record)["codes"]
         return codes
 
-    def verify(self, progress=None):
+    def verify(self, progress=None) -> None:
         """Reads every byte.
 
         Args:
@@ -252,7 +252,7 @@ class CodeStore:
             )
         return b"".join(data)
 
-    def close(self):
+    def close(self) -> None:
         """Closes the shards, and drops the codes in memory. Reading opens them again."""
         self._readers.clear()
         with self._lock:
@@ -281,7 +281,7 @@ class WithCodes:
       UserError: if the store is of other data.
     """
 
-    def __init__(self, source, store, *, identity=None):
+    def __init__(self, source, store: CodeStore, *, identity=None):
         if identity is not None:
             store.check_source(identity)
         if len(source) != len(store):

@@ -41,13 +41,13 @@ TURNS = {
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def check_crop(crop):
+def check_crop(crop: str) -> None:
     """UserError for an unknown crop policy."""
     if crop not in CROPS:
         raise UserError(f"unknown crop {crop!r}; use one of {', '.join(CROPS)}")
 
 
-def check_image(image):
+def check_image(image: int | str | None) -> None:
     """UserError for an unknown size of images."""
     if not (image in (None, "encoded") or (isinstance(image, int) and image > 0)):
         raise UserError(
@@ -56,7 +56,7 @@ def check_image(image):
         )
 
 
-def decode_image(data, *, image=None, crop="center"):
+def decode_image(data: bytes, *, image: int | None = None, crop: str = "center") -> np.ndarray:
     """Decodes an image file.
 
     Args:
@@ -88,7 +88,7 @@ def _open(data):
     return file
 
 
-def identify(data):
+def identify(data: bytes) -> Image.Image:
     """A Pillow file of any size, of which only the header has been read.
 
     Raises:
@@ -162,7 +162,7 @@ def _to_rgb(file, orientation):
     return file.convert("RGB")
 
 
-def center_crop(image, *, size):
+def center_crop(image: Image.Image, *, size: int) -> Image.Image:
     """Scales the short side to `size` and crops the center, as ADM's evaluation protocol does.
 
     Source: Dhariwal and Nichol, 2021.
@@ -216,7 +216,7 @@ class Picture:
             self._orientation = _orientation(self._file)
         self.size = self._file.size[::-1] if self._orientation >= 5 else self._file.size
 
-    def decode(self, shrink=1):
+    def decode(self, shrink: int = 1) -> tuple[Image.Image, int]:
         """(RGB Pillow image, how many pixels of `size` a side of one of its own stands for).
 
         The latter is `shrink`, of SHRINKS, for a JPEG, or 1.

@@ -28,7 +28,7 @@ class Place:
         self._path, self._cache, self._cache_gb, self._field = path, cache, cache_gb, field
         self._lock, self._all, self._records = threading.Lock(), None, None
 
-    def images(self, split=None, *, validation=0.1):
+    def images(self, split: str | None = None, *, validation: float = 0.1) -> Listing:
         """The `Listing` of a split, to read at random from several threads, sorted by name.
 
         What `scan` calls sequential is converted once, to ArrayRecord shards in the cache; that is
@@ -62,12 +62,16 @@ class Place:
             return (self._records or found).select(rows)
 
 
-def open_files(path, *, split=None, validation=0.1, **options):
+def open_files(
+    path: str | pathlib.Path, *, split: str | None = None, validation: float = 0.1, **options
+) -> Listing:
     """`Place(path, **options).images(split, validation=validation)`."""
     return Place(path, **options).images(split, validation=validation)
 
 
-def scan(path, *, cache=None, cache_gb=math.inf, field="image"):
+def scan(
+    path: str | pathlib.Path, *, cache=None, cache_gb: float = math.inf, field: str = "image"
+) -> Listing:
     """The `Listing` of all images of a place, in any order, possibly a `sequential` one.
 
     Args:

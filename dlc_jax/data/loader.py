@@ -8,6 +8,7 @@ record.
 """
 
 import sys
+from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
@@ -19,17 +20,17 @@ from dlc_jax.errors import UserError
 def batches(
     source,
     *,
-    batch,
-    seed,
-    transform=None,
-    shuffle=True,
-    repeat=True,
-    threads=1,
-    fields=None,
-    grouped=None,
-    process_index=None,
-    process_count=None,
-):
+    batch: int,
+    seed: int,
+    transform: Callable | None = None,
+    shuffle: bool = True,
+    repeat: bool = True,
+    threads: int = 1,
+    fields: Sequence[str] | None = None,
+    grouped: Callable[[int], dict[str, np.ndarray]] | None = None,
+    process_index: int | None = None,
+    process_count: int | None = None,
+) -> "Batches":
     """Iterates over this process's share of the global batches.
 
     Args:
@@ -108,7 +109,7 @@ class Batches:
     def __iter__(self):
         return self
 
-    def __next__(self):
+    def __next__(self) -> dict[str, np.ndarray]:
         if self._count is not None and self._next >= self._count:
             raise StopIteration
         # Made here, so that a state set before the first batch costs nothing.
@@ -132,11 +133,11 @@ class Batches:
         self._next += self._batch
         return batch
 
-    def get_state(self):
+    def get_state(self) -> dict[str, int]:
         """{"global_next_index": int} after the last batch delivered, the same in every process."""
         return {"global_next_index": self._next}
 
-    def set_state(self, state):
+    def set_state(self, state: dict[str, int]) -> None:
         """Goes on from a state of any number of processes, threads, or size of batch.
 
         What was read ahead is dropped.
@@ -150,7 +151,7 @@ class Batches:
         self.close()
         self._next = following
 
-    def close(self):
+    def close(self) -> None:
         """Ends the threads that read ahead, also if called again. The next batch restarts them."""
         if self._iterator is not None:
             self._iterator.close()

@@ -52,7 +52,7 @@ SPLITS = {  # folders, and what they hold
 }
 
 
-def check_name(name):
+def check_name(name: str) -> tuple[str, str | None]:
     """(name without "." and empty parts, why it cannot be used or None), of a foreign name."""
     parts = name.split("/")
     if name.startswith("/") or re.match(r"[A-Za-z]:[/\\]|\\\\", name):
@@ -68,7 +68,7 @@ def check_name(name):
     return name, not_image(name)
 
 
-def system_folder(name):
+def system_folder(name: str) -> str | None:
     """The folder in a relative name that is a system's own, such as "a/@eaDir", or None."""
     folders = name.split("/")[:-1]
     for depth, folder in enumerate(folders, 1):
@@ -77,7 +77,7 @@ def system_folder(name):
     return None
 
 
-def not_image(name):
+def not_image(name: str) -> str | None:
     """Why a file is not read as an image, by the end of its name; None if it is."""
     ending = posixpath.splitext(name)[1].lower()
     if ending in HEIC:
@@ -88,7 +88,7 @@ def not_image(name):
 
 
 @functools.cache
-def reads_heic():
+def reads_heic() -> bool:
     """Whether the extra `heic` is installed. It is not imported for that."""
     return importlib.util.find_spec("pillow_heif") is not None
 
@@ -112,7 +112,7 @@ class Skipped:
         }
 
 
-def common_folder(names):
+def common_folder(names: list[str]) -> str:
     """The folders that all names share, "a/b/" or ""; folders named like splits are not counted."""
     first = names[0].split("/")[:-1] if names else []
     for name in names:
@@ -125,7 +125,7 @@ def common_folder(names):
     return "".join(part + "/" for part in first)
 
 
-def split_of(names):
+def split_of(names: list[str]) -> list[str | None] | None:
     """The split of each name, as its first folder says; None if there are no splits.
 
     A split is "train", "validation", "test", or None for a name that is in none of them.
@@ -141,7 +141,7 @@ def split_of(names):
     return [known[top] for top in tops]
 
 
-def classify(names):
+def classify(names: list[str]) -> tuple[np.ndarray | None, list[str]]:
     """(labels int32 [n], names of the classes) by the first folder after that of the split.
 
     (None, []) if some image is in none.
@@ -155,7 +155,7 @@ def classify(names):
     return np.array([number[folder] for folder in folders], np.int32), classes
 
 
-def number_classes(values):
+def number_classes(values: list[str | None]) -> tuple[np.ndarray, list[str]]:
     """(labels int32 [n], names of the classes) of classes that are written as texts.
 
     The label of None is -1.
@@ -172,7 +172,7 @@ def number_classes(values):
     return np.array([-1 if value is None else number[value] for value in values], np.int32), classes
 
 
-def choose_rows(names, split, *, validation):
+def choose_rows(names: list[str], split: str, *, validation: float) -> list[int]:
     """Rows of a split, sorted by name.
 
     Args:

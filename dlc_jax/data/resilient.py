@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from collections.abc import Callable
 
 import numpy as np
 
@@ -24,7 +25,7 @@ class Resilient:
       bad: {index: what went wrong} so far, in this process.
     """
 
-    def __init__(self, source, *, limit=100):
+    def __init__(self, source, *, limit: int = 100):
         self.source, self.limit, self.bad = source, limit, {}
         self._lock = threading.Lock()
 
@@ -34,7 +35,7 @@ class Resilient:
     def __getitem__(self, index):
         return self.read(index, lambda record: record)
 
-    def read(self, index, finish):
+    def read(self, index: int, finish: Callable):
         """finish(record `index`), or of the first of its replacements for which that succeeds."""
         first, attempt = index, 0
         while True:

@@ -54,7 +54,7 @@ _CHUNK = 256  # images painted at once: their pixels stay in the processor's cac
 _LOCK = threading.Lock()  # of the module, so that a source stays picklable
 
 
-def combinations(*, held_out):
+def combinations(*, held_out: bool) -> np.ndarray:
     """(shape, color, background) triples: int32 [22, 3] if `held_out`, else the other [122, 3]."""
     everything = np.stack(np.unravel_index(np.arange(144), (6, 6, 4)), axis=-1).astype(np.int32)
     chosen = np.array([tuple(triple) in set(HELD_OUT) for triple in everything.tolist()])
@@ -81,7 +81,9 @@ def _uniform(indices, *, split, seed, fields):
     return (bits >> np.uint64(11)) * 2.0**-53
 
 
-def draw(indices, *, split, seed=0, positions=False):
+def draw(
+    indices: np.ndarray, *, split: str, seed: int = 0, positions: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Factors and nuisances of examples by index; the same for any grouping of the indices.
 
     Args:
@@ -129,7 +131,7 @@ def _distance(shape, x, y):
     return np.maximum(x - 1.0, y - 0.36)
 
 
-def coverage(factors, nuisances, *, image):
+def coverage(factors: np.ndarray, nuisances: np.ndarray, *, image: int) -> np.ndarray:
     """The share of each pixel that the object covers, float32 [n, y, x]; colors are not read."""
     factors, nuisances = np.asarray(factors), np.asarray(nuisances, np.float32)
     shape, size = factors[:, 0], factors[:, 3]
@@ -153,7 +155,7 @@ def coverage(factors, nuisances, *, image):
     return out
 
 
-def paint(color, hue):
+def paint(color: np.ndarray, hue: np.ndarray) -> np.ndarray:
     """Colors in [0, 1], float64 [n, 3], of color indices [n] and hue nuisances [n] in degrees."""
     turn = (np.asarray(color) + np.asarray(hue) / 60)[:, None] - np.array([3.0, 2.0, 4.0])
     distance = np.abs((turn + 3) % 6 - 3)  # on the circle of 6, from cyan, green, blue
@@ -161,7 +163,7 @@ def paint(color, hue):
     return DARK + (BRIGHT - DARK) * np.clip(2 - distance, 0, 1)
 
 
-def render(factors, nuisances, *, image=16):
+def render(factors: np.ndarray, nuisances: np.ndarray, *, image: int = 16) -> np.ndarray:
     """Paint examples.
 
     Args:
@@ -193,7 +195,7 @@ def render(factors, nuisances, *, image=16):
     return out
 
 
-def caption(factors):
+def caption(factors: np.ndarray) -> str:
     """One example's factors, int [4 or 5], in words: "a large red ring on a white background".
 
     The position comes last.
