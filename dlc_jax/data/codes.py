@@ -274,8 +274,8 @@ class WithCodes:
     Args:
       source: the source the store was made from, through the same view.
       store: a CodeStore.
-      identity: of the source (`DataSet.identity`), compared with the manifest's; None compares
-        only the lengths.
+      identity: of the source (`DataSet.identity`), compared with the manifest's; None compares only
+        the lengths.
 
     Raises:
       UserError: if the store is of other data.

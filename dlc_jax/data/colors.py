@@ -188,11 +188,10 @@ class Blur:
     """Gaussian blur with a standard deviation uniform in `sigma`, in pixels.
 
     Up to 2 pixels it is the kernel of DINOv2: 9 taps exp(-x^2 / (2 sigma^2)) with sum 1 in each
-    direction, the image mirrored at its
-    edges. Taps are multiples of 1/256 here and values are rounded after each direction: at most 2
-    of 255 from the same in floating point,
-    0.3 on average. Wider ones, which 9 taps would cut short, are Pillow's three box passes, whose
-    edges are those of a Gaussian to 1.2 % of the step.
+    direction, the image mirrored at its edges. Taps are multiples of 1/256 here and values are
+    rounded after each direction: at most 2 of 255 from the same in floating point, 0.3 on average.
+    Wider ones, which 9 taps would cut short, are Pillow's three box passes, whose edges are those
+    of a Gaussian to 1.2 % of the step.
     """
 
     def __init__(self, probability=0.5, *, sigma=(0.1, 2.0)):

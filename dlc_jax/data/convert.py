@@ -27,9 +27,8 @@ def convert(
     """Writes the images of a place as a set of records, or what is missing of it.
 
     Killed at any moment, the same call goes on: complete shards are not written again, and the
-    bytes are those of a conversion
-    that was not interrupted. Every shard is read back before it counts; memory holds a few images
-    per worker.
+    bytes are those of a conversion that was not interrupted. Every shard is read back before it
+    counts; memory holds a few images per worker.
 
     Args:
       source: a place as `files.open_files` takes it.
@@ -44,8 +43,7 @@ def convert(
 
     Returns:
       A dict: "images", "shards", "resumed" (shards that were there), "bytes", "classes",
-      "unreadable" (images kept without bytes) and
-      "skipped", {reason: count} of what was left out.
+      "unreadable" (images kept without bytes) and "skipped", {reason: count} of what was left out.
 
     Raises:
       UserError: the source cannot be read, the destination is another's or inside the source, or
