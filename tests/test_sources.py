@@ -123,3 +123,15 @@ def test_what_is_closed_holds_no_thread_and_no_file(kind, tmp_path):
     next(iterator)  # goes on where it was
     assert iterator.get_state() == {"global_next_index": 8} and len(first["index"]) == 4
     iterator.close()
+
+
+def test_an_epoch_that_ends_closes_itself():
+    others = set(threading.enumerate())
+    split = dict(seed=0, threads=2, process_index=0, process_count=1, repeat=False)
+    iterator = batches(sources.source("shapes", "train", count=8), batch=4, **split)
+    assert len(list(iterator)) == 2
+    assert iterator._iterator is None
+    end = time.monotonic() + 10
+    while set(threading.enumerate()) - others and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not set(threading.enumerate()) - others

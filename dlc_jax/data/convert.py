@@ -65,10 +65,8 @@ def convert(
             if PART.fullmatch(path.name):
                 path.unlink()
         shards = manifest["shards"]
-        resumed = sum(
-            (destination / entry["file"]).stat().st_ino == before.get(entry["file"])
-            for entry in shards
-        )
+        names = [entry["file"] for entry in shards]
+        resumed = sum((destination / name).stat().st_ino == before.get(name) for name in names)
     return {
         "images": manifest["count"],
         "shards": len(shards),
@@ -95,9 +93,8 @@ def verify(source, destination, *, split=None, field="image", workers=None, prog
     """
     source, destination = _place(source), _place(destination)
     # Half of the way are the checksums, half the comparison.
-    records.verify(
-        destination, progress=progress and (lambda done, total: progress(done, 2 * total))
-    )
+    half = progress and (lambda done, total: progress(done, 2 * total))
+    records.verify(destination, progress=half)
     copy, images = records.open_records(destination), _images(source, split=split, field=field)
     if sorted(copy.names) != sorted(images.names):
         only = sorted(set(copy.names) ^ set(images.names))
@@ -113,9 +110,8 @@ def verify(source, destination, *, split=None, field="image", workers=None, prog
     def same(row):
         there = place[images.names[row]]
         try:
-            return copy.label(there) == images.label(row) and copy.read(there) == (
-                record_writer.bytes_of(images, row) or b""
-            )
+            data = record_writer.bytes_of(images, row) or b""
+            return copy.label(there) == images.label(row) and copy.read(there) == data
         except ValueError:  # a record that cannot be read
             return False
 

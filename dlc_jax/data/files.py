@@ -165,9 +165,8 @@ def _scan_folder(path, *, cache, limit, field):
     if len(found) == 1 and found[0].kind == "npz":
         found[0].skipped |= skipped
         return found[0]
-    return _joined(
-        found, [f"{file.relative_to(path).with_suffix('')}/" for file in inside], skipped
-    )
+    folders = [f"{file.relative_to(path).with_suffix('')}/" for file in inside]
+    return _joined(found, folders, skipped)
 
 
 def _joined(parts, folders, skipped):

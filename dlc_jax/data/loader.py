@@ -111,6 +111,7 @@ class Batches:
 
     def __next__(self) -> dict[str, np.ndarray]:
         if self._count is not None and self._next >= self._count:
+            self.close()
             raise StopIteration
         # Made here, so that a state set before the first batch costs nothing.
         if self._iterator is None:
@@ -181,9 +182,8 @@ class _Steps(grain.MapDataset):
         group = self._grouped.group
         numbers = range(self._rows.start // group, -(-self._rows.stop // group))
         drawn = [self._grouped(first // group + number) for number in numbers]
-        here = slice(
-            self._rows.start - numbers.start * group, self._rows.stop - numbers.start * group
-        )
+        begin = numbers.start * group
+        here = slice(self._rows.start - begin, self._rows.stop - begin)
         return {name: np.concatenate([each[name] for each in drawn])[here] for name in drawn[0]}
 
     def __str__(self):

@@ -56,11 +56,9 @@ def open_npz(path, *, field):
             None if label is None else _read_labels(archive, inside[label], array.shape[0])
             for array, (_, label, _) in zip(arrays, chosen)
         ]
-    folders = [
-        folder if any(other == "train/" for *_, other in chosen) else "" for *_, folder in chosen
-    ]
-    starts = {}
-    names = []
+    train = any(folder == "train/" for *_, folder in chosen)
+    folders = [folder if train else "" for *_, folder in chosen]
+    starts, names = {}, []
     for array, folder in zip(arrays, folders):
         # "val_images" and "test_images" without training images are in one folder.
         start = starts.setdefault(folder, 0)
