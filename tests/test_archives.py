@@ -12,7 +12,7 @@ import zipfile
 
 import pytest
 
-from dlc_jax.data import files, records
+from dlc_jax.data import files, record_writer
 from dlc_jax.errors import UserError
 
 IMAGES = {
@@ -283,7 +283,7 @@ def test_a_conversion_is_of_one_archive(tmp_path):
 
 def test_a_conversion_goes_on_after_a_kill(tmp_path, monkeypatch):
     path, cache = write_tar(tmp_path / "a.tar.xz", mode="w:xz"), tmp_path / "cache"
-    write = records.write
+    write = record_writer.write
 
     class Killed(BaseException):
         pass
@@ -293,7 +293,7 @@ def test_a_conversion_goes_on_after_a_kill(tmp_path, monkeypatch):
             raise Killed
 
     monkeypatch.setattr(
-        records, "write", lambda *a, progress: write(*a, shard_size=4, progress=kill)
+        record_writer, "write", lambda *a, progress: write(*a, shard_size=4, progress=kill)
     )
     with pytest.raises(Killed):
         files.open_files(path, cache=cache)
@@ -301,7 +301,7 @@ def test_a_conversion_goes_on_after_a_kill(tmp_path, monkeypatch):
     before = {shard: shard.stat().st_mtime_ns for shard in cache.glob("*/*.arrayrecord")}
     assert len(before) == 2
     monkeypatch.setattr(
-        records, "write", lambda *a, progress: write(*a, shard_size=4, progress=progress)
+        record_writer, "write", lambda *a, progress: write(*a, shard_size=4, progress=progress)
     )
     assert read(path, cache) == IMAGES
     after = {shard: shard.stat().st_mtime_ns for shard in cache.glob("*/*.arrayrecord")}

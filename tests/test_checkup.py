@@ -21,7 +21,7 @@ from dlc_jax.step import make_init
 
 STILL = dict(
     global_size=16, global_scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, jitter=(0.0, 0.0, 0.0, 0.0), lightness=0.0, gray=0.0,
-    blur=(0.0, 0.0, 0.0), solarize=(0.0, 0.0, 0.0),
+    blur=(0.0, 0.0, 0.0), blur_quirk=False, solarize=(0.0, 0.0, 0.0),
 )  # fmt: skip
 
 

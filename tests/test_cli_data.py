@@ -112,16 +112,12 @@ def test_info(place, tmp_path):
     assert lines[0].startswith(f"{place}: folder, 13 images, ")
     assert "cat 6, dog 7" in lines and "2 classes of 6 to 7 images each" in lines
     assert "formats: PNG 12; modes: RGB 12" in lines
-    assert (
-        "width: 16 smallest, 16 median, 16 largest" in lines
-        and "height: 12 smallest, 12 median, 12 largest" in lines
-    )
+    assert "width: 16 smallest, 16 median, 16 largest" in lines
+    assert "height: 12 smallest, 12 median, 12 largest" in lines
     assert "width / height: 1.33 smallest, 1.33 median, 1.33 largest" in lines
     assert lines[lines.index("broken: 2") + 1 :][:1] == ["cat/0.png: no bytes"]
-    assert (
-        lines[lines.index("broken: 2") + 2].startswith(r"dog/\x1b[31mred\udcff.png: ")
-        and "\x1b" not in text
-    )
+    assert lines[lines.index("broken: 2") + 2].startswith(r"dog/\x1b[31mred\udcff.png: ")
+    assert "\x1b" not in text
     assert lines[-1] == f"wrote {out}, a contact sheet"
     with Image.open(out) as sheet:
         assert np.asarray(sheet).std() > 20
@@ -149,16 +145,11 @@ def test_convert_and_verify(place, tmp_path):
     assert {found.names[k]: found.read(k) for k in range(12)} == IMAGES
     before = contents(tmp_path / "records")
     out = dlc("convert", place, tmp_path / "records", "--verify").stdout
-    assert (
-        "12 images" in out
-        and "nothing was written" in out
-        and contents(tmp_path / "records") == before
-    )
+    assert "12 images" in out and "nothing was written" in out
+    assert contents(tmp_path / "records") == before
     again = dlc("convert", place, tmp_path / "records", "--shard-size", 5).stdout
-    assert (
-        again.splitlines()[0] == "3 of 3 shards were complete"
-        and contents(tmp_path / "records") == before
-    )
+    assert again.splitlines()[0] == "3 of 3 shards were complete"
+    assert contents(tmp_path / "records") == before
     shard = tmp_path / "records" / "images-00001-of-00003.arrayrecord"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
@@ -209,10 +200,8 @@ def test_one_split_and_another_field(place, tmp_path):
         "--out",
         tmp_path / "sheet.png",
     ).stdout.splitlines()
-    assert (
-        "  splits: train 6, test 6" in lines
-        and "  the rest is of 5 images, evenly spread:" in lines
-    )
+    assert "  splits: train 6, test 6" in lines
+    assert "  the rest is of 5 images, evenly spread:" in lines
 
 
 # At the fourth time that a file takes its final name: one shard of three is complete, the second
@@ -258,11 +247,8 @@ def test_full_disk_keeps_complete_shards(place, tmp_path):
     (place / "zebra" / "large.png").write_bytes(encoded(0, (1000, 300)))
     command = ("convert", place, tmp_path / "records", "--shard-size", 4, "--workers", 1)
     line = refused(*command, limit=500_000)
-    assert (
-        f"cannot write records of images {tmp_path / 'records'}: " in line
-        and "File too large" in line
-        and "is kept" in line
-    )
+    assert f"cannot write records of images {tmp_path / 'records'}: " in line
+    assert "File too large" in line and "is kept" in line
     kept = {path.name: path.stat().st_ino for path in (tmp_path / "records").glob("*.arrayrecord")}
     assert len(kept) == 3 and not list((tmp_path / "records").glob("*.tmp"))
     assert "3 of 4 shards were complete" in dlc(*command).stdout
@@ -293,7 +279,8 @@ def test_hostile_archives(tmp_path):
         add("other.png", encoded(3))
     before = sorted(tmp_path.rglob("*"))
     out = dlc("convert", archive, inside / "records").stdout
-    assert "left out: " in out and all(
+    assert "left out: " in out
+    assert all(
         word in out
         for word in ('name with ".." 2', "absolute name 1", "link 2", "same name as a later one 1")
     )
@@ -371,11 +358,8 @@ def test_long_work_tells_how_much_is_left(place, tmp_path):
 
 def test_real_data(shared_data, tmp_path):
     text = dlc("info", shared_data / "kodak", "--out", tmp_path / "sheet.png").stdout
-    assert (
-        "8 images" in text
-        and "broken: none" in text
-        and "width: 512 smallest, 768 median, 768 largest" in text
-    )
+    assert "8 images" in text and "broken: none" in text
+    assert "width: 512 smallest, 768 median, 768 largest" in text
     out = dlc("convert", shared_data / "kodak", tmp_path / "records").stdout
     assert out.splitlines()[-1].startswith(f"wrote {tmp_path / 'records'}: 8 images in 1 shard, 5.")
     assert (

@@ -1,6 +1,7 @@
 """The code store: what is written is read, kills leave no trace, damage and mix-ups are named."""
 
 import json
+import os
 import pickle
 import threading
 from concurrent import futures
@@ -70,15 +71,29 @@ def test_round_trip(tmp_path):
         identity={"model": "vit", "seed": 1},
         drawn="argmax",
     )
-    assert (
-        expected.items() <= manifest.items()
-        and manifest["source"] == {"name": "tiny"}
-        and manifest["view"]
-    )
+    assert expected.items() <= manifest.items() and manifest["source"] == {"name": "tiny"}
+    assert manifest["view"]
     assert sorted(contents(tmp_path)) == sorted(
         ["manifest.json", *(shard["file"] for shard in manifest["shards"])]
     )
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(store))[7]["codes"], CODES[7])
+
+
+@pytest.mark.parametrize("latent", [False, True])
+def test_a_closed_store_holds_nothing_and_reads_again(tmp_path, latent):
+    write(tmp_path, Encoder(latent=latent), fields=FIELDS if latent else None, **ABOUT)
+
+    def open_files():
+        inside = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+        return [path for path in inside if path.startswith(f"{tmp_path}{os.sep}")]
+
+    store = CodeStore(tmp_path)
+    for _ in range(2):
+        np.testing.assert_array_equal(store[7]["codes"], CODES[7])
+        assert bool(open_files()) == latent  # codes alone are kept in memory
+        store.close()
+        store.close()
+        assert not open_files() and store._memory is None
 
 
 def test_other_fields_ride_along(tmp_path):
@@ -125,11 +140,8 @@ def test_smallest_dtype(tmp_path, values, dtype):
     ids = np.full((TOTAL, L), values - 1)
     write(tmp_path, lambda start, stop: {"codes": ids[start:stop]}, **{**ABOUT, "values": values})
     store = CodeStore(tmp_path)
-    assert (
-        store.codes().dtype == dtype
-        and (store.codes() == values - 1).all()
-        and (store[0]["codes"] == values - 1).all()
-    )
+    assert store.codes().dtype == dtype and (store.codes() == values - 1).all()
+    assert (store[0]["codes"] == values - 1).all()
 
 
 @pytest.mark.parametrize("dies_at", [0, 10, 20])

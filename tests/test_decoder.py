@@ -292,5 +292,5 @@ def test_pictures_of_pixels_and_of_other_formats_come_whole(colors):
 
 @pytest.mark.parametrize("image", [0, -8, "whole", 3.5])
 def test_nonsense_sizes_are_refused(image):
-    with pytest.raises(UserError, match="no size of images"):
+    with pytest.raises(UserError, match="invalid size of images"):
         decoder.check_image(image)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlc_jax.data import files, folder, listing, naming, records
+from dlc_jax.data import files, folder, naming, record_writer
 from dlc_jax.errors import UserError
 
 
@@ -33,7 +33,7 @@ def test_places_without_images(tmp_path):
     assert "no images in" in refused(tmp_path)
     touch(tmp_path / "text", "a.txt", "b/c.txt", "._hidden.png", ".git/a.png", "__MACOSX/a.png")
     assert "2 left out: not an image by its name" in refused(tmp_path / "text")
-    assert "is no folder, archive" in refused(touch(tmp_path, "a.png") / "a.png")
+    assert "is not a folder, archive" in refused(touch(tmp_path, "a.png") / "a.png")
     for path in ("gs://bucket/folder", "s3://bucket/a.tar", "https://host/a.zip"):
         assert "mount the bucket" in refused(path)
 
@@ -55,21 +55,17 @@ def test_a_folder(tmp_path):
     names = ["x/2.png", "x/10.JPG", "y/deep/1.webp", "z/a b.png", "z/ünï.png"]
     touch(tmp_path, *names, "notes.txt", "x/.hidden.png")
     found = files.open_files(tmp_path)
-    assert (
-        found.kind == "folder" and found.names == sorted(names) and found.classes == ["x", "y", "z"]
-    )
+    assert found.kind == "folder" and found.names == sorted(names)
+    assert found.classes == ["x", "y", "z"]
     assert [found.read(k) for k in range(5)] == [b"1", b"0", b"2", b"3", b"4"]
-    assert found.labels.tolist() == [0, 0, 1, 2, 2] and found.skipped == {
-        "not an image by its name": 1
-    }
+    assert found.labels.tolist() == [0, 0, 1, 2, 2]
+    assert found.skipped == {"not an image by its name": 1}
     assert pickle.loads(pickle.dumps(found)).read(2) == b"2"
     train, held = (
         files.open_files(tmp_path, split=split, validation=0.4) for split in ("train", "validation")
     )
-    assert (
-        sorted(train.names + held.names) == sorted(names)
-        and train.classes == held.classes == found.classes
-    )
+    assert sorted(train.names + held.names) == sorted(names)
+    assert train.classes == held.classes == found.classes
 
 
 def test_names_that_are_no_text(tmp_path):
@@ -77,7 +73,7 @@ def test_names_that_are_no_text(tmp_path):
     os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff.png")
     found = files.open_files(tmp_path)
     assert found.read(0) == b"0" and found.digest()
-    records.write(tmp_path / "records", found)
+    record_writer.write(tmp_path / "records", found)
     assert files.open_files(tmp_path / "records").names == found.names
 
 
@@ -128,8 +124,11 @@ def test_a_folder_that_is_linked_is_read_once(tmp_path):
     assert refused(tmp_path / "only").endswith("; 1 left out: link in a ring (such as a.png)")
 
 
-SYSTEMS = ("@eaDir", "#recycle", ".@__thumb", ".thumbnails", ".picasaoriginals", "__MACOSX", ".AppleDouble", "$RECYCLE.BIN",
-           "System Volume Information", "lost+found", ".Trash-1000", "@Recycle")  # fmt: skip
+SYSTEMS = [
+    "System Volume Information",
+    *"@eaDir #recycle .@__thumb .thumbnails .picasaoriginals __MACOSX .AppleDouble".split(),
+    *"$RECYCLE.BIN lost+found .Trash-1000 @Recycle".split(),
+]
 
 
 def test_folders_of_servers_and_systems_are_no_classes(tmp_path):
@@ -150,7 +149,8 @@ def test_folders_of_servers_and_systems_are_no_classes(tmp_path):
             "cat/1.png",
             "dog/1.png",
             "dog/lost+found.png",
-        ] and found.classes == ["cat", "dog"]
+        ]
+        assert found.classes == ["cat", "dog"]
         assert found.skipped["folders of thumbnails, trash or a system"] == len(SYSTEMS) + 2
 
 
@@ -186,7 +186,7 @@ def test_a_set_of_records(tmp_path):
     images = files.open_files(
         touch(tmp_path / "images", *(f"{top}/{k}.png" for top in "xy" for k in range(9)))
     )
-    records.write(tmp_path / "records", images, shard_size=4)
+    record_writer.write(tmp_path / "records", images, shard_size=4)
     found = files.open_files(tmp_path / "records")
     assert (found.kind, found.names, found.classes) == ("records", images.names, ["x", "y"])
     assert [found.read(k) for k in range(18)] == [images.read(k) for k in range(18)]

@@ -113,11 +113,8 @@ def test_a_folder_of_photographs(tmp_path):
         (place / name).write_bytes(encode(Image.fromarray(scene(48, 64 + k))))
     (place / "b" / "4.heic").write_bytes(encode(Image.fromarray(scene()))[:-9])
     found, _ = survey(place, workers=2)
-    assert (
-        found.formats == {"HEIF": 4}
-        and found.widths.tolist() == [64, 65, 66, 64]
-        and found.skipped == {}
-    )
+    assert found.formats == {"HEIF": 4} and found.widths.tolist() == [64, 65, 66, 64]
+    assert found.skipped == {}
     ((name, reason),) = found.broken
     assert name == "b/4.heic" and "Unexpected end of file" in reason and "\n" not in reason
     convert(place, tmp_path / "records", workers=2)

@@ -44,9 +44,8 @@ def test_splits_are_folders():
     assert chosen(names, "validation") == chosen(names, "test") == ["val/x/1.png"]
     assert classify(names)[1] == ["x", "y"] and classify(names)[0].tolist() == [0, 1, 0, 0]
     three = [*names, "test/x/9.png"]
-    assert chosen(three, "test") == ["test/x/9.png"] and chosen(three, "validation") == [
-        "val/x/1.png"
-    ]
+    assert chosen(three, "test") == ["test/x/9.png"]
+    assert chosen(three, "validation") == ["val/x/1.png"]
     other = Listing("folder", [*names, "extra/x/9.png", "0.png"], None, content="x").settled()
     assert other.names == names and other.classes == ["x", "y"]
     assert other.skipped == {"outside of the folders for training and validation": 2}
@@ -119,9 +118,8 @@ def test_content_knows_names_and_sizes_but_not_the_order():
 
 def test_classes_written_as_numbers_or_names():
     labels, classes = naming.number_classes(["2", None, "0", "2"])
-    assert (
-        labels.tolist() == [2, -1, 0, 2] and labels.dtype == np.int32 and classes == ["0", "1", "2"]
-    )
+    assert labels.tolist() == [2, -1, 0, 2] and labels.dtype == np.int32
+    assert classes == ["0", "1", "2"]
     assert naming.number_classes(["dog", "3", None, "cat"])[0].tolist() == [2, 0, -1, 1]
     # No five million classes.
     assert naming.number_classes(["5000000", "7"])[1] == [
@@ -141,12 +139,8 @@ def test_select():
         classes=["k", "l"],
     )
     part = whole.select([2, 1])
-    assert (
-        part.names == ["c", "b"]
-        and part.read(0) == b"2"
-        and part.labels.tolist() == [0, 1]
-        and part.classes == ["k", "l"]
-    )
+    assert part.names == ["c", "b"] and part.read(0) == b"2" and part.labels.tolist() == [0, 1]
+    assert part.classes == ["k", "l"]
     assert (part.label(1), len(part)) == (1, 2)
     assert part.digest() != whole.digest() == whole.select([0, 1, 2]).digest()
     lazy = Listing(

@@ -259,10 +259,8 @@ def test_a_failing_transform_is_a_bad_record():
 
 
 def test_too_many_bad_records_stop_the_run():
-    with pytest.raises(
-        UserError,
-        match=r"3 of 20 records cannot be read \(limit 2\), such as 0 \(OSError: cannot read 0\); 1",
-    ):
+    words = r"3 of 20 records cannot be read \(limit 2\), such as 0 \(OSError: cannot read 0\); 1"
+    with pytest.raises(UserError, match=words):
         list(make(Resilient(Tiny(broken=(0, 1, 2)), limit=2), shuffle=False, repeat=False))
     with pytest.raises(UserError, match="20 of 20"):
         next(make(Resilient(Tiny(broken=range(20)), limit=1000)))

@@ -54,8 +54,13 @@ def test_it_gives_the_batches_of_a_folder(compressed, tmp_path, capsys):
             file = io.BytesIO()
             Image.fromarray(pixels).save(file, "PNG")
             images[f"{word}/{label}/{k}.png"] = file.getvalue()
-    order = {word: [int(np.flatnonzero(np.all(PIXELS == Image.open(io.BytesIO(images[name])), (1, 2, 3)))[0])
-                    for name in sorted(images) if name.startswith(word)] for word in split}  # fmt: skip
+
+    def row_of(name):
+        image = Image.open(io.BytesIO(images[name]))
+        return int(np.flatnonzero(np.all(PIXELS == image, (1, 2, 3)))[0])
+
+    names = sorted(images)
+    order = {word: [row_of(name) for name in names if name.startswith(word)] for word in split}
     arrays = {f"{word}_images": PIXELS[rows] for word, rows in order.items()}
     arrays |= {
         f"{word}_labels": LABELS[rows][:, None].astype(np.uint8) for word, rows in order.items()
@@ -127,26 +132,21 @@ def test_splits(tmp_path):
             tmp_path / "a.npz", x_train=PIXELS, x_test=PIXELS[:5], y_train=LABELS, y_test=LABELS[:5]
         )
     )
-    assert (
-        found.names[11:13] == ["train/00000011.png", "test/00000000.png"] and found.labels[-1] == 1
-    )
+    assert found.names[11:13] == ["train/00000011.png", "test/00000000.png"]
+    assert found.labels[-1] == 1
     assert len(files.open_files(tmp_path / "a.npz", split="test")) == 5
     alone = files.scan(
         save(tmp_path / "b.npz", val_images=PIXELS, test_images=PIXELS[:5], val_labels=LABELS)
     )
-    assert (
-        alone.names[0] == "00000000.png"
-        and alone.names[-1] == "00000016.png"
-        and alone.classes == []
-    )
+    assert alone.names[0] == "00000000.png" and alone.names[-1] == "00000016.png"
+    assert alone.classes == []
 
 
 def test_labels_that_are_none_are_said(tmp_path):
     for labels in (np.eye(3)[LABELS], np.eye(3, dtype=int)[LABELS], LABELS - 1, np.zeros(12)):
         found = files.scan(save(tmp_path / "a.npz", PIXELS, labels))
-        assert found.classes == [] and found.skipped == {
-            "arrays of labels that are not one number or name an image": 1
-        }
+        assert found.classes == []
+        assert found.skipped == {"arrays of labels that are not one number or name an image": 1}
     assert "11 labels for 12 images" in refused(save(tmp_path / "a.npz", PIXELS, LABELS[:11]))
 
 

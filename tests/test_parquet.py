@@ -56,10 +56,8 @@ def test_splits_of_the_file_names(tmp_path):
     train, test = (
         read(tmp_path / "hub", tmp_path, split=split)[1] for split in ("train", "validation")
     )
-    assert (
-        list(train.values()) == [b"image %d" % k for k in range(10)]
-        and list(train)[0] == "train/00000000"
-    )
+    assert list(train.values()) == [b"image %d" % k for k in range(10)]
+    assert list(train)[0] == "train/00000000"
     assert list(test.values()) == [b"image %d" % k for k in range(10, 15)]
     assert read(tmp_path / "hub", tmp_path)[0].classes == ["0", "1", "2"]
     (only,) = (tmp_path / "hub").glob("data/test*")
@@ -102,8 +100,7 @@ def test_content_and_cache_follow_the_file(tmp_path):
     first, images = read(path, tmp_path)
     write(path, start=5)
     second, others = read(path, tmp_path)
-    assert (
-        set(images.values()) & set(others.values()) == set() and first.digest() != second.digest()
-    )
+    assert set(images.values()) & set(others.values()) == set()
+    assert first.digest() != second.digest()
     with pytest.raises(UserError, match="to be converted"):
         files.open_files(path, cache=tmp_path / "fresh", cache_gb=1e-9)

@@ -147,11 +147,8 @@ def test_source_reads_what_render_paints(image):
     assert len(source) == 20
     for i in (0, 19, 7):
         record = source[i]
-        assert (
-            record["index"] == i
-            and record["image"].dtype == np.uint8
-            and record["factors"].dtype == np.int32
-        )
+        assert record["index"] == i and record["image"].dtype == np.uint8
+        assert record["factors"].dtype == np.int32
         np.testing.assert_array_equal(record["image"], images[i])
         np.testing.assert_array_equal(record["factors"], factors[i])
     for wrong in (20, -1):

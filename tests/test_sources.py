@@ -97,25 +97,41 @@ def test_what_is_closed_holds_no_thread_and_no_file(kind, tmp_path):
         convert(place, tmp_path / "records", shard_size=4)
         place = tmp_path / "records"
 
-    def held():
-        inside = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
-        return threading.active_count(), sum(Path(path).is_relative_to(place) for path in inside)
+    others = set(threading.enumerate())
 
-    before = held()
-    assert before[1] == 0
+    def threads():
+        return set(threading.enumerate()) - others
+
+    def open_files():
+        inside = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+        return [path for path in inside if Path(path).is_relative_to(place)]
+
+    assert not open_files()
     for _ in range(5):  # such as a run's validations
         data = sources.DataSet("images", path=str(place), image=8)
         split = dict(seed=0, threads=2, process_index=0, process_count=1)
         iterator = batches(data.source("train"), batch=4, **split)
         first = next(iterator)
-        assert held()[0] > before[0] and (kind == "folder" or held()[1] > 0)
+        assert threads() and (kind == "folder" or open_files())
         iterator.close()
         iterator.close()
         end = time.monotonic() + 10
-        while held()[0] > before[0] and time.monotonic() < end:
+        while threads() and time.monotonic() < end:
             time.sleep(0.01)  # a thread ends when its batch does
         data.close()
-        assert held() == before
+        assert not threads() and not open_files()
     next(iterator)  # goes on where it was
     assert iterator.get_state() == {"global_next_index": 8} and len(first["index"]) == 4
     iterator.close()
+
+
+def test_an_epoch_that_ends_closes_itself():
+    others = set(threading.enumerate())
+    split = dict(seed=0, threads=2, process_index=0, process_count=1, repeat=False)
+    iterator = batches(sources.source("shapes", "train", count=8), batch=4, **split)
+    assert len(list(iterator)) == 2
+    assert iterator._iterator is None
+    end = time.monotonic() + 10
+    while set(threading.enumerate()) - others and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not set(threading.enumerate()) - others

@@ -108,9 +108,8 @@ def test_contact_sheet_spreads_over_the_names_and_leaves_out_what_is_broken(tmp_
     assert seen == [shades[k * 100 // 64] for k in range(64)]
     (place / "000.png").write_bytes(b"")
     found, sheet = survey(place)
-    assert [name for name, _ in found.broken] == ["000.png"] and sheet.getpixel((centers[0],) * 2)[
-        0
-    ] == shades[1]
+    assert [name for name, _ in found.broken] == ["000.png"]
+    assert sheet.getpixel((centers[0],) * 2)[0] == shades[1]
     assert sheet.getpixel((centers[7],) * 2) == (238, 238, 238)  # paper, 63 images
 
 
@@ -126,9 +125,8 @@ def test_a_sample_looks_at_some(tmp_path):
         {f"{k:02d}.png": encoded((k, k, k)) for k in range(50)} | {"25.png": b"", "26.png": b""},
     )
     found, sheet = survey(place, sample=10)
-    assert (found.count, found.looked, len(found.widths)) == (50, 10, 9) and [
-        name for name, _ in found.broken
-    ] == ["25.png"]
+    assert (found.count, found.looked, len(found.widths)) == (50, 10, 9)
+    assert [name for name, _ in found.broken] == ["25.png"]
     assert sheet.size[0] == GAP + 8 * (TILE + GAP)
 
 
@@ -136,12 +134,8 @@ def test_a_sample_looks_at_some(tmp_path):
 def test_spread(length, count):
     chosen = spread(list(range(length)), count)
     gaps = np.diff([*chosen, length])
-    assert (
-        len(chosen) == min(length, count)
-        and chosen[0] == 0
-        and gaps.min() >= 1
-        and gaps.max() - gaps.min() <= 1
-    )
+    assert len(chosen) == min(length, count) and chosen[0] == 0 and gaps.min() >= 1
+    assert gaps.max() - gaps.min() <= 1
 
 
 def test_records_also_by_their_checksums(tmp_path):

@@ -53,11 +53,8 @@ def test_box_has_the_area_and_the_ratio_asked_for():
     rng = np.random.default_rng(0)
     boxes = np.array([crop.box(40, 30, rng) for _ in range(500)])
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    assert (
-        (boxes[:, :2] >= 0).all()
-        and (boxes[:, 2] <= 40 + 1e-9).all()
-        and (boxes[:, 3] <= 30 + 1e-9).all()
-    )
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2] <= 40 + 1e-9).all()
+    assert (boxes[:, 3] <= 30 + 1e-9).all()
     share = w * h / 1200
     assert 0.2 - 1e-9 <= share.min() < 0.22 and 0.48 < share.max() <= 0.5 + 1e-9
     assert 0.5 - 1e-9 <= (w / h).min() < 0.55 and 1.8 < (w / h).max() <= 2 + 1e-9
@@ -174,11 +171,8 @@ def test_multi_crop_shapes_and_fields():
     record = {"image": noise(20, 24), "index": 3}
     crop = transforms.MultiCrop(global_size=16, local_crops=3, local_size=8)
     out = crop(record, np.random.default_rng(0))
-    assert (
-        set(out) == {"global", "local", "index"}
-        and out["index"] == 3
-        and set(record) == {"image", "index"}
-    )
+    assert set(out) == {"global", "local", "index"} and out["index"] == 3
+    assert set(record) == {"image", "index"}
     assert out["global"].shape == (2, 16, 16, 3) and out["local"].shape == (3, 8, 8, 3)
     assert out["global"].dtype == out["local"].dtype == np.uint8
     again = crop(record, np.random.default_rng(0))

@@ -43,7 +43,8 @@ def test_numbers_are_labels(name, tmp_path):
     path = write(tmp_path / name, NUMBERS, "w:gz" if name.endswith("gz") else "w")
     found = files.open_files(path, cache=tmp_path / "cache")
     assert found.names == ["0.jpg", "1.jpg", "2.PNG"] and found.labels.tolist() == [2, 0, 2]
-    assert found.classes == ["0", "1", "2"] and [found.read(k) for k in range(3)] == [
+    assert found.classes == ["0", "1", "2"]
+    assert [found.read(k) for k in range(3)] == [
         b"0",
         b"11",
         b"2",
@@ -118,9 +119,8 @@ def test_shards_of_a_folder_share_their_classes_and_samples_without_one_are_left
         "train/1/1.png": 1,
         "val/0/1.png": 1,
     }
-    assert found.classes == ["0", "1", "2", "3"] and found.skipped == {
-        "without a label, where others have one": 1
-    }
+    assert found.classes == ["0", "1", "2", "3"]
+    assert found.skipped == {"without a label, where others have one": 1}
     assert labels(place, tmp_path / "cache", split="validation") == {"val/0/1.png": "1"}
     write(place / "val" / "0.tar", {"1.png": b"0", "1.cls": b"cat"})  # a name: then all are names
     assert files.scan(place, cache=tmp_path / "cache").classes == ["0", "1", "3", "cat"]
@@ -144,10 +144,8 @@ def test_conversions_have_them(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = write(tmp_path / "a.tar", NUMBERS)
     convert(path, tmp_path / "records", shard_size=2)
-    assert (
-        labels(tmp_path / "records", None) == labels(path, None)
-        and verify(path, tmp_path / "records") == 3
-    )
+    assert labels(tmp_path / "records", None) == labels(path, None)
+    assert verify(path, tmp_path / "records") == 3
     packed = write(tmp_path / "a.tar.gz", NUMBERS, "w:gz")
     with monkeypatch.context() as before:  # converted when labels were not read
         before.setattr(archives.webdataset, "may_be_label", lambda *a: False)

@@ -36,8 +36,9 @@ def open_with(path, opener):
 
 
 class Reader:
-    """Reads at a place of a file, from any thread; the file is opened when first needed, also in a
-    worker process.
+    """Reads at a place of a file, from any thread.
+
+    The file is opened when first needed, also in a worker process.
     """
 
     def __init__(self, path):
@@ -71,16 +72,15 @@ class Reader:
 
 
 class TarReader(Reader):
-    """Index -> bytes of a member. With an opener, of a compressed tar: one reader at a time, fast
-    only forward.
+    """Index -> bytes of a member.
+
+    With an opener, of a compressed tar: one reader at a time, fast only forward.
     """
 
     def __init__(self, path, index, opener=None):
         super().__init__(path)
-        self.offsets, self.sizes = (
-            np.array(index["offsets"], np.int64),
-            np.array(index["sizes"], np.int64),
-        )
+        self.offsets = np.array(index["offsets"], np.int64)
+        self.sizes = np.array(index["sizes"], np.int64)
         self.opener = opener
 
     def __call__(self, index):
@@ -107,9 +107,8 @@ class ZipReader(Reader):
         }
 
     def __call__(self, index):
-        offset, length, size, method, checksum = (
-            int(column[index]) for column in self.columns.values()
-        )
+        row = (int(column[index]) for column in self.columns.values())
+        offset, length, size, method, checksum = row
         header = self.at(offset, 30)
         if header[:4] != b"PK\3\4":
             raise ValueError("no zip member where the directory says")

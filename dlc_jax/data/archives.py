@@ -1,5 +1,4 @@
-"""Tar and zip archives, read in place. Nothing is ever extracted: names in an archive only name
-images.
+"""Tar and zip archives, read in place: names in an archive only name images, nothing is extracted.
 
 An archive is indexed once, the index kept in the cache with the archive's size and time of change.
 Left out, and counted by reason: absolute names, names with "..", links, devices and other special
@@ -65,11 +64,10 @@ def open_archive(path, *, cache, limit, max_bytes):
         kept = cache / f"{path.name}-{listing.digest([str(path.absolute())])[:12]}.json"
         index = _kept(kept, about)
         if index is None:
-            index = about | (
-                _index_zip(path, max_bytes)
-                if kind_of(path) == "zip"
-                else _index_tar(path, limit, max_bytes)
-            )
+            if kind_of(path) == "zip":
+                index = about | _index_zip(path, max_bytes)
+            else:
+                index = about | _index_tar(path, limit, max_bytes)
             _keep(kept, index)
     names, sizes = index["names"], index["sizes"]
     content = listing.content_of(names, sizes)
@@ -89,11 +87,8 @@ def _kept(path, about):
         found = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return (
-        found
-        if isinstance(found, dict) and {key: found.get(key) for key in about} == about
-        else None
-    )
+    fits = isinstance(found, dict) and about.items() <= found.items()
+    return found if fits else None
 
 
 def _keep(path, index):
@@ -121,12 +116,9 @@ class _Index:
 
     def add(self, name, *where, size, reason=None):
         name, wrong = naming.check_name(name)
-        wrong = (
-            wrong
-            or reason
-            or (f"more than {self.max_bytes} bytes" if size > self.max_bytes else None)
-        )
-        if wrong:
+        if size > self.max_bytes:
+            reason = reason or f"more than {self.max_bytes} bytes"
+        if wrong := wrong or reason:
             return self.skip(name, wrong)
         if self.members.pop(name, None):
             self.skip(name, "same name as a later one")
@@ -135,18 +127,15 @@ class _Index:
     def finish(self, *columns):
         """{"names", "sizes", column: [...], "labels": [text or None], "skipped"}."""
         shared = len(naming.common_folder(list(self.members)))
-        values = [list(column) for column in zip(*self.members.values())] or [
-            [] for _ in ("sizes", *columns)
-        ]
-        names, labels = (
-            [name[shared:] for name in self.members],
-            [self.labels.of(name) for name in self.members],
-        )
+        columns = ("sizes", *columns)
+        values = [list(column) for column in zip(*self.members.values())] or [[] for _ in columns]
+        names = [name[shared:] for name in self.members]
+        labels = [self.labels.of(name) for name in self.members]
         return {
             "names": names,
             "labels": labels,
             "skipped": self.skipped.counts(),
-            **dict(zip(("sizes", *columns), values)),
+            **dict(zip(columns, values)),
         }
 
 
@@ -167,12 +156,8 @@ def _index_tar(path, limit, max_bytes):
                     if member.isdir():
                         continue
                     name, wrong = naming.check_name(member.name)
-                    if (
-                        outer
-                        and member.isreg()
-                        and not member.issparse()
-                        and name.lower().endswith(".tar")
-                    ):
+                    plain = member.isreg() and not member.issparse()
+                    if outer and plain and name.lower().endswith(".tar"):
                         if naming.check_name(name[:-4] + ".png")[1]:
                             index.skip(name, wrong)
                             continue
@@ -181,10 +166,9 @@ def _index_tar(path, limit, max_bytes):
                     if wrong == naming.NOT_AN_IMAGE and webdataset.may_be_label(name, member):
                         if index.labels.add(prefix + name, tar.extractfile(member).read()):
                             continue
-                    if not member.isreg() or member.issparse():
-                        wrong = wrong or (
-                            "link" if member.issym() or member.islnk() else "special member"
-                        )
+                    if not plain:
+                        link = member.issym() or member.islnk()
+                        wrong = wrong or ("link" if link else "special member")
                     index.add(prefix + name, offset, size=member.size, reason=wrong)
                 _check_end(file, tar.offset)
 
@@ -212,11 +196,8 @@ def _index_zip(path, max_bytes):
             elif member.compress_type not in (STORED, DEFLATED):
                 reason = "unknown zip method"
             elif (member.external_attr >> 16) & 0o170000 not in (0, 0o100000):
-                reason = (
-                    "link"
-                    if (member.external_attr >> 16) & 0o170000 == 0o120000
-                    else "special member"
-                )
+                link = (member.external_attr >> 16) & 0o170000 == 0o120000
+                reason = "link" if link else "special member"
             where = (member.header_offset, member.compress_size, member.compress_type, member.CRC)
             index.add(
                 member.filename.replace("\\", "/"), *where, size=member.file_size, reason=reason

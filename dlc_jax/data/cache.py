@@ -5,7 +5,7 @@ import fcntl
 import os
 import pathlib
 
-from dlc_jax.data import listing, naming, records, shard
+from dlc_jax.data import listing, naming, record_writer, records, shard
 from dlc_jax.data.progress import Progress
 from dlc_jax.errors import UserError
 
@@ -53,7 +53,7 @@ def convert(found, path, *, folder, cache_gb):
             flush=True,
         )
         with Progress("converting", "images") as progress:
-            records.write(directory, found, progress=progress)
+            record_writer.write(directory, found, progress=progress)
         return records.open_records(directory)
 
 

@@ -161,8 +161,9 @@ def _records(encode, start, stop, description):
 
 
 def _rows(encoded, *, start, stop, whole, description):
-    """Checks what `encode` gave of records from start on, all up to stop if `whole`, and packs it,
-    one row a record.
+    """Checks what `encode` gave of records from start on, and packs it, one row a record.
+
+    If `whole`, they are all up to stop.
     """
     record = record_dtype(description)
     if set(encoded) - {"index"} != set(record.names):
@@ -183,11 +184,8 @@ def _rows(encoded, *, start, stop, whole, description):
                 f"{list(rows[name].shape)}"
             )
         if name == "codes":
-            if (
-                values.dtype.kind not in "iu"
-                or values.min() < 0
-                or values.max() >= description["values"]
-            ):
+            integers = values.dtype.kind in "iu"
+            if not integers or values.min() < 0 or values.max() >= description["values"]:
                 raise UserError(
                     f"{where} gave codes outside 0 to {description['values'] - 1}, or not integers"
                 )

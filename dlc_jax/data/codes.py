@@ -8,7 +8,6 @@
 Record i belongs to record i of the source it was made from. `code_writer` writes stores.
 """
 
-import itertools
 import json
 import pathlib
 import threading
@@ -22,18 +21,18 @@ from dlc_jax.data import shard
 from dlc_jax.errors import UserError
 
 FORMAT = 1
-MEMORY_BYTES = 2**30
-BLOCK_BYTES = 2**26
+MEMORY_BYTES = 2**30  # codes alone below this are kept in memory
+BLOCK_BYTES = 2**26  # read at once
 
 
-def code_dtype(values):
+def code_dtype(values: int) -> str:
     """The smallest unsigned type for codes in [0, values): "uint8" or "uint16"."""
     if not 1 <= values <= 2**16:
         raise UserError(f"codes of {values} values cannot be stored; use 1 to 65536")
     return "uint8" if values <= 2**8 else "uint16"
 
 
-def record_dtype(manifest):
+def record_dtype(manifest: dict) -> np.dtype:
     """NumPy type of the record that a manifest describes: `codes`, then the fields by name."""
     fields = [("codes", manifest["dtype"], (manifest["positions"],))]
     fields += [
@@ -44,11 +43,10 @@ def record_dtype(manifest):
 
 
 class CodeStore:
-    """Codes and other fields by index: store[i] is {"codes": int32 [l], ...}. A random-access
-    source for the loader.
+    """Codes and other fields by index: store[i] is {"codes": int32 [l], ...}.
 
-    A store with codes alone and below 1 GB is kept in memory from its first use; else records are
-    read one by one.
+    It is a random-access source for the loader. A store with codes alone and below 1 GB is kept in
+    memory from its first use; else records are read one by one.
 
     Args:
       directory: of the store.
@@ -62,7 +60,7 @@ class CodeStore:
         encoder (the keys are named).
     """
 
-    def __init__(self, directory, identity=None):
+    def __init__(self, directory: str | pathlib.Path, identity=None):
         self.directory = pathlib.Path(directory)
         try:
             self.manifest = json.loads((self.directory / "manifest.json").read_text())
@@ -88,20 +86,14 @@ class CodeStore:
             self.check_encoder(identity)
         for entry in self._shards:
             path = self.directory / entry["file"]
-            size = path.stat().st_size if path.exists() else None
-            if size != entry["bytes"]:
-                what = (
-                    "is missing"
-                    if size is None
-                    else f"has {size} bytes instead of {entry['bytes']}"
-                )
-                raise UserError(f"damaged code store: {path} {what}; run the codes step again")
+            if wrong := shard.wrong_size(path, entry["bytes"]):
+                raise UserError(f"damaged code store: {path} {wrong}; run the codes step again")
         self._readers, self._lock, self._memory = {}, threading.Lock(), None
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.manifest["count"]
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         if self._small:
@@ -113,20 +105,21 @@ class CodeStore:
         return out
 
     @property
-    def origin(self):
-        """What made these codes of what, {"encoder": …, "source": …, "computed": …}: they are the
-        same codes wherever they lie.
+    def origin(self) -> dict:
+        """What made these codes of what: {"encoder": …, "source": …, "computed": …}.
 
-        Stores of before it was written down have no `computed`.
+        They are the same codes wherever they lie. Stores from before the dtype was written down
+        have no `computed`.
         """
         about = {"encoder": self.manifest["identity"], "source": self.manifest["source"]}
-        return about | {
-            name: self.manifest[name] for name in ("computed",) if name in self.manifest
-        }
+        computed = self.manifest.get("computed")
+        return about if computed is None else about | {"computed": computed}
 
-    def checked(self, *, positions, values, where):
-        """This store; UserError if its codes are not `positions` of `values` each, as the step
-        `where` reads them.
+    def checked(self, *, positions: int, values: int, where: str) -> "CodeStore":
+        """This store, if its codes are as the step `where` reads them.
+
+        Raises:
+          UserError: they are not `positions` of `values` each.
         """
         found = self.manifest["positions"], self.manifest["values"]
         if found != (positions, values):
@@ -137,10 +130,8 @@ class CodeStore:
             )
         return self
 
-    def check_encoder(self, identity):
-        """UserError if the codes are of another encoder than the one that is called so; the keys
-        are named.
-        """
+    def check_encoder(self, identity) -> None:
+        """UserError if the encoder of the codes has another identity; differing keys are named."""
         if shard.plain(identity) != self.manifest["identity"]:
             which = shard.difference(self.manifest["identity"], shard.plain(identity))
             raise UserError(
@@ -148,10 +139,8 @@ class CodeStore:
                 "(moved away, or codes.path left out) the codes step makes one of this encoder"
             )
 
-    def check_dtype(self, dtype, where):
-        """UserError if the codes of step `where` are to be computed in another `dtype` than these
-        were, as far as either is known.
-        """
+    def check_dtype(self, dtype: str, where: str) -> None:
+        """UserError if step `where` computes codes in another `dtype`, where both are known."""
         found = self.manifest.get("computed", "")
         if found and dtype and found != dtype:
             raise UserError(
@@ -160,10 +149,8 @@ class CodeStore:
                 f"--workdir and no {where}.path"
             )
 
-    def check_source(self, identity):
-        """UserError if the codes are not of the data that `sources.identity` calls so; the keys are
-        named.
-        """
+    def check_source(self, identity) -> None:
+        """UserError if the data of the codes has another identity; differing keys are named."""
         if shard.plain(identity) != self.manifest["source"]:
             which = shard.difference(self.manifest["source"], shard.plain(identity))
             raise UserError(
@@ -171,12 +158,11 @@ class CodeStore:
                 "step on this data"
             )
 
-    def codes(self, rows=None):
-        """All codes, read-only, [n, l] in the stored type (uint8 or uint16), kept in memory; or
-        those of some rows, in their order.
+    def codes(self, rows=None) -> np.ndarray:
+        """Codes [n, l] in the stored type, uint8 or uint16, of some rows in their order, or all.
 
-        Of a store that is not kept in memory (moments take a hundred times the room of the codes)
-        only those rows are read.
+        All are read-only and kept in memory. Of a store that is not (moments take a hundred times
+        the room of the codes) only the rows asked for are read.
         """
         if rows is not None:
             rows = np.asarray(rows, np.int64)
@@ -186,10 +172,9 @@ class CodeStore:
         with self._lock:
             if self._memory is None:
                 codes = np.empty((len(self), self.manifest["positions"]), self.manifest["dtype"])
-                for start, rows in itertools.chain.from_iterable(
-                    map(self._blocks, range(len(self._shards)))
-                ):
-                    codes[start : start + len(rows)] = rows["codes"]
+                for k in range(len(self._shards)):
+                    for start, rows in self._blocks(k):
+                        codes[start : start + len(rows)] = rows["codes"]
                 codes.setflags(write=False)
                 self._memory = codes
         return self._memory
@@ -208,12 +193,15 @@ class CodeStore:
                 codes[places] = np.frombuffer(found, self._record)["codes"]
         return codes
 
-    def verify(self, progress=None):
-        """Reads every byte; UserError names the first shard whose SHA-256, or number or size of
-        records, is not the manifest's.
+    def verify(self, progress=None) -> None:
+        """Reads every byte.
 
         Args:
           progress: called as progress(shards done) after each.
+
+        Raises:
+          UserError: names the first shard whose SHA-256, or number or size of records, is not the
+            manifest's.
         """
         found = 0
         for k, entry in enumerate(self._shards):
@@ -232,9 +220,7 @@ class CodeStore:
             )
 
     def _blocks(self, k):
-        """(index of the first, records) of a shard, some at a time: latents of a whole shard may be
-        a gigabyte.
-        """
+        """(index of the first, records) of a shard, some at a time: it may have gigabytes."""
         count, at_once = self._shards[k]["count"], max(1, BLOCK_BYTES // self._record.itemsize)
         for start in range(0, count, at_once):
             rows = None if at_once >= count else list(range(start, min(count, start + at_once)))
@@ -266,7 +252,7 @@ class CodeStore:
             )
         return b"".join(data)
 
-    def close(self):
+    def close(self) -> None:
         """Closes the shards, and drops the codes in memory. Reading opens them again."""
         self._readers.clear()
         with self._lock:
@@ -288,14 +274,14 @@ class WithCodes:
     Args:
       source: the source the store was made from, through the same view.
       store: a CodeStore.
-      identity: of the source (`sources.identity`), compared with the manifest's; None compares only
+      identity: of the source (`DataSet.identity`), compared with the manifest's; None compares only
         the lengths.
 
     Raises:
       UserError: if the store is of other data.
     """
 
-    def __init__(self, source, store, *, identity=None):
+    def __init__(self, source, store: CodeStore, *, identity=None):
         if identity is not None:
             store.check_source(identity)
         if len(source) != len(store):

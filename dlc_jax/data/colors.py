@@ -1,5 +1,6 @@
-"""Changes of color and sharpness on the host: uint8 pixels [y, x, 3] and a NumPy generator to
-pixels of the same shape.
+"""Changes of color and sharpness on the host.
+
+They take uint8 pixels [y, x, 3] and a NumPy generator, and return pixels of the same shape.
 
 Those that act with a probability draw nothing when it is 0. All that is random is drawn before any
 pixel is read, so what an image draws does not depend on what it shows. Written for small crops in
@@ -12,7 +13,8 @@ from PIL import Image, ImageFilter
 from dlc_jax.errors import UserError
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode "L"
-STRIP = 16_384  # pixels turned in hue at once: what is computed on the way stays in the processor's cache
+# Pixels turned in hue at once: what is computed on the way stays in the processor's cache.
+STRIP = 16_384
 REACH = 4  # pixels on each side of a narrow blur: 9 taps
 
 
@@ -111,8 +113,7 @@ def _hue(planes, strength, draw):
 
 
 def _turn_hue(strip, sextants):
-    """Turns the hue of HSV by some sixths of the circle, without a branch. Value and saturation
-    stay.
+    """Turns the hue of HSV by some sixths of the circle, without a branch; the rest stays.
 
     Red is at 0 and hues are signed, from -3 to 3, positive toward green. With M, m the greatest and
     the least channel, the distance of a color from red is (g + b - r + M - 2 m) / (M - m): (g - m)
@@ -152,8 +153,9 @@ _CHANGES = (_brightness, _contrast, _saturation, _hue)
 
 
 class Lightness:
-    """Adds the same to all channels, uniform in plus or minus `strength` of the full range, cut off
-    at its ends: the hue stays.
+    """Adds the same number to all channels, cut off at the ends of the range: the hue stays.
+
+    It is uniform in plus or minus `strength` of the full range.
     """
 
     def __init__(self, strength=0.0):
@@ -186,11 +188,10 @@ class Blur:
     """Gaussian blur with a standard deviation uniform in `sigma`, in pixels.
 
     Up to 2 pixels it is the kernel of DINOv2: 9 taps exp(-x^2 / (2 sigma^2)) with sum 1 in each
-    direction, the image mirrored at its
-    edges. Taps are multiples of 1/256 here and values are rounded after each direction: at most 2
-    of 255 from the same in floating point,
-    0.3 on average. Wider ones, which 9 taps would cut short, are Pillow's three box passes, whose
-    edges are those of a Gaussian to 1.2 % of the step.
+    direction, the image mirrored at its edges. Taps are multiples of 1/256 here and values are
+    rounded after each direction: at most 2 of 255 from the same in floating point, 0.3 on average.
+    Wider ones, which 9 taps would cut short, are Pillow's three box passes, whose edges are those
+    of a Gaussian to 1.2 % of the step.
     """
 
     def __init__(self, probability=0.5, *, sigma=(0.1, 2.0)):
@@ -211,8 +212,9 @@ class Blur:
 
 
 def _taps(sigma):
-    """The center of the kernel and one side of it, uint16; 256 in all, both sides counted. Taps of
-    0 at the end are left out.
+    """The center of the kernel and one side of it, uint16; 256 in all, both sides counted.
+
+    Taps of 0 at the end are left out.
     """
     shape = np.exp(-0.5 * (np.arange(REACH + 1) / sigma) ** 2)
     taps = np.rint(256 * shape / (2 * shape.sum() - shape[0])).astype(np.uint16)

@@ -1,5 +1,4 @@
-"""Images of any kind of place into ArrayRecord shards (see `records`): in parallel, resumable, and
-read back.
+"""Converts images of any place to ArrayRecord shards (see `records`), resumable and read back.
 
 A set of records trains faster than a folder of a million files, and has a checksum for every shard.
 The bytes of the image files stay as they are, so that both give the same batches.
@@ -11,13 +10,14 @@ import os
 import pathlib
 import re
 
-from dlc_jax.data import files, naming, records, shard
+from dlc_jax.data import files, naming, record_writer, records, shard
 from dlc_jax.data.sweep import sweep
 from dlc_jax.errors import UserError
 
 # What an unfinished conversion leaves, beside index.json at its end.
 PART = re.compile(
-    rf"{records.PREFIX}-\d{{5}}-of-\d{{5}}\.arrayrecord(\.json)?(\.tmp)?|(index|manifest)\.json\.tmp"
+    rf"{records.PREFIX}-\d{{5}}-of-\d{{5}}\.arrayrecord(\.json)?(\.tmp)?"
+    r"|(index|manifest)\.json\.tmp"
 )
 
 
@@ -27,9 +27,8 @@ def convert(
     """Writes the images of a place as a set of records, or what is missing of it.
 
     Killed at any moment, the same call goes on: complete shards are not written again, and the
-    bytes are those of a conversion
-    that was not interrupted. Every shard is read back before it counts; memory holds a few images
-    per worker.
+    bytes are those of a conversion that was not interrupted. Every shard is read back before it
+    counts; memory holds a few images per worker.
 
     Args:
       source: a place as `files.open_files` takes it.
@@ -44,8 +43,7 @@ def convert(
 
     Returns:
       A dict: "images", "shards", "resumed" (shards that were there), "bytes", "classes",
-      "unreadable" (images kept without bytes) and
-      "skipped", {reason: count} of what was left out.
+      "unreadable" (images kept without bytes) and "skipped", {reason: count} of what was left out.
 
     Raises:
       UserError: the source cannot be read, the destination is another's or inside the source, or
@@ -59,7 +57,7 @@ def convert(
     with _alone(destination):
         before = {path.name: path.stat().st_ino for path in destination.glob("*.arrayrecord")}
         workers = workers or os.cpu_count() or 1
-        manifest = records.write(
+        manifest = record_writer.write(
             destination, images, shard_size=shard_size, workers=workers, progress=progress
         )
         for path in destination.glob("*.tmp"):
@@ -67,10 +65,8 @@ def convert(
             if PART.fullmatch(path.name):
                 path.unlink()
         shards = manifest["shards"]
-        resumed = sum(
-            (destination / entry["file"]).stat().st_ino == before.get(entry["file"])
-            for entry in shards
-        )
+        names = [entry["file"] for entry in shards]
+        resumed = sum((destination / name).stat().st_ino == before.get(name) for name in names)
     return {
         "images": manifest["count"],
         "shards": len(shards),
@@ -83,8 +79,9 @@ def convert(
 
 
 def verify(source, destination, *, split=None, field="image", workers=None, progress=None):
-    """Compares a conversion with its source: every checksum, then the names, the classes and the
-    bytes of every image.
+    """Compares a conversion with its source.
+
+    Every checksum first, then the names, the classes and the bytes of every image.
 
     Args: as of `convert`; with the split that was converted.
 
@@ -96,9 +93,8 @@ def verify(source, destination, *, split=None, field="image", workers=None, prog
     """
     source, destination = _place(source), _place(destination)
     # Half of the way are the checksums, half the comparison.
-    records.verify(
-        destination, progress=progress and (lambda done, total: progress(done, 2 * total))
-    )
+    half = progress and (lambda done, total: progress(done, 2 * total))
+    records.verify(destination, progress=half)
     copy, images = records.open_records(destination), _images(source, split=split, field=field)
     if sorted(copy.names) != sorted(images.names):
         only = sorted(set(copy.names) ^ set(images.names))
@@ -114,9 +110,8 @@ def verify(source, destination, *, split=None, field="image", workers=None, prog
     def same(row):
         there = place[images.names[row]]
         try:
-            return copy.label(there) == images.label(row) and copy.read(there) == (
-                records.bytes_of(images, row) or b""
-            )
+            data = record_writer.bytes_of(images, row) or b""
+            return copy.label(there) == images.label(row) and copy.read(there) == data
         except ValueError:  # a record that cannot be read
             return False
 
@@ -133,9 +128,7 @@ def verify(source, destination, *, split=None, field="image", workers=None, prog
 
 
 def _images(source, *, split, field):
-    """The images of a place in the order in which they are stored: by name, or as they come where
-    another order is slow.
-    """
+    """The images of a place by name, or as they come where another order is slow."""
     found = files.scan(source, field=field, cache_gb=files.UNPACKED_GB)
     rows = range(len(found))
     if split is not None:
@@ -152,21 +145,20 @@ def _images(source, *, split, field):
 
 def _place(path):
     """A path as `files` takes it: names such as tfds:NAME and gs:// stay as they are."""
-    return (
-        path
-        if str(path).startswith("tfds:") or "://" in str(path)
-        else pathlib.Path(path).expanduser()
-    )
+    if str(path).startswith("tfds:") or "://" in str(path):
+        return path
+    return pathlib.Path(path).expanduser()
 
 
 def _check(source, destination):
-    """Refuses a destination that is no place for this conversion; whether one that is there is the
-    same, `records` knows.
+    """Refuses a destination where this conversion cannot go.
+
+    Whether a conversion that is there is the same one, `record_writer` finds out.
     """
     if not isinstance(destination, pathlib.Path):
         raise UserError(
-            f"{destination} is no folder of this machine; mount it, or convert into a folder and "
-            "copy that"
+            f"{destination} is not a folder of this machine; mount it, or convert into a folder "
+            "and copy that"
         )
     if isinstance(source, pathlib.Path) and destination.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{destination} is inside of {source}; give a folder outside of it")
@@ -188,7 +180,7 @@ def _check(source, destination):
 
 @contextlib.contextmanager
 def _alone(directory):
-    """Keeps a second conversion out. The system lets go of the lock of a process that was killed."""
+    """Keeps a second conversion out. The lock of a process ends with it, however it ends."""
     with shard.disk(f"{records.WHAT} {directory}"):
         directory.mkdir(parents=True, exist_ok=True)
         handle = os.open(directory, os.O_RDONLY)

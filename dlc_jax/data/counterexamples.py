@@ -14,10 +14,12 @@ BLUR = 0.175
 def bad(images: np.ndarray, factors: np.ndarray, *, seed: int) -> Mapping[str, np.ndarray]:
     """Makes bad images of good ones: kind -> uint8 [n, y, x, c].
 
-    `blank`: flat, the set's own 10 colors, then any. `blur`: Gaussian of sigma `BLUR`. `noise`:
-      uniform in pixels and channels.
-    `mixture`: the average of two images that differ in every factor. `halves`: left or upper half
-      of one, the rest of the other.
+    Kinds:
+      blank: flat, in the set's own 10 colors, then any.
+      blur: Gaussian of sigma `BLUR`.
+      noise: uniform in pixels and channels.
+      mixture: the average of two images that differ in every factor.
+      halves: left or upper half of one, the rest of the other.
     """
     random = np.random.default_rng(seed)
     n, side = images.shape[:2]

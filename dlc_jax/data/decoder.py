@@ -1,6 +1,4 @@
-"""Image files to pixels: whatever Pillow reads, as 8-bit RGB, with the size checked before anything
-is decoded.
-"""
+"""Image files to pixels: whatever Pillow reads, as 8-bit RGB, its size checked before decoding."""
 
 import functools
 import io
@@ -14,7 +12,7 @@ from dlc_jax.data.naming import GET_HEIC
 from dlc_jax.errors import UserError
 
 MAX_PIXELS = 64_000_000  # a few kilobytes of a hostile file can decode to gigabytes
-# A thinner image is no picture, and scaling its short side up would take gigabytes.
+# Of a thinner image, scaling the short side up would take gigabytes.
 MIN_SIDE, MAX_ASPECT = (
     4,
     32,
@@ -43,21 +41,22 @@ TURNS = {
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def check_crop(crop):
+def check_crop(crop: str) -> None:
     """UserError for an unknown crop policy."""
     if crop not in CROPS:
         raise UserError(f"unknown crop {crop!r}; use one of {', '.join(CROPS)}")
 
 
-def check_image(image):
-    """UserError for what is no size of images of a source."""
+def check_image(image: int | str | None) -> None:
+    """UserError for an unknown size of images."""
     if not (image in (None, "encoded") or (isinstance(image, int) and image > 0)):
         raise UserError(
-            f'no size of images: image={image!r}; use a number of pixels, None for their own, or "encoded" for files'
+            f"invalid size of images: image={image!r}; use a number of pixels, None for their own, "
+            'or "encoded" for files'
         )
 
 
-def decode_image(data, *, image=None, crop="center"):
+def decode_image(data: bytes, *, image: int | None = None, crop: str = "center") -> np.ndarray:
     """Decodes an image file.
 
     Args:
@@ -89,7 +88,7 @@ def _open(data):
     return file
 
 
-def identify(data):
+def identify(data: bytes) -> Image.Image:
     """A Pillow file of any size, of which only the header has been read.
 
     Raises:
@@ -116,8 +115,9 @@ def _is_heic(data):
 
 @functools.cache
 def _heic_file():
-    """pillow_heif's class of Pillow files. Imported when first needed, in whichever process that
-    is; nothing is registered.
+    """pillow_heif's class of Pillow files, imported when first needed, in whichever process.
+
+    Nothing is registered.
 
     It turns the pixels as the container says, and its EXIF data then says 1.
     """
@@ -133,16 +133,15 @@ def to_pixels(file, *, image=None, crop="center"):
     file.load()
     file = _to_rgb(file, _orientation(file))
     if image is not None:
-        file = (
-            center_crop(file, size=image)
-            if crop == "center"
-            else file.resize((image, image), Image.Resampling.BICUBIC)
-        )
+        if crop == "center":
+            file = center_crop(file, size=image)
+        else:
+            file = file.resize((image, image), Image.Resampling.BICUBIC)
     return np.asarray(file)
 
 
 def _orientation(file):
-    """Of EXIF, 1 to 8. Of most formats the pixels must be there first; a JPEG has it in its header."""
+    """Of EXIF, 1 to 8. Most formats must be loaded first; a JPEG has it in its header."""
     try:
         return file.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # broken EXIF data raises anything; the picture is still good
@@ -163,9 +162,10 @@ def _to_rgb(file, orientation):
     return file.convert("RGB")
 
 
-def center_crop(image, *, size):
-    """Scales the short side to `size` and crops the center, as the evaluation protocol of ADM does
-    (Dhariwal and Nichol, 2021).
+def center_crop(image: Image.Image, *, size: int) -> Image.Image:
+    """Scales the short side to `size` and crops the center, as ADM's evaluation protocol does.
+
+    Source: Dhariwal and Nichol, 2021.
 
     The image is halved by box averages while its short side is at least twice `size`, then resized
     bicubically.
@@ -216,9 +216,10 @@ class Picture:
             self._orientation = _orientation(self._file)
         self.size = self._file.size[::-1] if self._orientation >= 5 else self._file.size
 
-    def decode(self, shrink=1):
-        """(RGB Pillow image, how many pixels of `size` one of its own stands for: `shrink` of
-        SHRINKS for a JPEG, or 1).
+    def decode(self, shrink: int = 1) -> tuple[Image.Image, int]:
+        """(RGB Pillow image, how many pixels of `size` a side of one of its own stands for).
+
+        The latter is `shrink`, of SHRINKS, for a JPEG, or 1.
 
         The decoder completes the last row and column of a JPEG whose sides `shrink` does not
         divide. Turned, these would come first and move everything: such a file is decoded in full.

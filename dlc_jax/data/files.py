@@ -1,4 +1,4 @@
-"""Opens a place of images: a folder, an archive, IDX, .npz, Parquet, records, or a TFDS data set."""
+"""Opens a place of images: a folder, an archive, IDX, .npz, Parquet, records, or a TFDS set."""
 
 import math
 import pathlib
@@ -10,8 +10,7 @@ from dlc_jax.data.folder import MAX_BYTES, FolderReader, list_folder
 from dlc_jax.data.listing import Listing
 from dlc_jax.errors import UserError
 
-# For those who read a compressed tar once and fill no cache: stops one that decompresses without
-# end.
+# Of a compressed tar that is read once, with no cache: stops one that decompresses without end.
 UNPACKED_GB = 10_000
 
 
@@ -29,11 +28,11 @@ class Place:
         self._path, self._cache, self._cache_gb, self._field = path, cache, cache_gb, field
         self._lock, self._all, self._records = threading.Lock(), None, None
 
-    def images(self, split=None, *, validation=0.1):
+    def images(self, split: str | None = None, *, validation: float = 0.1) -> Listing:
         """The `Listing` of a split, to read at random from several threads, sorted by name.
 
         What `scan` calls sequential is converted once, to ArrayRecord shards in the cache; that is
-        announced, and goes on after a kill.
+        announced, and resumes after a kill.
 
         Args:
           split: "train", "validation", "test" (see `naming.choose_rows`), or None for all images.
@@ -63,12 +62,16 @@ class Place:
             return (self._records or found).select(rows)
 
 
-def open_files(path, *, split=None, validation=0.1, **options):
+def open_files(
+    path: str | pathlib.Path, *, split: str | None = None, validation: float = 0.1, **options
+) -> Listing:
     """`Place(path, **options).images(split, validation=validation)`."""
     return Place(path, **options).images(split, validation=validation)
 
 
-def scan(path, *, cache=None, cache_gb=math.inf, field="image"):
+def scan(
+    path: str | pathlib.Path, *, cache=None, cache_gb: float = math.inf, field: str = "image"
+) -> Listing:
     """The `Listing` of all images of a place, in any order, possibly a `sequential` one.
 
     Args:
@@ -117,8 +120,8 @@ def _scan_file(path, *, cache, limit, field):
     if path.suffix.lower() == ".npz":
         return npz.open_npz(path, field=field)
     raise UserError(
-        f"{path} is no folder, archive (.tar, .zip, .tar.xz, .tar.gz, .tar.bz2), IDX pair, .npz or "
-        "Parquet file"
+        f"{path} is not a folder, archive (.tar, .zip, .tar.xz, .tar.gz, .tar.bz2), IDX pair, "
+        ".npz or Parquet file"
     )
 
 
@@ -162,9 +165,8 @@ def _scan_folder(path, *, cache, limit, field):
     if len(found) == 1 and found[0].kind == "npz":
         found[0].skipped |= skipped
         return found[0]
-    return _joined(
-        found, [f"{file.relative_to(path).with_suffix('')}/" for file in inside], skipped
-    )
+    folders = [f"{file.relative_to(path).with_suffix('')}/" for file in inside]
+    return _joined(found, folders, skipped)
 
 
 def _joined(parts, folders, skipped):

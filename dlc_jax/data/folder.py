@@ -26,11 +26,10 @@ def list_folder(path):
 
 
 def _walk(path, skipped):
-    """(relative name, status) of all files that are not hidden. Links are followed, to each real
-    folder once.
+    """(relative name, status) of all files that are not hidden.
 
-    What is really there comes first, then the links by name: so a folder has the same name every
-      time.
+    Links are followed, to each real folder once. What is really there comes first, then the links
+    by name: so a folder has the same name every time.
     """
     root = os.path.realpath(path)
     seen, folders, links = set(), [(root, "")], []
@@ -58,9 +57,8 @@ def _walk(path, skipped):
                 try:
                     found = entry.stat()
                 except OSError as error:
-                    skipped.add(
-                        "link in a ring" if error.errno == errno.ELOOP else "broken link", name
-                    )
+                    ring = error.errno == errno.ELOOP
+                    skipped.add("link in a ring" if ring else "broken link", name)
                     continue
                 if not stat.S_ISDIR(found.st_mode):
                     yield name, found

@@ -27,15 +27,16 @@ def pairs(path):
 
 
 def open_idx(paths):
-    """The `Listing` of IDX pairs. Images are read as PNG, named by their number in "train/" and
-    "test/" as the files' names say.
+    """The `Listing` of IDX pairs.
+
+    Images are read as PNG, named by their number in "train/" and "test/" as the files' names say.
 
     Args:
       paths: image files, such as `train-images-idx3-ubyte.gz` and `t10k-images-idx3-ubyte`; labels
         are expected beside them.
 
     Raises:
-      UserError: for a file that is no IDX file, is cut off, or of which the pair does not agree.
+      UserError: for a file that is not IDX or is cut off, or a pair that does not agree.
     """
     splits = [PREFIXES.get((NAME.match(path.name)[1] or "").lower()) for path in paths]
     names, labels, parts, seals = [], [], [], []
@@ -81,11 +82,8 @@ class _Images:
         self.path, self._pixels, self._lock = path, None, threading.Lock()
         with reading(path), _open(path) as file:
             magic, self.count, self.height, self.width = struct.unpack(">IIII", file.read(16))
-            if (
-                magic != 0x803
-                or not self.height * self.width
-                or self.count * self.height * self.width > MAX_BYTES
-            ):
+            pixels = self.height * self.width
+            if magic != 0x803 or not pixels or self.count * pixels > MAX_BYTES:
                 raise ValueError("not an IDX file of gray images")
         with reading(path), open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size

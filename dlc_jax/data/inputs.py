@@ -1,6 +1,4 @@
-"""What people hand over, images and codes of any origin: as networks take them, or one line that
-says what is wrong.
-"""
+"""What users hand over, images and codes of any origin, as networks take them."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,8 +12,9 @@ from dlc_jax.errors import UserError
 
 
 def files(paths: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
-    """(files named themselves, files found in folders named), each in order; of folders what has
-    the ending of an image, sorted.
+    """(files named themselves, files found in folders named), each in order.
+
+    Of a folder, files with the ending of an image count, sorted.
 
     Raises:
       UserError: a path does not exist, or a folder holds no image.
@@ -37,9 +36,7 @@ def files(paths: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _counts(name: Path) -> bool:
-    """Whether a file in a folder is one of its images: not hidden, not a server's thumbnail, of a
-    format that is read.
-    """
+    """Whether a file in a folder is an image: not hidden, not a thumbnail, of a known format."""
     return check_name(name.as_posix())[1] is None
 
 
@@ -47,7 +44,7 @@ def read(path: Path) -> np.ndarray:
     """The image of a file, uint8 [y, x, 3], in its own size.
 
     Raises:
-      UserError: it cannot be read, or is no image.
+      UserError: it cannot be read, or is not an image.
     """
     try:
         return decode_image(path.read_bytes())
@@ -67,7 +64,7 @@ def fit(images: np.ndarray | Sequence[np.ndarray], *, size: int) -> np.ndarray:
     Another size is scaled and center-cropped as ADM does; gray, c=1, is repeated.
 
     Raises:
-      UserError: these are no such images.
+      UserError: other images.
     """
     fitted = np.empty((len(images), size, size, 3), np.uint8)
     for place, image in zip(fitted, map(np.asarray, images), strict=True):
@@ -89,8 +86,7 @@ def fit(images: np.ndarray | Sequence[np.ndarray], *, size: int) -> np.ndarray:
 
 
 def check_codes(codes: np.ndarray, *, length: int, values: int, where: str) -> np.ndarray:
-    """Hard codes int32 [b, length] of any integers, or soft ones float32 [b, length, values] of any
-    floats.
+    """Codes as networks take them: hard int32 [b, length], or soft float32 [b, length, values].
 
     Raises:
       UserError: another shape or type, codes outside of [0, values), or soft codes that are no

@@ -1,5 +1,4 @@
-"""The judge of the embedded data set: which factors an image shows, and whether it is an image of
-the set at all.
+"""The judge of the embedded data set: which factors an image shows, and whether it is of the set.
 
 It compares with every rendering. A rendering is background + coverage * (color - background), so
 for one coverage and one pair of background and color the squared distance is a polynomial in the
@@ -193,8 +192,9 @@ class _Bank:
         return np.stack([np.ascontiguousarray(pixels[..., c]) @ self.masks.T for c in range(3)])
 
     def nearest(self, pixels, pairs, *, products):
-        """Nearest rendering, given each image's pair, color * 4 + background: squared distance,
-        coverage, hue in degrees; [n].
+        """Nearest rendering, given each image's pair, color * 4 + background.
+
+        Returns squared distance, coverage, and hue in degrees, each [n].
         """
         color, below = pairs // 4, np.float32(shapes.BACKGROUNDS[pairs % 4])
         pure = np.float32(shapes.paint(np.arange(6), np.zeros(6)))
@@ -230,15 +230,14 @@ class _Bank:
 
 
 def _refined(pixels, factors, nuisances, *, image):
-    """Distance [n] after the nuisances have left the grid: damped Gauss-Newton within their ranges;
-    it never gets worse.
+    """Distance [n] after the nuisances have left the grid.
+
+    Damped Gauss-Newton within their ranges; the distance never grows.
     """
 
     def error(z):
-        below, above = (
-            shapes.BACKGROUNDS[factors[:, 2]],
-            shapes.paint(factors[:, 1], z[:, 2] * shapes.HUE),
-        )
+        below = shapes.BACKGROUNDS[factors[:, 2]]
+        above = shapes.paint(factors[:, 1], z[:, 2] * shapes.HUE)
         mask = shapes.coverage(factors, z * shapes.NUISANCES, image=image).reshape(len(z), -1, 1)
         return (
             np.float32(below)[:, None] + mask * np.float32(above - below)[:, None] - pixels

@@ -68,9 +68,8 @@ class Listing:
         size=None,
     ):
         self.kind, self.names, self.read = kind, list(names), read
-        self._labels = (
-            labels if labels is None or callable(labels) else np.asarray(labels, np.int32)
-        )
+        lazy = labels is None or callable(labels)
+        self._labels = labels if lazy else np.asarray(labels, np.int32)
         self.classes, self.content = [] if labels is None else list(classes), content
         self.skipped, self.sequential, self.size = dict(skipped or {}), sequential, size
 
@@ -112,30 +111,25 @@ class Listing:
         close(self.read)
 
     def settled(self):
-        """What of this listing counts, with classes: as the names tell them, if nothing else does."""
+        """What counts of this listing, with classes: those of the names, if there are no others."""
         split = split_of(self.names)
         rows = [row for row in range(len(self)) if split is None or split[row]]
         found = self if len(rows) == len(self) else self.select(rows)
         if found is not self:
             found.size = self.size
-            found.skipped["outside of the folders for training and validation"] = len(self) - len(
-                rows
-            )
+            outside = len(self) - len(rows)
+            found.skipped["outside of the folders for training and validation"] = outside
         if not found.classes:
             found._labels, found.classes = classify(found.names)
         return found
 
     def digest(self):
-        """Hash of the content and the names: the same for a folder and its archive, another for
-        other images.
-        """
+        """Hash of the content and the names: the same for a folder and its archive."""
         return digest([self.content, *self.names])
 
 
 class _Rows:
-    """Calls a function of an index with rows[i] for i. A class, so that a listing travels to worker
-    processes.
-    """
+    """Calls a function of an index with rows[i] for i; a class, so that it can be pickled."""
 
     def __init__(self, function, rows):
         self.function, self.rows = function, rows
@@ -165,12 +159,10 @@ def content_of(names, sizes):
 
 @contextlib.contextmanager
 def reading(path, errors=DAMAGE):
-    """A file that cannot be read as what it should be is the user's matter: one line that names it."""
+    """Refuses a damaged file in one line that names it."""
     try:
         yield
     except errors as error:
-        reason = (
-            getattr(error, "strerror", None)
-            or (str(error).splitlines() or [type(error).__name__])[0]
-        )
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = getattr(error, "strerror", None) or text
         raise UserError(f"cannot read {path}: {reason}; is it complete?") from error

@@ -1,5 +1,4 @@
-"""From a random-access source to batches: shuffled, augmented, read ahead, and resumable on any
-number of processes.
+"""From a random-access source to batches, shuffled, augmented, read ahead and resumable.
 
 Built on Grain's MapDataset, whose shuffle and random generators are functions of (seed, index).
 Grain's `ElasticIterator` gives process p of P the records p, p + P, ...; here each process reads a
@@ -9,6 +8,7 @@ record.
 """
 
 import sys
+from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
@@ -20,17 +20,17 @@ from dlc_jax.errors import UserError
 def batches(
     source,
     *,
-    batch,
-    seed,
-    transform=None,
-    shuffle=True,
-    repeat=True,
-    threads=1,
-    fields=None,
-    grouped=None,
-    process_index=None,
-    process_count=None,
-):
+    batch: int,
+    seed: int,
+    transform: Callable | None = None,
+    shuffle: bool = True,
+    repeat: bool = True,
+    threads: int = 1,
+    fields: Sequence[str] | None = None,
+    grouped: Callable[[int], dict[str, np.ndarray]] | None = None,
+    process_index: int | None = None,
+    process_count: int | None = None,
+) -> "Batches":
     """Iterates over this process's share of the global batches.
 
     Args:
@@ -101,21 +101,17 @@ class Batches:
 
     def __init__(self, records, *, batch, rows, count, threads, grouped=None):
         self.steps = None if count is None else -(-count // batch)
-        self._records, self._batch, self._rows, self._count, self._threads = (
-            records,
-            batch,
-            rows,
-            count,
-            threads,
-        )
+        self._records, self._batch, self._rows, self._count = records, batch, rows, count
+        self._threads = threads
         self._next, self._iterator, self._grouped = 0, None, grouped
         self._position = np.arange(rows.start, rows.stop, dtype=np.int32)
 
     def __iter__(self):
         return self
 
-    def __next__(self):
+    def __next__(self) -> dict[str, np.ndarray]:
         if self._count is not None and self._next >= self._count:
+            self.close()
             raise StopIteration
         # Made here, so that a state set before the first batch costs nothing.
         if self._iterator is None:
@@ -138,15 +134,14 @@ class Batches:
         self._next += self._batch
         return batch
 
-    def get_state(self):
-        """The state after the last batch delivered, the same in every process:
-        {"global_next_index": int}.
-        """
+    def get_state(self) -> dict[str, int]:
+        """{"global_next_index": int} after the last batch delivered, the same in every process."""
         return {"global_next_index": self._next}
 
-    def set_state(self, state):
-        """Goes on from a state of any number of processes, threads, or size of batch; what was read
-        ahead is dropped.
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes on from a state of any number of processes, threads, or size of batch.
+
+        What was read ahead is dropped.
         """
         try:
             following = int(state["global_next_index"])
@@ -157,8 +152,8 @@ class Batches:
         self.close()
         self._next = following
 
-    def close(self):
-        """Ends the threads that read ahead; may be called again. The next batch would restart them."""
+    def close(self) -> None:
+        """Ends the threads that read ahead, also if called again. The next batch restarts them."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
@@ -169,13 +164,8 @@ class _Steps(grain.MapDataset):
 
     def __init__(self, records, *, first, batch, rows, count, grouped):
         super().__init__(records)
-        self._records, self._first, self._batch, self._rows, self._grouped = (
-            records,
-            first,
-            batch,
-            rows,
-            grouped,
-        )
+        self._records, self._first, self._batch, self._rows = records, first, batch, rows
+        self._grouped = grouped
         left = sys.maxsize - first - batch if count is None else count - first
         self._length = -(-left // batch)
 
@@ -192,9 +182,8 @@ class _Steps(grain.MapDataset):
         group = self._grouped.group
         numbers = range(self._rows.start // group, -(-self._rows.stop // group))
         drawn = [self._grouped(first // group + number) for number in numbers]
-        here = slice(
-            self._rows.start - numbers.start * group, self._rows.stop - numbers.start * group
-        )
+        begin = numbers.start * group
+        here = slice(self._rows.start - begin, self._rows.stop - begin)
         return {name: np.concatenate([each[name] for each in drawn])[here] for name in drawn[0]}
 
     def __str__(self):
@@ -202,8 +191,9 @@ class _Steps(grain.MapDataset):
 
 
 class _Reader:
-    """Index -> record, with the transform and the choice of fields. Retried by a `Resilient`
-    source, whichever of them fails.
+    """Index -> record, with the transform and the choice of fields.
+
+    A `Resilient` source retries it, whichever of them fails.
     """
 
     def __init__(self, source, transform, fields):

@@ -1,5 +1,6 @@
-"""Block masks of patches, for iBOT (arXiv 2111.07832) as DINOv2 trains it: what the student does
-not see and must name.
+"""Block masks of patches for iBOT (arXiv 2111.07832), as DINOv2 trains it.
+
+The student does not see what is masked, and must name it.
 
 Masks are stratified: among the crops of a group of examples a fixed share has one, and the ratios
 that they hide are spread evenly. So a group is drawn as a whole, from its number in the run and
@@ -42,8 +43,7 @@ def stratified(
 
 
 class GroupMasks:
-    """Draws the masks of every kind of crops for a group of examples: a `grouped` of
-    `loader.batches`.
+    """Draws the masks of every kind of crops for a group: a `grouped` of `loader.batches`.
 
     Args:
       kinds: {kind: (global crops, patches on a side of one)}; each gives a field `kind/masked`,
@@ -70,13 +70,8 @@ class GroupMasks:
                 f"masks need shares from 0 to 1, low before high; got mask_share={share} "
                 f"mask_ratio={ratio}"
             )
-        self.kinds, self.group, self._seed, self._share, self._ratio = (
-            dict(sorted(kinds.items())),
-            group,
-            seed,
-            share,
-            ratio,
-        )
+        self.kinds = dict(sorted(kinds.items()))
+        self.group, self._seed, self._share, self._ratio = group, seed, share, ratio
 
     def __call__(self, number: int) -> dict[str, np.ndarray]:
         """The masks of the `number`-th group of the run."""
@@ -95,8 +90,9 @@ def _bins(images, share, ratio):
 
 
 def _hide(mask, rng, patches):
-    """Sets about `patches` entries, never more, in blocks of at least 4 and at most half of all, of
-    width / height 0.3 to 1 / 0.3.
+    """Sets about `patches` entries, never more, in blocks.
+
+    A block has at least 4 entries and at most half of all, and width / height 0.3 to 1 / 0.3.
 
     Blocks may overlap. It ends early when ten tries find no block that fits and hides something
     new.
@@ -105,10 +101,8 @@ def _hide(mask, rng, patches):
     while (left := patches - int(mask.sum())) > 0:
         most = min(left, mask.size // 2)
         for _ in range(10):
-            area, aspect = (
-                rng.uniform(min(4, most), most),
-                math.exp(rng.uniform(log_aspect, -log_aspect)),
-            )
+            area = rng.uniform(min(4, most), most)
+            aspect = math.exp(rng.uniform(log_aspect, -log_aspect))
             height, width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
             if height > side or width > side:
                 continue

@@ -52,10 +52,8 @@ SPLITS = {  # folders, and what they hold
 }
 
 
-def check_name(name):
-    """(name without "." and empty parts, why it cannot be used or None). Used for names that
-    somebody else wrote.
-    """
+def check_name(name: str) -> tuple[str, str | None]:
+    """(name without "." and empty parts, why it cannot be used or None), of a foreign name."""
     parts = name.split("/")
     if name.startswith("/") or re.match(r"[A-Za-z]:[/\\]|\\\\", name):
         return name, "absolute name"
@@ -70,10 +68,8 @@ def check_name(name):
     return name, not_image(name)
 
 
-def system_folder(name):
-    """The folder in a relative name that is a server's or a system's own, such as "a/@eaDir", or
-    None.
-    """
+def system_folder(name: str) -> str | None:
+    """The folder in a relative name that is a system's own, such as "a/@eaDir", or None."""
     folders = name.split("/")[:-1]
     for depth, folder in enumerate(folders, 1):
         if folder.lower() in SYSTEM or folder.lower().startswith(".trash"):
@@ -81,7 +77,7 @@ def system_folder(name):
     return None
 
 
-def not_image(name):
+def not_image(name: str) -> str | None:
     """Why a file is not read as an image, by the end of its name; None if it is."""
     ending = posixpath.splitext(name)[1].lower()
     if ending in HEIC:
@@ -92,7 +88,7 @@ def not_image(name):
 
 
 @functools.cache
-def reads_heic():
+def reads_heic() -> bool:
     """Whether the extra `heic` is installed. It is not imported for that."""
     return importlib.util.find_spec("pillow_heif") is not None
 
@@ -104,7 +100,7 @@ class Skipped:
         self._found = {}
 
     def add(self, reason, example=None):
-        """One more; of the examples of a reason, the first by name is told with it."""
+        """One more; a reason is shown with the first of its examples by name."""
         count, first = self._found.get(reason, (0, example))
         self._found[reason] = count + 1, None if example is None else min(first, example)
 
@@ -116,10 +112,8 @@ class Skipped:
         }
 
 
-def common_folder(names):
-    """The folders that all names share, "a/b/" or "". One that is called like a split is not among
-    them.
-    """
+def common_folder(names: list[str]) -> str:
+    """The folders that all names share, "a/b/" or ""; folders named like splits are not counted."""
     first = names[0].split("/")[:-1] if names else []
     for name in names:
         parts = name.split("/")[:-1]
@@ -131,12 +125,13 @@ def common_folder(names):
     return "".join(part + "/" for part in first)
 
 
-def split_of(names):
-    """The split of each name, "train", "validation", "test" or None (of none), as its first folder
-    says; or None: there are no splits.
+def split_of(names: list[str]) -> list[str | None] | None:
+    """The split of each name, as its first folder says; None if there are no splits.
+
+    A split is "train", "validation", "test", or None for a name that is in none of them.
 
     Folders called like splits count if there is one for training and another, or nothing else:
-      "train" alone may be a class.
+    "train" alone may be a class.
     """
     tops = [name.partition("/")[0] if "/" in name else "" for name in names]
     known = {top: SPLITS.get(top.lower()) for top in set(tops)}
@@ -146,9 +141,10 @@ def split_of(names):
     return [known[top] for top in tops]
 
 
-def classify(names):
-    """(labels int32 [n], names of the classes) by the first folder after that of the split; (None,
-    []) if some image is in none.
+def classify(names: list[str]) -> tuple[np.ndarray | None, list[str]]:
+    """(labels int32 [n], names of the classes) by the first folder after that of the split.
+
+    (None, []) if some image is in none.
     """
     depth = 1 if split_of(names) else 0
     if any(name.count("/") <= depth for name in names):
@@ -159,9 +155,10 @@ def classify(names):
     return np.array([number[folder] for folder in folders], np.int32), classes
 
 
-def number_classes(values):
-    """(labels int32 [n], names of the classes) of classes that are written as texts, None where
-    there is none: label -1.
+def number_classes(values: list[str | None]) -> tuple[np.ndarray, list[str]]:
+    """(labels int32 [n], names of the classes) of classes that are written as texts.
+
+    The label of None is -1.
 
     If all are whole numbers, these are the labels, and the classes are 0, 1, ... up to the largest;
     else they are numbered by name.
@@ -175,7 +172,7 @@ def number_classes(values):
     return np.array([-1 if value is None else number[value] for value in values], np.int32), classes
 
 
-def choose_rows(names, split, *, validation):
+def choose_rows(names: list[str], split: str, *, validation: float) -> list[int]:
     """Rows of a split, sorted by name.
 
     Args:

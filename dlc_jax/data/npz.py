@@ -1,5 +1,4 @@
-"""Arrays of images in an .npz file, such as ADM's batches of samples and MedMNIST, read at their
-places in the file.
+"""Arrays of images in an .npz file, such as ADM's batches of samples and MedMNIST, read in place.
 
 `numpy.savez` stores arrays as they are: an image is read where it lies, however large the file.
 What `numpy.savez_compressed` wrote is `sequential`. Nothing is ever unpickled.
@@ -33,8 +32,9 @@ MAX_LABELS = 2**30  # bytes of an array of labels, which is held in memory
 
 
 def open_npz(path, *, field):
-    """The `Listing` of an .npz file. Images are read as PNG and named by their number, in folders
-    where the arrays are of splits.
+    """The `Listing` of an .npz file.
+
+    Images are read as PNG and named by their number, in folders where the arrays are of splits.
 
     Args:
       path: of the file. Its arrays of images are uint8 [n, y, x], [n, y, x, c] or [n, c, y, x] with
@@ -56,11 +56,9 @@ def open_npz(path, *, field):
             None if label is None else _read_labels(archive, inside[label], array.shape[0])
             for array, (_, label, _) in zip(arrays, chosen)
         ]
-    folders = [
-        folder if any(other == "train/" for *_, other in chosen) else "" for *_, folder in chosen
-    ]
-    starts = {}
-    names = []
+    train = any(folder == "train/" for *_, folder in chosen)
+    folders = [folder if train else "" for *_, folder in chosen]
+    starts, names = {}, []
     for array, folder in zip(arrays, folders):
         # "val_images" and "test_images" without training images are in one folder.
         start = starts.setdefault(folder, 0)
@@ -116,9 +114,7 @@ def _labels_of(field):
 
 @dataclasses.dataclass(frozen=True)
 class _Array:
-    """What the headers say of an array of images: the member and the type's place in it, without
-    its numbers.
-    """
+    """What the headers say of an array of images."""
 
     member: str
     shape: tuple[int, ...]
@@ -173,7 +169,7 @@ def _open(archive, info, path):
 
 
 def _header(file):
-    """(shape, whether it is in Fortran order, dtype) of an .npy file, which is then at its numbers."""
+    """(shape, whether in Fortran order, dtype) of an .npy file, read up to its numbers."""
     version = np.lib.format.read_magic(file)
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -207,16 +203,11 @@ def _read_labels(archive, info, count):
 
 
 class Reader:
-    """Index -> bytes of a PNG file, over several arrays one after the other; where they are
-    compressed, fast only forward.
-    """
+    """Index -> bytes of a PNG file, over several arrays; fast only forward in compressed ones."""
 
     def __init__(self, path, arrays):
-        self.path, self.arrays, self.starts = (
-            path,
-            arrays,
-            np.cumsum([0, *(array.shape[0] for array in arrays)]),
-        )
+        self.path, self.arrays = path, arrays
+        self.starts = np.cumsum([0, *(array.shape[0] for array in arrays)])
         self._file, self._stream, self._lock = FileReader(path), (None, None), threading.Lock()
 
     def __call__(self, index):

@@ -16,8 +16,9 @@ from dlc_jax.errors import UserError
 
 
 def open_parquet(paths, *, root, field):
-    """The `Listing` of Parquet files, a `sequential` one: a whole row group is read for any image
-    in it.
+    """The `Listing` of Parquet files, a `sequential` one.
+
+    A whole row group is read for any image in it.
 
     A file whose name begins with a split's, such as `train-00000-of-00002.parquet`, is of that
     split. Images are named by the column's `path`, or else by their number. Classes are those of an
@@ -114,11 +115,8 @@ class _Part:
         name, wrong = check_name(name) if name else (None, "absent")
         if wrong:
             return None
-        return (
-            name
-            if not self.folder or SPLITS.get(name.split("/")[0].lower())
-            else self.folder + name
-        )
+        has_split = SPLITS.get(name.split("/")[0].lower())
+        return name if not self.folder or has_split else self.folder + name
 
 
 def _is_bytes(kind):
@@ -154,9 +152,7 @@ def _labels(parts):
 
 
 class Reader:
-    """Index -> bytes of an image, over several files one after the other; the row group read last
-    is kept.
-    """
+    """Index -> bytes of an image, over several files; the row group read last is kept."""
 
     def __init__(self, paths, counts, field):
         self.paths, self.field, self.starts = paths, field, np.cumsum([0, *counts])

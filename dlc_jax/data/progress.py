@@ -5,11 +5,10 @@ import time
 
 
 class Progress:
-    """progress(done, total) redraws a line on a terminal, and writes one every half minute
-    elsewhere: short work shows none.
+    """progress(done, total) redraws a line on a terminal, and writes one a half minute elsewhere.
 
-    It goes to stderr, so that results can be piped. As a context, it ends the line, also when the
-    work fails.
+    Short work shows none. It goes to stderr, so that results can be piped. As a context, it ends
+    the line, also when the work fails.
 
     Args:
       name: of the work, in front.
@@ -18,12 +17,8 @@ class Progress:
     """
 
     def __init__(self, name, unit, *, silent=False):
-        self._name, self._unit, self._silent, self._terminal = (
-            name,
-            unit,
-            silent,
-            sys.stderr.isatty(),
-        )
+        self._name, self._unit, self._silent = name, unit, silent
+        self._terminal = sys.stderr.isatty()
         self._begin, self._first, self._drawn, self._width = 0.0, None, time.monotonic(), 0
 
     def __enter__(self):

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from collections.abc import Callable
 
 import numpy as np
 
@@ -9,8 +10,9 @@ from dlc_jax.errors import UserError
 
 
 class Resilient:
-    """A source in which records that cannot be read are replaced, each by the same other one every
-    time, and counted.
+    """A source in which others stand in for records that cannot be read.
+
+    Each is replaced by the same one every time, and counted.
 
     The loader passes its transform through `read`, so that a record at which the transform fails is
     replaced too.
@@ -23,7 +25,7 @@ class Resilient:
       bad: {index: what went wrong} so far, in this process.
     """
 
-    def __init__(self, source, *, limit=100):
+    def __init__(self, source, *, limit: int = 100):
         self.source, self.limit, self.bad = source, limit, {}
         self._lock = threading.Lock()
 
@@ -33,10 +35,8 @@ class Resilient:
     def __getitem__(self, index):
         return self.read(index, lambda record: record)
 
-    def read(self, index, finish):
-        """finish(record `index`), or of the first of its replacements for which that raises
-        nothing.
-        """
+    def read(self, index: int, finish: Callable):
+        """finish(record `index`), or of the first of its replacements for which that succeeds."""
         first, attempt = index, 0
         while True:
             try:

@@ -1,5 +1,4 @@
-"""The embedded data set: one shape on a flat background, drawn by index, with known factors and
-continuous nuisances.
+"""The embedded data set: a shape on a flat background, with known factors and nuisances.
 
 An example is a pure function of (seed, split, index): a counter-based generator draws its factors
 and its nuisances, and analytic coverage of the outline paints it, anti-aliased, at any size from 16
@@ -18,33 +17,13 @@ import numpy as np
 
 from dlc_jax.errors import UserError
 
-__all__ = [
-    "HELD_OUT",
-    "NAMES",
-    "Shapes",
-    "caption",
-    "combinations",
-    "coverage",
-    "draw",
-    "paint",
-    "render",
-]
-
 NAMES = {
     "shape": ("disc", "ring", "square", "triangle", "cross", "bar"),
     "color": ("red", "yellow", "green", "cyan", "blue", "magenta"),
     "background": ("black", "gray", "white", "brown"),
     "size": ("small", "large"),
-    "position": (
-        "top left",
-        "top",
-        "top right",
-        "left",
-        "center",
-        "right",
-        "bottom left",
-        "bottom",
-        "bottom right",
+    "position": tuple(
+        "top left,top,top right,left,center,right,bottom left,bottom,bottom right".split(",")
     ),
 }
 
@@ -75,18 +54,17 @@ _CHUNK = 256  # images painted at once: their pixels stay in the processor's cac
 _LOCK = threading.Lock()  # of the module, so that a source stays picklable
 
 
-def combinations(*, held_out):
-    """All (shape, color, background) triples of one kind: int32 [22, 3] if `held_out`, else the
-    [122, 3] that training shows.
-    """
+def combinations(*, held_out: bool) -> np.ndarray:
+    """(shape, color, background) triples: int32 [22, 3] if `held_out`, else the other [122, 3]."""
     everything = np.stack(np.unravel_index(np.arange(144), (6, 6, 4)), axis=-1).astype(np.int32)
     chosen = np.array([tuple(triple) in set(HELD_OUT) for triple in everything.tolist()])
     return everything[chosen == held_out]
 
 
 def _mix(x):
-    """SplitMix64's finalizer, uint64 -> uint64 (Steele, Lea, Flood, "Fast splittable pseudorandom
-    number generators", 2014).
+    """SplitMix64's finalizer, uint64 -> uint64.
+
+    Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
     """
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -103,7 +81,9 @@ def _uniform(indices, *, split, seed, fields):
     return (bits >> np.uint64(11)) * 2.0**-53
 
 
-def draw(indices, *, split, seed=0, positions=False):
+def draw(
+    indices: np.ndarray, *, split: str, seed: int = 0, positions: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Factors and nuisances of examples by index; the same for any grouping of the indices.
 
     Args:
@@ -112,9 +92,11 @@ def draw(indices, *, split, seed=0, positions=False):
         the others.
       seed: another seed, another data set.
       positions: draw a position of the 3x3 grid too.
+
     Returns:
       factors int32 [n, 4] (5 with positions) in the order of `NAMES`; nuisances float64 [n, 5]: x,
       y, hue, size, rotation.
+
     Raises:
       UserError: unknown split.
     """
@@ -129,8 +111,9 @@ def draw(indices, *, split, seed=0, positions=False):
 
 
 def _distance(shape, x, y):
-    """Signed distance to the outline of a shape of radius 1, negative inside; exact along edges, a
-    bound at corners.
+    """Signed distance to the outline of a shape of radius 1, negative inside.
+
+    Exact along edges, a bound at corners.
     """
     if shape == 0:
         return np.hypot(x, y) - 1.0
@@ -148,10 +131,8 @@ def _distance(shape, x, y):
     return np.maximum(x - 1.0, y - 0.36)
 
 
-def coverage(factors, nuisances, *, image):
-    """The share of each pixel that the object covers: float32 [n, y, x]; reads neither color nor
-    background.
-    """
+def coverage(factors: np.ndarray, nuisances: np.ndarray, *, image: int) -> np.ndarray:
+    """The share of each pixel that the object covers, float32 [n, y, x]; colors are not read."""
     factors, nuisances = np.asarray(factors), np.asarray(nuisances, np.float32)
     shape, size = factors[:, 0], factors[:, 3]
     center = np.full((len(factors), 2), 0.5, np.float32) + nuisances[:, :2]
@@ -174,24 +155,24 @@ def coverage(factors, nuisances, *, image):
     return out
 
 
-def paint(color, hue):
-    """The object's color in [0, 1], float64 [n, 3], of color indices [n] and hue nuisances [n] in
-    degrees.
-    """
+def paint(color: np.ndarray, hue: np.ndarray) -> np.ndarray:
+    """Colors in [0, 1], float64 [n, 3], of color indices [n] and hue nuisances [n] in degrees."""
     turn = (np.asarray(color) + np.asarray(hue) / 60)[:, None] - np.array([3.0, 2.0, 4.0])
     distance = np.abs((turn + 3) % 6 - 3)  # on the circle of 6, from cyan, green, blue
     distance[:, 0] = 3 - distance[:, 0]  # red's channel is farthest from cyan
     return DARK + (BRIGHT - DARK) * np.clip(2 - distance, 0, 1)
 
 
-def render(factors, nuisances, *, image=16):
+def render(factors: np.ndarray, nuisances: np.ndarray, *, image: int = 16) -> np.ndarray:
     """Paint examples.
 
     Args:
       factors: int [n, 4 or 5], nuisances: float [n, 5], as `draw` returns them.
       image: the side in pixels, at least 16.
+
     Returns:
       uint8 [n, y, x, c], RGB.
+
     Raises:
       UserError: image below 16 pixels, where shapes cannot be told apart.
     """
@@ -202,10 +183,8 @@ def render(factors, nuisances, *, image=16):
     out = np.empty((len(factors), image, image, 3), np.uint8)
     chunk = max(1, _CHUNK * 256 // image**2)
     for start in range(0, len(factors), chunk):
-        f, z = (
-            np.asarray(factors[start : start + chunk]),
-            np.asarray(nuisances[start : start + chunk]),
-        )
+        f = np.asarray(factors[start : start + chunk])
+        z = np.asarray(nuisances[start : start + chunk])
         below = np.float32(255 * BACKGROUNDS[f[:, 2]])
         above = np.float32(255 * paint(f[:, 1], z[:, 2]))
         mask = coverage(f, z, image=image)
@@ -216,20 +195,13 @@ def render(factors, nuisances, *, image=16):
     return out
 
 
-def caption(factors):
-    """One example's factors, int [4 or 5], in words: "a large red ring on a white background"; the
-    position comes last.
+def caption(factors: np.ndarray) -> str:
+    """One example's factors, int [4 or 5], in words: "a large red ring on a white background".
+
+    The position comes last.
     """
-    words = dict(
-        zip(
-            NAMES,
-            (names[i] for names, i in zip(NAMES.values(), factors, strict=False)),
-            strict=False,
-        )
-    )
-    text = (
-        f"a {words['size']} {words['color']} {words['shape']} on a {words['background']} background"
-    )
+    words = {name: values[i] for (name, values), i in zip(NAMES.items(), factors)}
+    text = "a {size} {color} {shape} on a {background} background".format(**words)
     return f"{text}, {words['position']}" if "position" in words else text
 
 
@@ -262,13 +234,8 @@ class Shapes:
     ):
         if count < 1:
             raise UserError(f"data shapes: count={count}; ask for at least one example")
-        self.split, self.image, self.count, self.seed, self.positions = (
-            split,
-            image,
-            count,
-            seed,
-            positions,
-        )
+        self.split, self.image, self.count, self.seed = split, image, count, seed
+        self.positions = positions
         # A wrong split or size is reported here, not in the middle of a run.
         self._examples(np.arange(1))
 
@@ -306,8 +273,6 @@ class Shapes:
         return {k: v for k, v in self.__dict__.items() if k != "_everything"}
 
     def __repr__(self):
-        """Names the data, not the object: Grain writes it into its checkpoints and compares it at
-        restore.
-        """
+        """Names the data, not the object: Grain's checkpoints hold it and compare it at restore."""
         names = ("split", "image", "count", "seed", "positions")
         return f"Shapes({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"

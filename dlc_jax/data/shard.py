@@ -1,10 +1,9 @@
-"""ArrayRecord shards beside a manifest: each written whole or not at all, so that a writer that was
-killed goes on where it was.
+"""ArrayRecord shards beside a manifest, each written completely or not at all.
 
-While a set is being written, each complete shard has a `.json` of its own beside it,
-{"description", "shard"}: of which set it is, and its entry for the manifest. The manifest, written
-last, is the description and the entries; then the shards' own files go. Used by the code store and
-by the records of images.
+So a writer that was killed resumes where it was. While a set is being written, each complete shard
+has a `.json` of its own beside it, {"description", "shard"}: of which set it is, and its entry for
+the manifest. The manifest, written last, is the description and the entries; then the shards' own
+files go. Used by the code store and by the records of images.
 """
 
 import contextlib
@@ -112,12 +111,20 @@ def complete(directory, prefix, description, *, what):
     return known
 
 
+def wrong_size(path, size):
+    """What is wrong with the size of a file, in words; None if it is `size`."""
+    found = path.stat().st_size if path.exists() else None
+    if found == size:
+        return None
+    return "is missing" if found is None else f"has {found} bytes instead of {size}"
+
+
 def is_intact(path, entry):
     """Whether a shard has the size and the SHA-256 of its entry, None for an unknown shard.
 
     For a writer that resumes: it makes a damaged shard again. Who reads compares sizes.
     """
-    if entry is None or not path.exists() or path.stat().st_size != entry["bytes"]:
+    if entry is None or wrong_size(path, entry["bytes"]):
         return False
     return checksum.of_file(path) == entry["sha256"]
 
@@ -169,9 +176,7 @@ def _short(value):
 
 @contextlib.contextmanager
 def disk(what):
-    """A disk that refuses is the user's matter: one line. `what` is being written, such as "code
-    store DIR".
-    """
+    """Refuses in one line when a disk does; `what` is being written, such as "code store DIR"."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError when a write fails

@@ -6,6 +6,7 @@ the bytes of a file, `index`, and what else it knows.
 
 import inspect
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class DataSet:
       UserError: for an unknown name or option.
     """
 
-    def __init__(self, name, **options):
+    def __init__(self, name: str, **options):
         if name not in SOURCES:
             known = ", ".join(sorted(SOURCES))
             raise UserError(f"unknown data source {name!r}; use one of {known}")
@@ -50,7 +51,7 @@ class DataSet:
     def __exit__(self, *_):
         self.close()
 
-    def source(self, split, **view):
+    def source(self, split: str, **view) -> Shapes | Resilient:
         """The source of a split.
 
         Args:
@@ -72,9 +73,8 @@ class DataSet:
                 self._sources[key] = self._open(split, options)
             return self._sources[key]
 
-    def identity(self, split, **view):
-        """What defines the records of `source(split, **view)`: what is in the place, wherever it
-        is.
+    def identity(self, split: str, **view) -> dict:
+        """What defines the records of `source(split, **view)`: what is in the place, not where.
 
         Kept in code stores.
         """
@@ -85,7 +85,7 @@ class DataSet:
             return about | {"image": found.image, "crop": found.crop, **found.content()}
         return about | {key: options[key] for key in sorted(options) if key != "data_dir"}
 
-    def factors(self):
+    def factors(self) -> dict[str, Sequence[str]]:
         """{factor: names of its values} of records with `factors`, in their order; {} without."""
         if self.name == "shapes":
             left_out = set() if self._options.get("positions") else {"position"}
@@ -93,7 +93,7 @@ class DataSet:
         classes = self.source("train").source.classes
         return {"label": classes} if classes else {}
 
-    def judge(self):
+    def judge(self) -> Judge | None:
         """The `judge.Judge` that reads factors off images; None for a data set that has none.
 
         Raises:
@@ -104,7 +104,7 @@ class DataSet:
         known = ("image", "positions")
         return Judge(**{key: self._options[key] for key in known if key in self._options})
 
-    def close(self):
+    def close(self) -> None:
         """Closes what is open, and forgets it. Whatever still reads opens its files again."""
         with self._lock:
             for found in self._sources.values():
@@ -135,27 +135,27 @@ class DataSet:
         return Resilient(found, limit=found.limit)
 
 
-def source(name, split, **options):
+def source(name: str, split: str, **options) -> Shapes | Resilient:
     """`DataSet(name, **options).source(split)`."""
     return DataSet(name, **options).source(split)
 
 
-def identity(name, split, **options):
+def identity(name: str, split: str, **options) -> dict:
     """`DataSet(name, **options).identity(split)`."""
     return DataSet(name, **options).identity(split)
 
 
-def factors(name, **options):
+def factors(name: str, **options) -> dict[str, Sequence[str]]:
     """`DataSet(name, **options).factors()`."""
     return DataSet(name, **options).factors()
 
 
-def judge(name, **options):
+def judge(name: str, **options) -> Judge | None:
     """`DataSet(name, **options).judge()`."""
     return DataSet(name, **options).judge()
 
 
-def choose(source, count):
+def choose(source, count: int) -> np.ndarray:
     """Rows of `count` records that stand for all, increasing.
 
     They are evenly spaced, because files are sorted by class; of `Shapes` they are the first.

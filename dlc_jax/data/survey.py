@@ -1,6 +1,4 @@
-"""What is in a place of images: counts, classes, sizes, formats, what is broken, and a contact
-sheet.
-"""
+"""What is in a place of images: counts, classes, sizes, formats, damage, and a contact sheet."""
 
 import collections
 import dataclasses
@@ -50,8 +48,9 @@ class Survey:
 
 
 def survey(path, *, field="image", sample=None, workers=None, progress=None):
-    """Looks at the images of a place: each is decoded as for training, so that what would fail
-    there is found here.
+    """Looks at the images of a place, each decoded as for training.
+
+    What would fail in training is found here.
 
     Args:
       path: as `files.open_files` takes it.
@@ -69,11 +68,9 @@ def survey(path, *, field="image", sample=None, workers=None, progress=None):
     """
     images = files.scan(path, field=field, cache_gb=files.UNPACKED_GB)
     names, labels, splits = images.names, images.labels, naming.split_of(images.names) or []
-    order = (
-        range(len(images))
-        if images.sequential
-        else sorted(range(len(images)), key=names.__getitem__)
-    )
+    order = range(len(images))
+    if not images.sequential:
+        order = sorted(order, key=names.__getitem__)
     rows = spread(order, len(order) if sample is None else sample)
     wanted = set(spread(rows, SHEET * SHEET))
     workers = 1 if images.sequential else workers or os.cpu_count() or 1
@@ -92,11 +89,12 @@ def survey(path, *, field="image", sample=None, workers=None, progress=None):
             broken.append((names[row], wrong))
         elif tile is not None:
             tiles.append(tile)
-    counts = (
-        np.bincount(labels[labels >= 0], minlength=len(images.classes)).tolist()
-        if images.classes
-        else []
-    )
+    counts, damage = [], None
+    if images.classes:
+        counts = np.bincount(labels[labels >= 0], minlength=len(images.classes)).tolist()
+    if check:
+        second = progress and (lambda done, total: progress(done + total, 2 * total))
+        damage = _damage(path, progress=second)
     found = Survey(
         kind=images.kind,
         count=len(images),
@@ -114,11 +112,7 @@ def survey(path, *, field="image", sample=None, workers=None, progress=None):
         heights=np.array([height for _, height in sizes], np.int64),
         broken=broken,
         skipped=images.skipped,
-        damage=_damage(
-            path, progress=progress and (lambda done, total: progress(done + total, 2 * total))
-        )
-        if check
-        else None,
+        damage=damage,
     )
     return found, contact_sheet(tiles)
 
@@ -130,9 +124,7 @@ def spread(rows, count):
 
 
 def contact_sheet(tiles):
-    """A Pillow image of square tiles [TILE, TILE, 3], in rows of eight; gray paper if there are
-    none.
-    """
+    """A Pillow image of square tiles [TILE, TILE, 3] in rows of eight; gray if there are none."""
     columns = min(SHEET, max(len(tiles), 1))
     across, down = columns, max(-(-len(tiles) // columns), 1)
     sheet = Image.new(

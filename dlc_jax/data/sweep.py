@@ -1,4 +1,4 @@
-"""The same work on every record of a set, by threads, with the results in order and little memory."""
+"""The same work on every record of a set, by threads: results in order, and little memory."""
 
 import collections
 import concurrent.futures
@@ -10,7 +10,7 @@ def sweep(work, rows, *, workers, progress=None):
     """Yields work(row) of every row, in order.
 
     Threads are enough: reading files, hashing and Pillow's decoding let the others run. At most 3 *
-      workers * CHUNK results wait.
+    workers * CHUNK results wait.
 
     Args:
       work: row -> result, called from `workers` threads.

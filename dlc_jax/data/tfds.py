@@ -14,8 +14,9 @@ from dlc_jax.errors import UserError
 
 
 class Tfds:
-    """A TFDS data set that was prepared as ArrayRecord, read without tensorflow. Images are decoded
-    here, by Pillow.
+    """A TFDS data set that was prepared as ArrayRecord, read without tensorflow.
+
+    Images are decoded here, by Pillow.
 
     Args:
       split: "train" or "validation", read from the options of that name; anything else is a TFDS
@@ -55,7 +56,8 @@ class Tfds:
             self._encoded = field in features and isinstance(features[field], tfds.features.Image)
             decoders = {field: tfds.decode.SkipDecoding()} if self._encoded else None
             records = builder.as_data_source(split=split, decoders=decoders)
-        except Exception as error:  # TFDS raises a dozen types here; each is a matter of name, path, split or format
+        # TFDS raises a dozen types here; each is a matter of name, path, split or format.
+        except Exception as error:
             raise _refusal(
                 error,
                 f"split {split} of TFDS data set {dataset} in {data_dir or 'the default place'}",
@@ -86,9 +88,7 @@ class Tfds:
         return {**record, "image": pixels, "index": index}
 
     def encoded(self, index):
-        """(bytes of the image file, the other fields); an image that TFDS holds as pixels becomes a
-        PNG file.
-        """
+        """(bytes of the image file, the other fields); pixels become a PNG file."""
         record = dict(self._records[index])
         pixels = record.pop(self.field)
         if self._encoded:
@@ -101,8 +101,9 @@ class Tfds:
 
 
 def open_tfds(dataset, *, field):
-    """The `Listing` of all splits of a TFDS data set; images are named by split and number.
-    Arguments and errors as of `Tfds`.
+    """The `Listing` of all splits of a TFDS data set; arguments and errors as of `Tfds`.
+
+    Images are named by split and number.
 
     Classes are those of a feature `label`, if it is a ClassLabel.
     """

@@ -1,5 +1,4 @@
-"""Random crops on the host, one record at a time; everything random is drawn from the NumPy
-generator that is given.
+"""Random crops on the host, one record at a time, drawn from the NumPy generator that is given.
 
 Crop and flip work on Pillow images, (image, rng) -> image; what changes colors then works on the
 pixels of the crop, see `colors`. `MultiCrop` and `Views` work on records, (record, rng) -> record:
@@ -56,8 +55,9 @@ class RandomResizedCrop:
         self.resample = INTERPOLATIONS[interpolation]
 
     def box(self, width, height, rng):
-        """Draws (left, top, right, bottom) in an image of width x height; inside of it, unless
-        there is a shift.
+        """Draws (left, top, right, bottom) in an image of width x height.
+
+        It lies inside, unless there is a shift.
         """
         low, high = self.scale
         log_low, log_high = math.log(self.ratio[0]), math.log(self.ratio[1])
@@ -126,8 +126,7 @@ def _chain(*transforms):
 
 
 class MultiCrop:
-    """Augmented crops of one image: global ones for teacher and student, local ones for the
-    student.
+    """Augmented crops of one image: global ones for both networks, local ones for the student.
 
     DINO's (Caron et al., 2021), with DINOv2's values by default. A record's `image` is replaced by
     `global`, uint8 [g, y, x, 3], and `local`, uint8 [m, y, x, 3] (absent if there are none); its
@@ -223,8 +222,9 @@ class MultiCrop:
         }
 
     def shrink(self, boxes):
-        """How coarsely the image may be decoded: the greatest of SHRINKS that leaves each box the
-        pixels of its crop.
+        """How coarsely the image may be decoded.
+
+        The greatest of SHRINKS that leaves each box the pixels of its crop.
         """
         room = min(
             min(right - left, bottom - top) / cut.size
@@ -234,9 +234,7 @@ class MultiCrop:
         return next((shrink for shrink in SHRINKS if shrink <= room), 1)
 
     def cut(self, image, boxes, rng):
-        """{"global" or "local": uint8 [n, y, x, 3]}, from boxes in the coordinates of this Pillow
-        image.
-        """
+        """{"global" or "local": uint8 [n, y, x, 3]} of boxes in the image's coordinates."""
         return {
             name: np.stack([_cut(image, *crop, box, rng) for crop, box in zip(crops, boxes[name])])
             for name, crops in self._crops.items()
@@ -263,8 +261,9 @@ def _augment(image, kinds, rng):
 
 
 class Views:
-    """Several kinds of crops of one image, each with its own augmentations: {kind: MultiCrop} gives
-    the fields `kind/global`, `kind/local`.
+    """Several kinds of crops of one image, each with its own augmentations.
+
+    {kind: MultiCrop} gives the fields `kind/global` and `kind/local`.
     """
 
     def __init__(self, kinds):

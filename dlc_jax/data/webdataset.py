@@ -1,9 +1,10 @@
-"""Labels of WebDataset tars: members that lie beside the images, with the same name up to its first
-dot.
+"""Labels of WebDataset tars: members beside the images, with the same name up to its first dot.
 
-shard/0007.jpg    an image; shard/0007.left.png would be another of the same sample
-shard/0007.cls    its class, a number or a name as text
-shard/0007.json   or {"cls": ...}, {"label": ...}, {"class": ...}: a number or a name; .cls counts where there are both
+    shard/0007.jpg    an image; shard/0007.left.png would be another of the same sample
+    shard/0007.cls    its class, a number or a name as text
+    shard/0007.json   or {"cls": ...}, {"label": ...}, {"class": ...}: a number or a name
+
+Where there are both, .cls counts.
 """
 
 import json
@@ -54,17 +55,15 @@ def labeled(listing):
     if len(rows) == len(listing):
         return listing
     found = listing.select(rows)
-    found.size, found.skipped = (
-        listing.size,
-        listing.skipped | {"without a label, where others have one": len(listing) - len(rows)},
-    )
+    found.size = listing.size
+    found.skipped = listing.skipped | {
+        "without a label, where others have one": len(listing) - len(rows)
+    }
     return found
 
 
 def _split(name):
-    """(key of the sample, ending in lower case): the name up to the first dot of its last part, and
-    what follows.
-    """
+    """(key of the sample, ending in lower case): a name, cut at the first dot of its last part."""
     folder, slash, last = name.rpartition("/")
     stem, _, ending = last.partition(".")
     return folder + slash + stem, ending.lower()
@@ -82,24 +81,17 @@ def _in_json(data):
         found = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    found = (
-        next((found[key] for key in KEYS if key in found), None)
-        if isinstance(found, dict)
-        else None
-    )
+    if not isinstance(found, dict):
+        return None
+    found = next((found[key] for key in KEYS if key in found), None)
     if isinstance(found, str):
         return _clean(found)
-    return (
-        str(found)
-        if isinstance(found, int) and not isinstance(found, bool) and found >= 0
-        else None
-    )
+    number = isinstance(found, int) and not isinstance(found, bool) and found >= 0
+    return str(found) if number else None
 
 
 def _clean(text):
-    """A class as text, or None for what is no class: nothing, several lines, or -1, which stands
-    for none.
-    """
+    """A class as text; None for nothing, several lines, or -1, which stands for no class."""
     text = text.strip()
     if not 0 < len(text) <= 200 or len(text.splitlines()) > 1 or text == "-1":
         return None
