@@ -32,7 +32,7 @@ ROOMS = {
     "parameters positions shardings ssl_loss vit_parity",
     "diffusion: processes, samplers, guidance": "flow guidance masked",
     "checkpoints, metrics, report": "boards checkpoint metrics report",
-    "pipeline, samples, verbs": "cli composition factors judge pictures pipeline samples",
+    "pipeline, samples, verbs": "cli composition factors judge pictures pipeline",
     "import and export": "interop interop_cli",
     "plans for other machines": "plan plan_machine plan_program",
     "whole runs: quickstart, own images": "image_folder main",
