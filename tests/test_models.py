@@ -241,7 +241,9 @@ def test_remat_changes_what_is_stored_and_not_the_gradient():
 
 
 def small_vit(**fields):
-    return vit.ViT(**{"image": 8, "patch": 2, "registers": 2, "layer_scale": 1.0, **SMALL, **fields})
+    return vit.ViT(
+        **{"image": 8, "patch": 2, "registers": 2, "layer_scale": 1.0, **SMALL, **fields}
+    )
 
 
 def test_vit_is_the_blocks_on_class_registers_patches():
@@ -249,7 +251,14 @@ def test_vit_is_the_blocks_on_class_registers_patches():
     model = small_vit()
     variables = drawn(model, images)
     p = variables["params"]
-    patches = jnp.stack([images[:, y : y + 2, x : x + 2].reshape(2, -1) for y in range(0, 8, 2) for x in range(0, 8, 2)], axis=1)
+    patches = jnp.stack(
+        [
+            images[:, y : y + 2, x : x + 2].reshape(2, -1)
+            for y in range(0, 8, 2)
+            for x in range(0, 8, 2)
+        ],
+        axis=1,
+    )
     patches = patches @ p["patch_embed"]["kernel"] + p["patch_embed"]["bias"] + p["pos_embed"][1:]
     cls = jnp.broadcast_to(p["cls_token"] + p["pos_embed"][0], (2, 1, 16))
     x = jnp.concatenate([cls, jnp.broadcast_to(p["register_tokens"], (2, 2, 16)), patches], axis=1)
@@ -259,7 +268,9 @@ def test_vit_is_the_blocks_on_class_registers_patches():
     out = apply(model, variables, images)
     joined = jnp.concatenate([out["cls"][:, None], out["registers"], out["patches"]], axis=1)
     np.testing.assert_allclose(joined, x, atol=1e-4)
-    np.testing.assert_array_equal(out["vector"], apply(model, variables, out["cls"], method="normalize"))
+    np.testing.assert_array_equal(
+        out["vector"], apply(model, variables, out["cls"], method="normalize")
+    )
 
 
 def test_vit_block_scales_its_residuals():
@@ -294,7 +305,9 @@ def test_learned_positions_are_resized(antialias):
     for side in (3, 10):
         cls, patches = nn.apply(lambda model, side=side: model._positions(side), model)(variables)
         np.testing.assert_array_equal(cls, table[:1])
-        np.testing.assert_array_equal(patches, positions.resize(table[1:], side, antialias=antialias))
+        np.testing.assert_array_equal(
+            patches, positions.resize(table[1:], side, antialias=antialias)
+        )
 
 
 def test_vit_turns_queries_and_keys_of_patches():
@@ -305,7 +318,10 @@ def test_vit_turns_queries_and_keys_of_patches():
     p = variables["params"]
     assert "pos_embed" not in p
     patches = layers.patchify(images, 2) @ p["patch_embed"]["kernel"] + p["patch_embed"]["bias"]
-    tokens = [jnp.broadcast_to(p[name], (2, *p[name].shape[1:])) for name in ("cls_token", "register_tokens")]
+    tokens = [
+        jnp.broadcast_to(p[name], (2, *p[name].shape[1:]))
+        for name in ("cls_token", "register_tokens")
+    ]
     x = jnp.concatenate([*tokens, patches], axis=1)
     angles = positions.axial_rotary(4, 8, before=3)
     for layer in range(2):
@@ -313,7 +329,10 @@ def test_vit_turns_queries_and_keys_of_patches():
         x = apply(vit.Block(2, 4.0, 1.0, False, None), block, x, angles)
     out = apply(model, variables, images, every=True)
     np.testing.assert_allclose(out["blocks"][-1], x, atol=1e-4)
-    assert np.abs(out["patches"] - apply(small_vit(pos="sincos"), variables, images)["patches"]).max() > 1e-2
+    assert (
+        np.abs(out["patches"] - apply(small_vit(pos="sincos"), variables, images)["patches"]).max()
+        > 1e-2
+    )
 
 
 def test_vit_gives_every_block():
@@ -346,7 +365,12 @@ def test_swiglu():
 
 
 def test_vit_sizes_and_unknown_words():
-    for size, million in {"S": 22.1, "B": 86.6, "L": 304.4, "g": 1136.5}.items():  # DINOv2's own, for 518 pixels
+    for size, million in {
+        "S": 22.1,
+        "B": 86.6,
+        "L": 304.4,
+        "g": 1136.5,
+    }.items():  # DINOv2's own, for 518 pixels
         model = vit.ViT(518, 14, registers=0, **vit.SIZES[size])
         params = jax.eval_shape(model.init, KEY, jnp.zeros((1, 14, 14, 3)))["params"]
         assert round(count(params) / 1e6, 1) == million
@@ -381,7 +405,15 @@ def test_standardize_takes_the_mean_and_the_deviation_of_each_channel():
 
 
 def small_encoder(**fields):
-    fields = {"image": 8, "patch": 4, "registers": 2, "layer_scale": None, "hidden": 8, "bottleneck": 4, **fields}
+    fields = {
+        "image": 8,
+        "patch": 4,
+        "registers": 2,
+        "layer_scale": None,
+        "hidden": 8,
+        "bottleneck": 4,
+        **fields,
+    }
     return simplicial.Encoder(positions=L, values=V, prototypes=6, **SMALL, **fields)
 
 
@@ -426,7 +458,9 @@ def test_readouts(readout, read):
 
 
 def test_readouts_start_as_the_reference():
-    params = simplicial.Simplicial(64, 100, 64, readout="pos-shared").init(KEY, jnp.zeros((1, 400)))["params"]
+    params = simplicial.Simplicial(64, 100, 64, readout="pos-shared").init(
+        KEY, jnp.zeros((1, 400))
+    )["params"]
     assert 0.099 < np.abs(params["out"]["kernel"]).max() <= 0.1
     np.testing.assert_allclose(params["bias"].std(), 0.02, rtol=0.05)
 
@@ -437,25 +471,38 @@ def test_heads_that_cannot_be_are_refused():
         ({"values": 2**16 + 1}, "values=65537 is more than 65536"),
     ):
         with pytest.raises(UserError, match=message) as error:
-            simplicial.Simplicial(**{"positions": 1, "values": 3, "width": 2, **fields}).init(KEY, jnp.zeros((1, 2)))
+            simplicial.Simplicial(**{"positions": 1, "values": 3, "width": 2, **fields}).init(
+                KEY, jnp.zeros((1, 2))
+            )
         assert "\n" not in str(error.value)
 
 
 def test_simplicial_init_bounds():
     head = simplicial.Simplicial(32, 32, 64)
     params = head.init(KEY, jnp.zeros((1, 400)))["params"]
-    for kernel, bound in ((params["embed"]["kernel"], 400**-0.5), (params["out"]["kernel"], 1024**-0.5)):
+    for kernel, bound in (
+        (params["embed"]["kernel"], 400**-0.5),
+        (params["out"]["kernel"], 1024**-0.5),
+    ):
         assert 0.99 * bound < np.abs(kernel).max() <= bound
 
 
 def test_dino_head_init():
     """As DINOv2's: dense layers N(0, 0.02), directions of the prototypes uniform as torch's linear layers, gains 1."""
-    params = simplicial.DinoHead(512, hidden=256, bottleneck=64).init(KEY, jnp.zeros((1, 32)))["params"]
+    params = simplicial.DinoHead(512, hidden=256, bottleneck=64).init(KEY, jnp.zeros((1, 32)))[
+        "params"
+    ]
     for name in ("fc1", "fc2", "fc3"):
-        assert np.std(params[name]["kernel"]) == pytest.approx(0.02, rel=0.05) and not params[name]["bias"].any()
+        assert (
+            np.std(params[name]["kernel"]) == pytest.approx(0.02, rel=0.05)
+            and not params[name]["bias"].any()
+        )
     bound = 64**-0.5
     assert 0.99 * bound < np.abs(params["direction"]).max() <= bound
-    assert np.std(params["direction"]) == pytest.approx(bound / 3**0.5, rel=0.02) and (params["gain"] == 1).all()
+    assert (
+        np.std(params["direction"]) == pytest.approx(bound / 3**0.5, rel=0.02)
+        and (params["gain"] == 1).all()
+    )
 
 
 @pytest.mark.parametrize("relaxation", simplicial.RELAXATIONS)
@@ -470,13 +517,23 @@ def test_relaxations_give_points_of_the_simplex(relaxation):
 
 def test_softmax_at_low_temperature_is_argmax():
     logits = normal(0, 3, L, V)
-    np.testing.assert_array_equal(simplicial.relax(logits, "softmax", temperature=1e-5), jax.nn.one_hot(logits.argmax(-1), V))
+    np.testing.assert_array_equal(
+        simplicial.relax(logits, "softmax", temperature=1e-5), jax.nn.one_hot(logits.argmax(-1), V)
+    )
 
 
 def test_straight_through_has_the_gradient_of_gumbel():
-    logits, weight, keys = normal(0, 3, L, V), normal(1, 3, L, V), jax.random.split(jax.random.key(0), 3)
+    logits, weight, keys = (
+        normal(0, 3, L, V),
+        normal(1, 3, L, V),
+        jax.random.split(jax.random.key(0), 3),
+    )
     grads = [
-        jax.grad(lambda x, name=name: (weight * simplicial.relax(x, name, keys=keys, temperature=0.7)).sum())(logits)
+        jax.grad(
+            lambda x, name=name: (
+                weight * simplicial.relax(x, name, keys=keys, temperature=0.7)
+            ).sum()
+        )(logits)
         for name in ("straight_through", "gumbel")
     ]
     np.testing.assert_allclose(*grads, atol=1e-6)
@@ -486,9 +543,13 @@ def test_straight_through_has_the_gradient_of_gumbel():
 def test_straight_through_draws_from_the_softmax():
     logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
     keys = jax.random.split(jax.random.key(0), 4000)
-    draws = simplicial.relax(jnp.broadcast_to(logits, (4000, 2, 4)), "straight_through", keys=keys, temperature=0.3)
+    draws = simplicial.relax(
+        jnp.broadcast_to(logits, (4000, 2, 4)), "straight_through", keys=keys, temperature=0.3
+    )
     np.testing.assert_allclose(draws.mean((0, 1)), jnp.exp(logits), atol=0.03)
-    np.testing.assert_allclose((draws[:, 0] * draws[:, 1]).sum(-1).mean(), (jnp.exp(logits) ** 2).sum(), atol=0.04)
+    np.testing.assert_allclose(
+        (draws[:, 0] * draws[:, 1]).sum(-1).mean(), (jnp.exp(logits) ** 2).sum(), atol=0.04
+    )
 
 
 def test_noise_has_the_high_range(monkeypatch):
@@ -501,14 +562,18 @@ def test_noise_has_the_high_range(monkeypatch):
 
     monkeypatch.setattr(jax.random, "gumbel", gumbel)
     for relaxation in ("gumbel", "straight_through"):
-        simplicial.relax(normal(0, 3, L, V), relaxation, keys=jax.random.split(jax.random.key(0), 3))
+        simplicial.relax(
+            normal(0, 3, L, V), relaxation, keys=jax.random.split(jax.random.key(0), 3)
+        )
     assert asked == ["high", "high"]
 
 
 def test_noise_belongs_to_the_example():
     logits, keys = normal(0, 3, L, V), jax.random.split(jax.random.key(0), 3)
     whole = simplicial.relax(logits, "gumbel", keys=keys)
-    np.testing.assert_allclose(whole[1:2], simplicial.relax(logits[1:2], "gumbel", keys=keys[1:2]), atol=1e-6)
+    np.testing.assert_allclose(
+        whole[1:2], simplicial.relax(logits[1:2], "gumbel", keys=keys[1:2]), atol=1e-6
+    )
     same = simplicial.relax(jnp.broadcast_to(logits[:1], logits.shape), "gumbel", keys=keys)
     assert np.abs(same[0] - same[1]).max() > 0.05
 
@@ -529,7 +594,9 @@ def test_dino_head_scores_are_cosines_times_gains():
     for name in ("fc1", "fc2"):
         h = jax.nn.gelu(h @ p[name]["kernel"] + p[name]["bias"], approximate=False)
     h = h @ p["fc3"]["kernel"] + p["fc3"]["bias"]
-    cosine = (h / jnp.linalg.norm(h, axis=-1, keepdims=True)) @ (p["direction"] / jnp.linalg.norm(p["direction"], axis=0))
+    cosine = (h / jnp.linalg.norm(h, axis=-1, keepdims=True)) @ (
+        p["direction"] / jnp.linalg.norm(p["direction"], axis=0)
+    )
     np.testing.assert_allclose(apply(head, variables, x), cosine * p["gain"], atol=1e-5)
 
 
@@ -554,8 +621,12 @@ def test_encoder_outputs():
     # the class token is the shared final norm of the simplices' image, and it is what the DINO head reads
     p = variables["params"]
     raw = out["simplices"].reshape(3, -1) @ p["simplicial"]["out"]["kernel"]
-    np.testing.assert_allclose(out["vector"], apply(layers.LayerNorm(), {"params": p["vit"]["norm"]}, raw), atol=1e-4)
-    np.testing.assert_allclose(out["prototypes"], apply(model, variables, out["vector"], method="score"), atol=1e-5)
+    np.testing.assert_allclose(
+        out["vector"], apply(layers.LayerNorm(), {"params": p["vit"]["norm"]}, raw), atol=1e-4
+    )
+    np.testing.assert_allclose(
+        out["prototypes"], apply(model, variables, out["vector"], method="score"), atol=1e-5
+    )
 
 
 def test_encoder_reads_registers_and_class_token_only():
@@ -565,7 +636,9 @@ def test_encoder_reads_registers_and_class_token_only():
     variables = drawn(model, images)
     out = apply(model, variables, images)
     flat = jnp.concatenate([out["cls"], out["registers"][:, 0], out["registers"][:, 1]], axis=-1)
-    head = apply(simplicial.Simplicial(L, V, 16), {"params": variables["params"]["simplicial"]}, flat)
+    head = apply(
+        simplicial.Simplicial(L, V, 16), {"params": variables["params"]["simplicial"]}, flat
+    )
     np.testing.assert_allclose(out["logits"], head["logits"], atol=1e-5)
 
 
@@ -576,9 +649,15 @@ def test_encoder_without_registers_reads_the_class_token(readout):
     variables = drawn(model, images)
     out = apply(model, variables, images)
     assert out["registers"].shape == (3, 0, 16)
-    head = apply(simplicial.Simplicial(L, V, 16, readout=readout), {"params": variables["params"]["simplicial"]}, out["cls"])
+    head = apply(
+        simplicial.Simplicial(L, V, 16, readout=readout),
+        {"params": variables["params"]["simplicial"]},
+        out["cls"],
+    )
     np.testing.assert_allclose(out["logits"], head["logits"], atol=1e-5)
-    np.testing.assert_allclose(out["vector"], apply(model, variables, head["vector"], method="normalize"), atol=1e-4)
+    np.testing.assert_allclose(
+        out["vector"], apply(model, variables, head["vector"], method="normalize"), atol=1e-4
+    )
 
 
 # diffusion transformer
