@@ -18,6 +18,7 @@ from dlc_jax.models import (
     time_embedding,
     vit,
 )
+from dlc_jax.models.encoder import Encoder
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.typing import Condition
 
@@ -39,10 +40,10 @@ def integers(seed, high, *shape):
     return jnp.asarray(np.random.default_rng(seed).integers(high, size=shape), jnp.int32)
 
 
-def drawn(model, *args, scale=0.2, seed=1):
-    """Variables with nothing at zero, at one or alike, without the time that compiling `init` takes."""
+def drawn(model, *args, scale=0.2, seed=1, **options):
+    """Variables with nothing at zero, at one or alike, in less time than `init` compiles in."""
     random = np.random.default_rng(seed)
-    shapes = jax.eval_shape(functools.partial(model.init, KEY), *args)
+    shapes = jax.eval_shape(functools.partial(model.init, KEY, **options), *args)
     center = {"scale": 1, "q_scale": 1, "k_scale": 1, "gain": 1, "gamma1": 1, "gamma2": 1}
     return jax.tree.map_with_path(
         lambda path, leaf: jnp.asarray(
@@ -52,7 +53,7 @@ def drawn(model, *args, scale=0.2, seed=1):
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "method", "every", "read"))
+@functools.partial(jax.jit, static_argnames=("model", "method", "every", "read", "width"))
 def apply(model, variables, *args, method=None, **options):
     """Compiled once for each model and kind of call."""
     return model.apply(variables, *args, method=method, **options)
@@ -404,24 +405,17 @@ def test_standardize_takes_the_mean_and_the_deviation_of_each_channel():
 # simplicial head and encoder
 
 
-def small_encoder(**fields):
-    fields = {
-        "image": 8,
-        "patch": 4,
-        "registers": 2,
-        "layer_scale": None,
-        "hidden": 8,
-        "bottleneck": 4,
-        **fields,
-    }
-    return simplicial.Encoder(positions=L, values=V, prototypes=6, **SMALL, **fields)
+def small_encoder(readout="plain", **fields):
+    fields = {"image": 8, "patch": 4, "registers": 2, "layer_scale": None, **SMALL, **fields}
+    head = simplicial.Simplicial(L, V, readout=readout)
+    return Encoder(vit.ViT(**fields), head, simplicial.DinoHead(6, hidden=8, bottleneck=4))
 
 
 def test_simplicial_normalizes_positions_jointly():
     tokens = normal(0, 3, 12)
-    head = simplicial.Simplicial(L, V, 16)
-    variables = head.init(KEY, tokens)
-    logits = np.asarray(apply(head, variables, tokens)["logits"])
+    head = simplicial.Simplicial(L, V)
+    variables = head.init(KEY, tokens, width=16)
+    logits = np.asarray(apply(head, variables, tokens, width=16)["logits"])
     raw = np.asarray(tokens @ variables["params"]["embed"]["kernel"], np.float64)
     raw = (raw - raw.mean(-1, keepdims=True)) / np.sqrt(raw.var(-1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(logits, raw.reshape(3, L, V), atol=1e-5)
@@ -432,10 +426,10 @@ def test_simplicial_normalizes_positions_jointly():
 @pytest.mark.parametrize("readout", simplicial.READOUTS)
 def test_readouts(readout, read):
     tokens = normal(0, 3, 12)
-    head = simplicial.Simplicial(L, V, 16, readout=readout)
-    variables = drawn(head, tokens)
+    head = simplicial.Simplicial(L, V, readout=readout)
+    variables = drawn(head, tokens, width=16)
     p = variables["params"]
-    out = apply(head, variables, tokens, read=read)
+    out = apply(head, variables, tokens, width=16, read=read)
     low, high = read or (0, L)
     kernel = p["out"]["kernel"]
     expected = np.zeros((3, 16))
@@ -451,16 +445,16 @@ def test_readouts(readout, read):
             expected += p["bias"][place] / (high - low)
     assert ("bias" in p) == (readout == "pos-shared")
     np.testing.assert_allclose(out["vector"], expected, atol=1e-5)
-    narrow = apply(head, to_bfloat16(variables), tokens.astype(jnp.bfloat16), read=read)
+    short = tokens.astype(jnp.bfloat16)
+    narrow = apply(head, to_bfloat16(variables), short, width=16, read=read)
     assert narrow["vector"].dtype == jnp.bfloat16 and narrow["logits"].dtype == jnp.float32
     logits = np.asarray(narrow["logits"])
     assert (logits != logits.astype(jnp.bfloat16)).any()  # rounding would add ties
 
 
 def test_readouts_start_as_the_reference():
-    params = simplicial.Simplicial(64, 100, 64, readout="pos-shared").init(
-        KEY, jnp.zeros((1, 400))
-    )["params"]
+    head = simplicial.Simplicial(64, 100, readout="pos-shared")
+    params = head.init(KEY, jnp.zeros((1, 400)), width=64)["params"]
     assert 0.099 < np.abs(params["out"]["kernel"]).max() <= 0.1
     np.testing.assert_allclose(params["bias"].std(), 0.02, rtol=0.05)
 
@@ -470,16 +464,15 @@ def test_heads_that_cannot_be_are_refused():
         ({"readout": "mean"}, "readout='mean' is not one of plain, shared, pos-shared"),
         ({"values": 2**16 + 1}, "values=65537 is more than 65536"),
     ):
+        head = simplicial.Simplicial(**{"positions": 1, "values": 3, **fields})
         with pytest.raises(UserError, match=message) as error:
-            simplicial.Simplicial(**{"positions": 1, "values": 3, "width": 2, **fields}).init(
-                KEY, jnp.zeros((1, 2))
-            )
+            head.init(KEY, jnp.zeros((1, 2)), width=2)
         assert "\n" not in str(error.value)
 
 
 def test_simplicial_init_bounds():
-    head = simplicial.Simplicial(32, 32, 64)
-    params = head.init(KEY, jnp.zeros((1, 400)))["params"]
+    head = simplicial.Simplicial(32, 32)
+    params = head.init(KEY, jnp.zeros((1, 400)), width=64)["params"]
     for kernel, bound in (
         (params["embed"]["kernel"], 400**-0.5),
         (params["out"]["kernel"], 1024**-0.5),
@@ -488,21 +481,16 @@ def test_simplicial_init_bounds():
 
 
 def test_dino_head_init():
-    """As DINOv2's: dense layers N(0, 0.02), directions of the prototypes uniform as torch's linear layers, gains 1."""
-    params = simplicial.DinoHead(512, hidden=256, bottleneck=64).init(KEY, jnp.zeros((1, 32)))[
-        "params"
-    ]
+    """As DINOv2's: dense layers N(0, 0.02), directions uniform as torch's layers are, gains 1."""
+    head = simplicial.DinoHead(512, hidden=256, bottleneck=64)
+    params = head.init(KEY, jnp.zeros((1, 32)))["params"]
     for name in ("fc1", "fc2", "fc3"):
-        assert (
-            np.std(params[name]["kernel"]) == pytest.approx(0.02, rel=0.05)
-            and not params[name]["bias"].any()
-        )
+        assert np.std(params[name]["kernel"]) == pytest.approx(0.02, rel=0.05)
+        assert not params[name]["bias"].any()
     bound = 64**-0.5
     assert 0.99 * bound < np.abs(params["direction"]).max() <= bound
-    assert (
-        np.std(params["direction"]) == pytest.approx(bound / 3**0.5, rel=0.02)
-        and (params["gain"] == 1).all()
-    )
+    assert np.std(params["direction"]) == pytest.approx(bound / 3**0.5, rel=0.02)
+    assert (params["gain"] == 1).all()
 
 
 @pytest.mark.parametrize("relaxation", simplicial.RELAXATIONS)
@@ -523,19 +511,13 @@ def test_softmax_at_low_temperature_is_argmax():
 
 
 def test_straight_through_has_the_gradient_of_gumbel():
-    logits, weight, keys = (
-        normal(0, 3, L, V),
-        normal(1, 3, L, V),
-        jax.random.split(jax.random.key(0), 3),
-    )
-    grads = [
-        jax.grad(
-            lambda x, name=name: (
-                weight * simplicial.relax(x, name, keys=keys, temperature=0.7)
-            ).sum()
-        )(logits)
-        for name in ("straight_through", "gumbel")
-    ]
+    logits, weight = normal(0, 3, L, V), normal(1, 3, L, V)
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def weighed(x, name):
+        return (weight * simplicial.relax(x, name, keys=keys, temperature=0.7)).sum()
+
+    grads = [jax.grad(weighed)(logits, name) for name in ("straight_through", "gumbel")]
     np.testing.assert_allclose(*grads, atol=1e-6)
     assert np.abs(grads[0]).max() > 1e-3
 
@@ -618,7 +600,7 @@ def test_encoder_outputs():
     codes = apply(model, variables, images, method="codes")
     assert codes.dtype == jnp.int32
     np.testing.assert_array_equal(codes, out["logits"].argmax(-1))
-    # the class token is the shared final norm of the simplices' image, and it is what the DINO head reads
+    # the class token is the final norm of the simplices' image, and it is what the DINO head reads
     p = variables["params"]
     raw = out["simplices"].reshape(3, -1) @ p["simplicial"]["out"]["kernel"]
     np.testing.assert_allclose(
@@ -636,9 +618,8 @@ def test_encoder_reads_registers_and_class_token_only():
     variables = drawn(model, images)
     out = apply(model, variables, images)
     flat = jnp.concatenate([out["cls"], out["registers"][:, 0], out["registers"][:, 1]], axis=-1)
-    head = apply(
-        simplicial.Simplicial(L, V, 16), {"params": variables["params"]["simplicial"]}, flat
-    )
+    params = {"params": variables["params"]["simplicial"]}
+    head = apply(simplicial.Simplicial(L, V), params, flat, width=16)
     np.testing.assert_allclose(out["logits"], head["logits"], atol=1e-5)
 
 
@@ -649,11 +630,8 @@ def test_encoder_without_registers_reads_the_class_token(readout):
     variables = drawn(model, images)
     out = apply(model, variables, images)
     assert out["registers"].shape == (3, 0, 16)
-    head = apply(
-        simplicial.Simplicial(L, V, 16, readout=readout),
-        {"params": variables["params"]["simplicial"]},
-        out["cls"],
-    )
+    params = {"params": variables["params"]["simplicial"]}
+    head = apply(simplicial.Simplicial(L, V, readout=readout), params, out["cls"], width=16)
     np.testing.assert_allclose(out["logits"], head["logits"], atol=1e-5)
     np.testing.assert_allclose(
         out["vector"], apply(model, variables, head["vector"], method="normalize"), atol=1e-4
@@ -817,7 +795,7 @@ def test_masked_transformer():
 
 
 def test_masked_transformer_is_one_function_of_the_codes():
-    """Time-agnostic: no time goes in, and logits do not depend on the place or company in a batch."""
+    """No time goes in, and logits do not depend on the place or company in a batch."""
     codes = integers(3, V + 1, 4, L)
     model = small_prior()
     variables = drawn(model, codes)
@@ -976,16 +954,11 @@ def test_every_parameter_gets_a_gradient(name):
     assert silent == ({"['params']['vit']['mask_token']"} if name == "encoder" else set())
 
 
-def abstract(model, *shapes):
-    arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
-    return jax.eval_shape(model.init, KEY, *arguments)["params"]
-
-
 def test_simplicial_reads_only_the_positions_it_is_told_to():
-    head = simplicial.Simplicial(positions=4, values=3, width=5)
+    head = simplicial.Simplicial(positions=4, values=3)
     tokens = jax.random.normal(jax.random.key(0), (2, 8))
-    params = head.init(jax.random.key(1), tokens)
-    whole, half = head.apply(params, tokens), head.apply(params, tokens, read=(2, 4))
+    params = head.init(jax.random.key(1), tokens, width=5)
+    whole, half = (head.apply(params, tokens, width=5, read=read) for read in (None, (2, 4)))
     np.testing.assert_array_equal(whole["simplices"], half["simplices"])
     kernel = params["params"]["out"]["kernel"]
     want = np.asarray(whole["simplices"])[:, 2:].reshape(2, -1) @ np.asarray(kernel)[6:]

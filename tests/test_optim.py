@@ -1,4 +1,4 @@
-"""The optimizer by name: AdamW against its equations, what decays, what goes slower, what waits; and clipping in parts."""
+"""AdamW against its equations; what decays, goes slower and waits by name; clipping in parts."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,8 @@ import pytest
 
 from dlc_jax import optim
 from dlc_jax.errors import UserError
+from dlc_jax.models.encoder import Encoder
+from dlc_jax.models.vit import ViT
 from dlc_jax.step import clip_norms
 
 PAPER = "(?!.*(bias$|norm|gamma)).*"
@@ -31,6 +33,11 @@ def encoder(depth=3):
     }
 
 
+def adamw(steps, **options):
+    """The optimizer of a recipe with these options, for `encoder()`."""
+    return optim.AdamW(**options).make(steps, Encoder(ViT(depth=3)).layer)
+
+
 def flat(tree):
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
@@ -51,7 +58,7 @@ def moved(steps=1, *, params=None, **options):
     """How far each parameter goes under gradients of 1, in learning rates: 1 a step, for Adam."""
     params = params or encoder()
     grads = [jax.tree.map(jnp.ones_like, params)] * steps
-    *_, last = follow(optim.make(steps=100, learning_rate=1e-3, eps=0.0, **options), params, grads)
+    *_, last = follow(adamw(100, learning_rate=1e-3, eps=0.0, **options), params, grads)
     return {name: (value - last[name]) / 1e-3 for name, value in flat(params).items()}
 
 
@@ -61,8 +68,8 @@ def test_adamw_with_every_schedule_against_numpy():
     grads = [
         {"a": {"kernel": rng.normal(size=2), "bias": rng.normal(size=1)}} for _ in range(steps)
     ]
-    optimizer = optim.make(
-        steps=steps,
+    optimizer = adamw(
+        steps,
         learning_rate=0.1,
         schedule="cosine",
         warmup=warmup,
@@ -100,7 +107,7 @@ def test_plain_options_are_optax_adamw():
     kernels = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
     theirs = optim.Optimizer(optax.adamw(0.01, weight_decay=0.1, mask=kernels), None)
     for ours, other in zip(
-        follow(optim.make(steps=5, learning_rate=0.01, weight_decay=0.1), params, grads),
+        follow(adamw(5, learning_rate=0.01, weight_decay=0.1), params, grads),
         follow(theirs, params, grads),
     ):
         for name in ours:
@@ -154,9 +161,7 @@ def test_what_is_frozen_stays_and_then_goes_on_without_a_jump():
     freeze = (("head/(direction|gain)", 3), ("vit/.*", 6))
     grads = [jax.tree.map(jnp.ones_like, params)] * steps
     before, start = flat(params), flat(params)
-    optimizer = optim.make(
-        steps=steps, learning_rate=1e-3, weight_decay=0.5, decayed=PAPER, freeze=freeze
-    )
+    optimizer = adamw(steps, learning_rate=1e-3, weight_decay=0.5, decayed=PAPER, freeze=freeze)
     for step, after in enumerate(follow(optimizer, params, grads)):
         for name, value in after.items():
             until = (
@@ -177,7 +182,7 @@ def test_what_is_frozen_stays_and_then_goes_on_without_a_jump():
 def test_an_empty_choice_changes_no_state():
     """A run may be given `freeze` when it goes on: what is saved is the same."""
     plain, frozen = (
-        optim.make(steps=5, freeze=freeze).tx.init(encoder()) for freeze in ((), (("vit/.*", 3),))
+        adamw(5, freeze=freeze).tx.init(encoder()) for freeze in ((), (("vit/.*", 3),))
     )
     assert jax.tree.structure(plain) == jax.tree.structure(frozen)
 
@@ -195,7 +200,7 @@ def test_an_empty_choice_changes_no_state():
         ),  # the whole name
         (
             {"multipliers": (("head/(", 0.5),)},
-            r"optimizer.multipliers: 'head/\(' is no regular expression",
+            r"optimizer.multipliers: 'head/\(' is an invalid regular expression",
         ),
         (
             {"weight_decay": 0.1, "decayed": "kernel"},
@@ -206,7 +211,7 @@ def test_an_empty_choice_changes_no_state():
 )
 def test_mistakes_are_told_before_the_first_step(options, message):
     with pytest.raises(UserError, match=message):
-        jax.eval_shape(optim.make(steps=5, **options).tx.init, encoder())
+        jax.eval_shape(adamw(5, **options).tx.init, encoder())
 
 
 def test_parts_are_clipped_for_themselves():
