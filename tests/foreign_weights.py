@@ -1,4 +1,7 @@
-"""State dicts as other programs have them, written down by hand from the published names and shapes, with random entries."""
+"""State dicts as other programs have them, by hand from the published names and shapes.
+
+Their entries are random.
+"""
 
 import numpy as np
 
@@ -17,7 +20,7 @@ def official(
     depth=DEPTH,
     seed=0,
 ):
-    """DINOv2's names; with a `readout` those of the simplicial head too, and with `head` those of one DINO head or of 2."""
+    """DINOv2's names; with a `readout` the simplicial head's too, with `head` those of 1 or 2 heads."""
     d, joint = WIDTH, positions * values
     shapes = {"cls_token": (1, 1, d), "pos_embed": (1, 1 + SIDE * SIDE, d), "mask_token": (1, d)}
     if registers:

@@ -15,9 +15,11 @@ import pytest
 from foreign_weights import DEPTH, POSITIONS, VALUES, WIDTH, official, transformers
 from safetensors import numpy as safetensors_numpy
 
+from dlc_jax.cli.weights import abstract
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files, sections, slots, torch_names, weights
-from dlc_jax.models.simplicial import Encoder
+from dlc_jax.models.encoder import Encoder
+from dlc_jax.models.simplicial import DinoHead, Simplicial
 from dlc_jax.models.vit import ViT
 
 VARIANTS = {
@@ -28,16 +30,21 @@ VARIANTS = {
 }
 
 
+def parts(found):
+    """The encoder that shapes ask for."""
+    head = sections.head(found, "here")
+    return Encoder(
+        ViT(**sections.vit(found, "here")),
+        Simplicial(**sections.simplicial(found, None, VALUES, "here")),
+        DinoHead(**head.get("dino", {})),
+        head.get("separate_head", False),
+    )
+
+
 def encoder(state):
     """(Encoder, {path: shape}) that a state dict's shapes ask for."""
-    found = {name: tensor.shape for name, tensor in state.items()}
-    section = (
-        sections.vit(found, "here")
-        | sections.head(found, "here")
-        | sections.simplicial(found, None, VALUES, "here")
-    )
-    model = Encoder(**section)
-    images = jnp.zeros((1, section["image"], section["image"], 3))
+    model = parts({name: tensor.shape for name, tensor in state.items()})
+    images = jnp.zeros((1, model.backbone.image, model.backbone.image, 3))
     return model, slots.shapes_of(jax.eval_shape(model.init, jax.random.key(0), images)["params"])
 
 
@@ -50,11 +57,9 @@ def weights_of(tmp_path, state, metadata=None):
 def test_the_table_of_the_official_names_is_the_published_state_and_covers_the_model(variant):
     state = official(**VARIANTS[variant])
     model, shapes = encoder(state)
-    assert (model.readout, model.positions, model.values) == (
-        VARIANTS[variant]["readout"],
-        POSITIONS,
-        VALUES,
-    )
+    head = model.simplicial
+    assert (head.positions, head.values) == (POSITIONS, VALUES)
+    assert head.readout == VARIANTS[variant]["readout"]
     table = torch_names.official(shapes)
     unused = {"sem_cls_norm.weight", "sem_cls_norm.bias"}
     assert {name: slot.shape for name, slot in table.items()} == {
@@ -74,27 +79,11 @@ def test_both_layouts_give_the_same_parameters(tmp_path, registers, mlp):
     for theirs in (state, transformers(state)):
         given = weights_of(tmp_path, theirs)
         section = sections.vit(given.shapes, "here")
-        assert (
-            section
-            | {
-                "image": 12,
-                "patch": 4,
-                "width": 128,
-                "depth": 2,
-                "heads": 2,
-                "mlp": mlp,
-                "mlp_ratio": 4.0,
-            }
-            == section
-        )
-        assert (section["registers"], section["pos_resize"]) == (
-            registers,
-            "antialias" if registers else "plain",
-        )
-        tree = jax.eval_shape(ViT(**section).init, jax.random.key(0), jnp.zeros((1, 12, 12, 3)))[
-            "params"
-        ]
-        shapes = slots.shapes_of({"vit": tree})
+        sizes = {"image": 12, "patch": 4, "width": 128, "depth": 2, "heads": 2}
+        assert section | sizes | {"mlp": mlp, "mlp_ratio": 4.0} == section
+        assert section["registers"] == registers
+        assert section["pos_resize"] == ("antialias" if registers else "plain")
+        shapes = slots.shapes_of({"vit": abstract(ViT(**section), (1, 12, 12, 3))})
         table = torch_names.layout(given.shapes)(shapes)
         found.append(given.params(table, shapes))
         back = weights.tensors(found[-1], table, "here")
@@ -112,24 +101,15 @@ def test_where_single_entries_go(tmp_path):
     given = weights_of(tmp_path, state)
     ours = given.params(torch_names.official(shapes), shapes, unused=torch_names.UNUSED)
     # rows of the packed projection: queries, keys, values; then heads; then entries of a head
-    assert (
-        ours["vit/blocks/attention/qkv/kernel"][1, 7, 2, 1, 5]
-        == state["blocks.1.attn.qkv.weight"][2 * WIDTH + 64 + 5, 7]
-    )
-    assert (
-        ours["vit/blocks/attention/qkv/bias"][1, 2, 1, 5]
-        == state["blocks.1.attn.qkv.bias"][2 * WIDTH + 64 + 5]
-    )
+    row, qkv = 2 * WIDTH + 64 + 5, "vit/blocks/attention/qkv"
+    assert ours[f"{qkv}/kernel"][1, 7, 2, 1, 5] == state["blocks.1.attn.qkv.weight"][row, 7]
+    assert ours[f"{qkv}/bias"][1, 2, 1, 5] == state["blocks.1.attn.qkv.bias"][row]
     # patches are flattened as row, column, channel
-    assert (
-        ours["vit/patch_embed/kernel"][(2 * 4 + 3) * 3 + 1, 9]
-        == state["patch_embed.proj.weight"][9, 1, 2, 3]
-    )
+    kernel = ours["vit/patch_embed/kernel"]
+    assert kernel[(2 * 4 + 3) * 3 + 1, 9] == state["patch_embed.proj.weight"][9, 1, 2, 3]
     # row i * V + v of the embedding, column of the second register
-    assert (
-        ours["simplicial/embed/kernel"][2 * WIDTH + 11, 3 * VALUES + 5]
-        == state["sem_embed.weight"][3 * VALUES + 5, 2 * WIDTH + 11]
-    )
+    row, column = 3 * VALUES + 5, 2 * WIDTH + 11
+    assert ours["simplicial/embed/kernel"][column, row] == state["sem_embed.weight"][row, column]
     assert ours["simplicial/bias"][4, 3] == state["sem_bias"][4, 3]
     assert ours["head/direction"][3, 17] == state["dino_head.last_layer.weight_v"][17, 3]
     assert ours["head/gain"][17] == state["dino_head.last_layer.weight_g"][17, 0]
@@ -236,7 +216,7 @@ def changed(change):
         ("foreign", "cls_token is missing; it has conv1.weight, fc.bias"),
         ("empty", "cls_token is missing; dlc import"),
         ("no blocks", "there is no blocks.0"),
-        ("no square", "7 positions of patches, which make no square"),
+        ("no square", "7 positions of patches, which do not make a square"),
         ("width", "100 wide"),
         ("flat", r"cls_token is \(128,\), not of 3 dimensions"),
         ("half", r"blocks.0.mlp.fc1.bias is \(2, 3\)"),
@@ -247,18 +227,16 @@ def test_a_state_that_is_not_the_models_is_refused_in_one_line_that_names_tensor
 ):
     with pytest.raises(UserError, match=words) as refused:
         given = weights_of(tmp_path, changed(change))
-        section = sections.vit(given.shapes, "here") | sections.head(given.shapes, "here")
+        backbone = ViT(**sections.vit(given.shapes, "here"))
+        dino = DinoHead(**sections.head(given.shapes, "here").get("dino", {}))
+        head = Simplicial(1, 2)
         if change != "hole":
-            section |= sections.simplicial(given.shapes, POSITIONS, VALUES, "here")
-        model = Encoder(**{"positions": 1, "values": 2, "prototypes": 1} | section)
-        shapes = slots.shapes_of(
-            jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 12, 12, 3)))["params"]
-        )
-        shapes = (
-            shapes
-            if change != "hole"
-            else {path: shape for path, shape in shapes.items() if path.startswith("vit/")}
-        )
+            head = Simplicial(**sections.simplicial(given.shapes, POSITIONS, VALUES, "here"))
+        images = jnp.zeros((1, 12, 12, 3))
+        init = Encoder(backbone, head, dino).init
+        shapes = slots.shapes_of(jax.eval_shape(init, jax.random.key(0), images)["params"])
+        if change == "hole":
+            shapes = {path: shape for path, shape in shapes.items() if path.startswith("vit/")}
         given.params(torch_names.official(shapes), shapes, unused=torch_names.UNUSED)
     assert "\n" not in str(refused.value) and str(refused.value).count(" is missing") <= 10
 
@@ -383,9 +361,5 @@ def test_files_of_pytorch(tmp_path, capsys):
 
 
 def test_the_depth_is_counted():
-    assert (
-        sections.vit(
-            {name: tensor.shape for name, tensor in official(depth=DEPTH + 1).items()}, "here"
-        )["depth"]
-        == DEPTH + 1
-    )
+    shapes = {name: tensor.shape for name, tensor in official(depth=DEPTH + 1).items()}
+    assert sections.vit(shapes, "here")["depth"] == DEPTH + 1

@@ -1,4 +1,7 @@
-"""The ViT against transformers' Dinov2Model and Dinov2WithRegistersModel: every block's output, and codes, in float32 and bfloat16."""
+"""The ViT against transformers' Dinov2Model and Dinov2WithRegistersModel.
+
+Every block's output, and codes, in float32 and bfloat16.
+"""
 
 import functools
 
@@ -7,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlc_jax.models import simplicial, vit
+from dlc_jax.models import vit
+from dlc_jax.models.encoder import Encoder
 from dlc_jax.models.layers import compute_dtypes
+from dlc_jax.models.simplicial import DinoHead, Simplicial
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -19,15 +24,18 @@ SMALL = {"width": 96, "depth": 4, "heads": 3}
 
 
 def reference(width, depth, heads, registers, mlp="gelu"):
-    """A model of transformers with nothing at zero, at one or alike: LayerScale in 0.1..1, norms, biases and positions drawn too."""
-    config = dict(
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=heads,
-        image_size=518,
-        patch_size=14,
-        layer_norm_eps=1e-6,
-    )
+    """A model of transformers with nothing at zero, at one or alike.
+
+    LayerScale is in 0.1..1; norms, biases and positions are drawn too.
+    """
+    config = {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "image_size": 518,
+        "patch_size": 14,
+        "layer_norm_eps": 1e-6,
+    }
     config |= {"use_swiglu_ffn": mlp == "swiglu"} | (
         {"num_register_tokens": registers} if registers else {}
     )
@@ -184,7 +192,7 @@ def simplicial_head(inputs, joint):
 
 
 def torch_logits(model, pixels, head, positions, values, *, autocast=False):
-    """With `autocast` products are in bfloat16; the last norm is in float32 then too, as it is on a GPU and not on a CPU."""
+    """With `autocast` products are in bfloat16, and the last norm in float32, as on a GPU."""
     embed, scale, bias = map(torch.from_numpy, head)
     with torch.no_grad():
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
@@ -198,22 +206,8 @@ def torch_logits(model, pixels, head, positions, values, *, autocast=False):
 
 def with_head(network, variables, head, positions, values):
     """The encoder of this vision transformer and simplicial head, and its parameters."""
-    encoder = simplicial.Encoder(
-        518,
-        14,
-        network.width,
-        network.depth,
-        network.heads,
-        positions=positions,
-        values=values,
-        prototypes=8,
-        registers=network.registers,
-        mlp=network.mlp,
-        pos_resize=network.pos_resize,
-        hidden=8,
-        bottleneck=4,
-        remat="none",
-    )
+    dino = DinoHead(8, hidden=8, bottleneck=4)
+    encoder = Encoder(network, Simplicial(positions, values), dino)
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 14, 14, 3)))
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)["params"]
     params |= {"vit": variables["params"]}
@@ -233,7 +227,10 @@ def narrowed(params):
 @pytest.mark.parametrize("side, number", [(224, 8), (98, 8), (518, 4)])
 @pytest.mark.parametrize("registers, size", [(0, None), (4, None), (4, "S")])
 def test_codes(registers, size, side, number, capsys):
-    """The same simplicial head on both outputs. Codes may differ only where torch's two largest logits all but tie."""
+    """The same simplicial head on both outputs.
+
+    Codes may differ only where torch's two largest logits all but tie.
+    """
     model, network, variables = pair(registers, size=size)
     width, depth = network.width, network.depth
     head, pixels = simplicial_head((1 + registers) * width, L * V), images(number, side)
@@ -252,8 +249,10 @@ def test_codes(registers, size, side, number, capsys):
     agreement = (narrow == expected.argmax(-1)).mean()
     with capsys.disabled():
         print(
-            f"\n{model.config.model_type}, width {width}, depth {depth}, {side} px: logits within {error:.1e}, "
-            f"{1 - clear.mean():.3%} of {clear.size} codes too near a tie, {(found != expected.argmax(-1)).sum()} differ; "
+            f"\n{model.config.model_type}, width {width}, depth {depth}, {side} px: "
+            f"logits within {error:.1e}, "
+            f"{1 - clear.mean():.3%} of {clear.size} codes too near a tie, "
+            f"{(found != expected.argmax(-1)).sum()} differ; "
             f"bfloat16 agrees in {agreement:.2%}"
         )
     assert agreement > 0.98
@@ -270,7 +269,10 @@ VARIANTS = [  # of block and head: registers, mlp, positions, values
 
 
 def test_bfloat16_changes_no_more_codes_than_autocast(capsys):
-    """Within the error of counting, about sqrt(n); with the residual stream in bfloat16 too it would be one and a half times as many."""
+    """Within the error of counting, about sqrt(n).
+
+    With the residual stream in bfloat16 too it would be one and a half times as many.
+    """
     rows = []
     for registers, mlp, positions, values in VARIANTS:
         model, network, variables = pair(registers, mlp)
