@@ -20,7 +20,10 @@ def official(
     depth=DEPTH,
     seed=0,
 ):
-    """DINOv2's names; with a `readout` the simplicial head's too, with `head` those of 1 or 2 heads."""
+    """DINOv2's names.
+
+    With a `readout` those of the simplicial head too, with `head` those of one or two DINO heads.
+    """
     d, joint = WIDTH, positions * values
     shapes = {"cls_token": (1, 1, d), "pos_embed": (1, 1 + SIDE * SIDE, d), "mask_token": (1, d)}
     if registers:
