@@ -43,29 +43,18 @@ def dlc(capsys, *arguments):
 
 
 def import_sem(capsys, tmp_path, state, *flags, metadata=None):
-    write(tmp_path / "sem.safetensors", state, metadata)
-    return dlc(
-        capsys,
-        "import",
-        "sem",
-        tmp_path / "sem.safetensors",
-        "--out",
-        tmp_path / "run",
-        RECIPE,
-        *flags,
-    )
+    file = write(tmp_path / "sem.safetensors", state, metadata)
+    return dlc(capsys, "import", "sem", file, "--out", tmp_path / "run", RECIPE, *flags)
 
 
 def chunked(state):
     """As a wrapped training run names them: prefixes, and blocks in chunks of one."""
-    named = {
-        re.sub(r"^blocks\.(\d+)\.", r"blocks.\1.\1.", name): tensor
-        for name, tensor in state.items()
-    }
-    return {
-        f"backbone._orig_mod.{name}" if not name.startswith("dino") else name: tensor
-        for name, tensor in named.items()
-    }
+
+    def named(name):
+        name = re.sub(r"^blocks\.(\d+)\.", r"blocks.\1.\1.", name)
+        return name if name.startswith("dino") else f"backbone._orig_mod.{name}"
+
+    return {named(name): tensor for name, tensor in state.items()}
 
 
 CASES = {
@@ -128,12 +117,8 @@ def test_an_imported_run_encodes_and_its_encoder_is_complete(tmp_path, capsys):
 @pytest.mark.slow
 def test_later_steps_go_on_from_an_imported_encoder(tmp_path, capsys):
     import_sem(capsys, tmp_path, official(readout="pos-shared", head=True))
-    code, out, err = run(
-        "dlc_jax.cli",
-        "train",
-        f"--config={tmp_path / 'run' / 'config.json'}",
-        "--config.steps=('encoder','codes')",
-    )
+    flags = (f"--config={tmp_path / 'run' / 'config.json'}", "--config.steps=('encoder','codes')")
+    code, out, err = run("dlc_jax.cli", "train", *flags)
     assert (code, err) == (0, "") and "encoder: complete" in out, out + err
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["codes/train_count"] == 1024

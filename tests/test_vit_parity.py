@@ -36,13 +36,11 @@ def reference(width, depth, heads, registers, mlp="gelu"):
         "patch_size": 14,
         "layer_norm_eps": 1e-6,
     }
-    config |= {"use_swiglu_ffn": mlp == "swiglu"} | (
-        {"num_register_tokens": registers} if registers else {}
-    )
+    config |= {"use_swiglu_ffn": mlp == "swiglu"}
+    config |= {"num_register_tokens": registers} if registers else {}
     name = "Dinov2WithRegisters" if registers else "Dinov2"
-    model = getattr(transformers, f"{name}Model")(
-        getattr(transformers, f"{name}Config")(**config)
-    ).eval()
+    kind, settings = (getattr(transformers, f"{name}{word}") for word in ("Model", "Config"))
+    model = kind(settings(**config)).eval()
     random = np.random.default_rng(0)
     for path, leaf in model.named_parameters():
         if "lambda1" in path:
@@ -142,10 +140,9 @@ def images(number, side):
 def outputs(model, pixels, masked=None):
     """Of every block, [depth, b, n, d], and the normalized class token."""
     given = {} if masked is None else {"bool_masked_pos": torch.from_numpy(masked)}
+    given |= {"pixel_values": torch.from_numpy(pixels.transpose(0, 3, 1, 2))}
     with torch.no_grad():
-        out = model(
-            torch.from_numpy(pixels.transpose(0, 3, 1, 2)), output_hidden_states=True, **given
-        )
+        out = model(**given, output_hidden_states=True)
     return np.stack([states.numpy() for states in out.hidden_states[1:]]), out.pooler_output.numpy()
 
 
@@ -196,9 +193,8 @@ def torch_logits(model, pixels, head, positions, values, *, autocast=False):
     embed, scale, bias = map(torch.from_numpy, head)
     with torch.no_grad():
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            states = model(
-                torch.from_numpy(pixels.transpose(0, 3, 1, 2)), output_hidden_states=True
-            ).hidden_states
+            inputs = torch.from_numpy(pixels.transpose(0, 3, 1, 2))
+            states = model(inputs, output_hidden_states=True).hidden_states
             joint = states[-1][:, : len(embed) // model.config.hidden_size].flatten(1) @ embed
         joint = torch.nn.functional.layer_norm(joint.float(), scale.shape, scale, bias, 1e-6)
     return joint.reshape(-1, positions, values).numpy()
@@ -211,10 +207,8 @@ def with_head(network, variables, head, positions, values):
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 14, 14, 3)))
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)["params"]
     params |= {"vit": variables["params"]}
-    params["simplicial"] |= {
-        "embed": {"kernel": head[0]},
-        "norm": {"scale": head[1], "bias": head[2]},
-    }
+    norm = {"scale": head[1], "bias": head[2]}
+    params["simplicial"] |= {"embed": {"kernel": head[0]}, "norm": norm}
     return encoder, params
 
 
