@@ -280,7 +280,5 @@ class ViT(nn.Module):
 def standardize(images: UInt8[Array, "*n y x c"]) -> Float[Array, "*n y x c"]:
     """uint8 images to float32 with ImageNet's mean and deviation, as DINOv2's weights expect."""
     mean, deviation = jnp.array([0.485, 0.456, 0.406]), jnp.array([0.229, 0.224, 0.225])
-    pixels = images.astype(jnp.float32) / 255
-    return (pixels - mean.reshape((1,) * (images.ndim - 1) + (3,))) / deviation.reshape(
-        (1,) * (images.ndim - 1) + (3,)
-    )
+    pixels, shape = images.astype(jnp.float32) / 255, (1,) * (images.ndim - 1) + (3,)
+    return (pixels - mean.reshape(shape)) / deviation.reshape(shape)
