@@ -28,12 +28,12 @@ ROOMS = {
     "heic images inputs listing loader npz parquet shapes sources survey sweep transforms webdataset",
     "codes: store, job, health": "checkup cli_probe code_store codes_dtype codes_health codes_job "
     "masks neighbors probe shared_codes",
-    "networks, kernel, losses": "attention autoencoder diffusion_loss drop_path flops models "
-    "parameters positions shardings ssl_loss vit_parity",
-    "diffusion: processes, samplers, guidance": "flow guidance masked",
+    "networks, kernel, losses": "attention autoencoder diffusion_loss dit drop_path encoder "
+    "flops layers masked_transformer models parameters positions shardings ssl_loss vit vit_parity",
+    "diffusion: processes, samplers, guidance": "flow guidance masked schedules",
     "checkpoints, metrics, report": "boards checkpoint metrics report",
-    "pipeline, samples, verbs": "cli composition factors judge pictures pipeline",
-    "import and export": "interop interop_cli",
+    "pipeline, samples, verbs": "cli composition factors judge pictures pipeline samples",
+    "import and export": "interop interop_cli interop_refusals tensor_files",
     "plans for other machines": "plan plan_machine plan_program",
     "whole runs: quickstart, own images": "image_folder main",
 }

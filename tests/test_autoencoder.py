@@ -6,7 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_cli import refused
 
+from dlc_jax import cli
+from dlc_jax.checkpoint import load_params
+from dlc_jax.cli.weights import abstract
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files, slots, vae_names, weights
 from dlc_jax.models.autoencoder import Autoencoder
@@ -151,3 +155,21 @@ def test_parity_with_diffusers(tmp_path):
     assert set(back) == set(state) and all(
         (back[name] == tensor).all() for name, tensor in state.items()
     )
+
+
+def test_dlc_import_vae(tmp_path, capsys):
+    shapes = abstract(Autoencoder(channels=(32, 32), residuals=1), (1, 4, 4, 3))
+    table = vae_names.table(slots.shapes_of(shapes))
+    random = np.random.default_rng(0)
+    state = {name: random.standard_normal(slot.shape, np.float32) for name, slot in table.items()}
+    file, folder = tmp_path / "vae.safetensors", tmp_path / "vae"
+    files.save(file, {name.replace("to_q", "query"): tensor for name, tensor in state.items()})
+    assert cli.main(["import", "vae", str(file), "--out", str(folder)]) == 0
+    assert "channels (32, 32), residuals 1, latent 4" in capsys.readouterr().out
+    params = load_params(folder / "checkpoints", shapes)
+    assert (params["quant"]["kernel"][0, 0] == state["quant_conv.weight"][:, :, 0, 0].T).all()
+    queries = params["encoder_middle"]["attention"]["qkv"]["kernel"][:, 0, 0]
+    assert (queries == state["encoder.mid_block.attentions.0.to_q.weight"].T).all()
+    files.save(file, {name: tensor for name, tensor in state.items() if "to_k" not in name})
+    line = refused(capsys, "import", "vae", file, "--out", tmp_path / "x")
+    assert "encoder.mid_block" in line

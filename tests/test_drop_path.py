@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_models import apply, drawn, normal, small_encoder, small_vit
+from small_models import apply, drawn, normal, small_encoder, small_vit
 
 from dlc_jax import parallel
 from dlc_jax.errors import UserError

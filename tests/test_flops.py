@@ -6,7 +6,6 @@ and two layers are compiled and extrapolated to all.
 """
 
 import functools
-import importlib.util
 import math
 from pathlib import Path
 
@@ -14,12 +13,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from dlc_jax import command, recipe
 from dlc_jax.diffusion.guidance import Guidance, guided
 from dlc_jax.diffusion.masked import CodeSampler
 from dlc_jax.diffusion.sample import Sampler
-from dlc_jax.models import simplicial, vit
+from dlc_jax.models import vit
 from dlc_jax.models.dit import DiT
+from dlc_jax.models.encoder import Encoder
 from dlc_jax.models.masked_transformer import MaskedTransformer
+from dlc_jax.models.simplicial import DinoHead, Simplicial
 from dlc_jax.stages import STAGES
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -28,10 +30,7 @@ B = 2
 
 
 def load(name, variant=""):
-    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)
+    return command.parse(["dlc", f"--config={CONFIGS}/{name}.py:{variant}"])[0]
 
 
 def products(jaxpr):
@@ -56,8 +55,9 @@ def inputs(model, *, batch=B, image=None):
     if isinstance(model, MaskedTransformer):
         sigma = (jax.ShapeDtypeStruct((batch,), jnp.float32),) if model.sigma_conditioning else ()
         return jax.ShapeDtypeStruct((batch, model.positions), jnp.int32), *sigma
-    side = image or model.image
-    pixels = jax.ShapeDtypeStruct((batch, side, side, model.channels), jnp.float32)
+    body = model.backbone if isinstance(model, Encoder) else model
+    side = image or body.image
+    pixels = jax.ShapeDtypeStruct((batch, side, side, body.channels), jnp.float32)
     if not isinstance(model, DiT):
         return (pixels,)
     codes = (jax.ShapeDtypeStruct((batch, model.positions), jnp.int32),) if model.positions else ()
@@ -72,105 +72,64 @@ def forward(model, *, method=None, **given):
 
 
 WIDTHS = {"width": 24, "depth": 3, "heads": 2, "mlp_ratio": 2.3}
-ENCODER = {
-    "image": 16,
-    "patch": 4,
-    "positions": 3,
-    "values": 5,
-    "prototypes": 7,
-    "hidden": 9,
-    "bottleneck": 6,
-    "channels": 2,
-}
+
+
+def encoder(readout="plain", **fields):
+    backbone = vit.ViT(image=16, patch=4, channels=2, **WIDTHS, **fields)
+    head = Simplicial(positions=3, values=5, readout=readout)
+    return Encoder(backbone, head, DinoHead(prototypes=7, hidden=9, bottleneck=6))
+
+
 TINY = {
-    "vit": (vit, vit.ViT(image=16, patch=4, channels=2, **WIDTHS), {}, {}),
+    "vit": (vit.ViT(image=16, patch=4, channels=2, **WIDTHS), {}, {}),
     "vit, no registers, another image": (
-        vit,
         vit.ViT(16, 4, registers=0, pos="sincos", **WIDTHS),
         {"image": 8},
         {"image": 8},
     ),
-    "vit, rope": (vit, vit.ViT(16, 4, pos="rope", **WIDTHS | {"width": 16}), {}, {}),
-    "vit, swiglu": (vit, vit.ViT(16, 4, mlp="swiglu", **WIDTHS), {}, {}),
-    "encoder": (simplicial, simplicial.Encoder(**ENCODER, **WIDTHS), {}, {}),
-    "encoder, shared": (
-        simplicial,
-        simplicial.Encoder(readout="shared", **ENCODER, **WIDTHS),
-        {},
-        {},
-    ),
-    "encoder, pos-shared": (
-        simplicial,
-        simplicial.Encoder(readout="pos-shared", **ENCODER, **WIDTHS),
-        {},
-        {},
-    ),
-    "encoder, local crop": (
-        simplicial,
-        simplicial.Encoder(**ENCODER, pos="sincos", **WIDTHS),
-        {"image": 12},
-        {"image": 12},
-    ),
-    "encoder, codes": (
-        simplicial,
-        simplicial.Encoder(**ENCODER, **WIDTHS),
-        {"codes": True},
-        {"method": "codes"},
-    ),
-    "dit": (DiT, DiT(16, 3, 4, positions=3, values=5, qk_norm=True, **WIDTHS), {}, {}),
+    "vit, rope": (vit.ViT(16, 4, pos="rope", **WIDTHS | {"width": 16}), {}, {}),
+    "vit, swiglu": (vit.ViT(16, 4, mlp="swiglu", **WIDTHS), {}, {}),
+    "encoder": (encoder(), {}, {}),
+    "encoder, shared": (encoder(readout="shared"), {}, {}),
+    "encoder, pos-shared": (encoder(readout="pos-shared"), {}, {}),
+    "encoder, local crop": (encoder(pos="sincos"), {"image": 12}, {"image": 12}),
+    "encoder, codes": (encoder(), {"codes": True}, {"method": "codes"}),
+    "dit": (DiT(16, 3, 4, positions=3, values=5, qk_norm=True, **WIDTHS), {}, {}),
     "dit, no codes, more out": (
-        DiT,
         DiT(16, 3, 2, positions=0, values=0, out_channels=6, **WIDTHS),
         {},
         {},
     ),
-    "prior": (
-        MaskedTransformer,
-        MaskedTransformer(7, 5, per_position=True, **WIDTHS),
-        {},
-        {},
-    ),
-    "prior, sigma": (
-        MaskedTransformer,
-        MaskedTransformer(7, 5, sigma_conditioning=True, **WIDTHS),
-        {},
-        {},
-    ),
+    "prior": (MaskedTransformer(7, 5, per_position=True, **WIDTHS), {}, {}),
+    "prior, sigma": (MaskedTransformer(7, 5, sigma_conditioning=True, **WIDTHS), {}, {}),
 }
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_every_product_is_counted(name):
-    module, model, options, call = TINY[name]
+    model, options, call = TINY[name]
     function, arguments = forward(model, **call)
     traced = products(jax.make_jaxpr(function)(*arguments).jaxpr)
-    assert module.flops(model, **options) * B == traced
+    assert model.flops(**options) * B == traced
 
 
 @pytest.mark.parametrize("name", ["vit", "encoder"])
 def test_drop_path_leaves_its_share_of_the_blocks(name):
-    module, model, _, _ = TINY[name]
+    model, _, _ = TINY[name]
+    depth = WIDTHS["depth"]
     function, (variables, images) = forward(model, batch=2 * 8)
-    kept = jnp.zeros((model.depth, 2, 2, 6), jnp.int32)  # six of the eight rows of two groups
+    kept = jnp.zeros((depth, 2, 2, 6), jnp.int32)  # six of the eight rows of two groups
     traced = jax.make_jaxpr(lambda *arguments: function(*arguments, kept=kept))(variables, images)
     counted = products(traced.jaxpr)
-    assert module.flops(model, drop_path=0.25) * 16 == counted
+    assert model.flops(drop_path=0.25) * 16 == counted
 
 
 WHOLE = {  # at the paper's widths and depths
-    "dit": (DiT, DiT(), None),
-    "prior": (MaskedTransformer, MaskedTransformer(), None),
-    "vit": (vit, vit.ViT(224, 14, **vit.SIZES["L"]), 224),
-    "encoder, global": (
-        simplicial,
-        simplicial.Encoder(224, 14, positions=512, values=256, prototypes=65_536, **vit.SIZES["L"]),
-        224,
-    ),
-    "encoder, local": (
-        simplicial,
-        simplicial.Encoder(224, 14, positions=512, values=256, prototypes=65_536, **vit.SIZES["L"]),
-        98,
-    ),
+    "dit": (DiT(), None),
+    "prior": (MaskedTransformer(), None),
+    "vit": (vit.ViT(), 224),
+    "encoder, global": (Encoder(), 224),
+    "encoder, local": (Encoder(), 98),
 }
 
 
@@ -182,28 +141,33 @@ def extrapolate(count, depth):
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_models_within_five_percent_of_the_compiler(name):
-    module, model, image = WHOLE[name]
+    model, image = WHOLE[name]
+    depth = model.backbone.depth if isinstance(model, Encoder) else model.depth
 
     def compiled(depth):
-        function, arguments = forward(model.clone(depth=depth, unroll=0, remat="none"), image=image)
+        changes = {"depth": depth, "unroll": 0, "remat": "none"}
+        if isinstance(model, Encoder):
+            changes = {"backbone": model.backbone.clone(**changes)}
+        function, arguments = forward(model.clone(**changes), image=image)
         return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
 
-    formula = module.flops(model) if image is None else module.flops(model, image=image)
-    assert formula * B == pytest.approx(extrapolate(compiled, model.depth), rel=0.05)
+    formula = model.flops() if image is None else model.flops(image=image)
+    assert formula * B == pytest.approx(extrapolate(compiled, depth), rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["encoder", "prior", "generator"])
 def test_stages_within_five_percent_of_the_compiler(name, tmp_path):
-    config = load("imagenet256")
-    section, depth = config[name], config[name].model.depth
-    section.train.batch = B
-    section.model.update(unroll=0, remat="none")
+    body = f"{name}.model.backbone" if name == "encoder" else f"{name}.model"
+    changes = {f"{name}.train.batch": B, f"{body}.unroll": 0, f"{body}.remat": "none"}
     if name == "encoder":
         # of 4 global and 16 local crops in a group exactly a quarter is dropped
-        section.objective.update(koleo_group=B, mask_group=B, drop_path_group=B, drop_path=0.25)
+        groups = dict.fromkeys(("koleo_group", "mask_group", "drop_path_group"), B)
+        objective = groups | {"drop_path": 0.25}
+        changes |= {f"encoder.objective.{field}": value for field, value in objective.items()}
+    depth = dict(recipe.expansion.flat(load("imagenet256").to_dict()))[f"{body}.depth"]
 
     def made(depth):
-        section.model.depth = depth
+        config = recipe.changed(load("imagenet256"), changes | {f"{body}.depth": depth})
         return STAGES[name](config, step=name, workdir=tmp_path)
 
     def compiled(depth):
@@ -225,7 +189,7 @@ def test_stages_within_five_percent_of_the_compiler(name, tmp_path):
 def test_codes_job_counts_one_batch_up_to_the_logits(tmp_path):
     config = load("imagenet256")
     job = STAGES["codes"](config, step="codes", workdir=tmp_path)
-    model = simplicial.Encoder(**config.encoder.model)
+    model = recipe.build(Encoder, config.encoder.model)
     function, arguments = forward(model, method="codes", batch=config.codes.batch)
     assert job.programs["encode"].flops == products(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -235,11 +199,12 @@ def test_codes_job_counts_one_batch_up_to_the_logits(tmp_path):
     [("heun", 1.5, True), ("heun", 1.5, False), ("heun", 1.0, True), ("euler", 1.5, True)],
 )
 def test_samples_job_counts_the_calls_of_its_sampler(method, scale, drawn, tmp_path):
-    config = load("imagenet256")
-    config.samples.update(method=method, guidance=scale, sampling_steps=4)
-    config.samples.codes = "codes" if drawn else ""
+    sampler = {"method": method, "guidance.scale": scale, "steps": 4}
+    changes = {f"samples.sampler.{field}": value for field, value in sampler.items()}
     if not drawn:
-        config.generator.model.update(positions=0, values=0)
+        model = dict.fromkeys(("generator.model.positions", "generator.model.values"), 0)
+        changes |= {"samples.codes": ""} | model
+    config = recipe.changed(load("imagenet256"), changes)
     codes, calls = (jnp.zeros((2, 3), jnp.int32) if drawn else None), []
 
     def velocity(x, t, codes):
@@ -251,14 +216,14 @@ def test_samples_job_counts_the_calls_of_its_sampler(method, scale, drawn, tmp_p
         keys = jax.random.split(jax.random.key(0), 2)
         Sampler(method=method, steps=4).draw(function, keys, (1,))
     job = STAGES["samples"](config, step="samples", workdir=tmp_path)
-    once = DiT(**config.generator.model).flops()
+    once = recipe.build(DiT, config.generator.model).flops()
     assert job.programs["decode"].flops == config.samples.batch * len(calls) * once
 
 
 @pytest.mark.parametrize("calls", [0, 8])
 def test_samples_job_counts_the_calls_of_the_prior(calls, tmp_path):
-    config, seen = load("imagenet256", "32x4096"), []
-    config.samples.calls = calls
+    config = recipe.changed(load("imagenet256", "32x4096"), {"samples.code_sampler.calls": calls})
+    seen = []
 
     def logits(codes):
         seen.append(codes)
@@ -267,7 +232,7 @@ def test_samples_job_counts_the_calls_of_the_prior(calls, tmp_path):
     with jax.disable_jit():
         CodeSampler(calls=calls).draw(logits, jax.random.split(jax.random.key(0), 2), 32, 3)
     job = STAGES["samples"](config, step="samples", workdir=tmp_path)
-    once = MaskedTransformer(**config.prior.model).flops()
+    once = recipe.build(MaskedTransformer, config.prior.model).flops()
     assert job.programs["sample_codes"].flops == config.samples.batch * len(seen) * once
 
 
@@ -281,25 +246,26 @@ def test_published_counts():
     plain = vit.ViT(224, 14, registers=0, **vit.SIZES["L"])
     with_registers = vit.ViT(224, 14, **vit.SIZES["L"])
     for model, expected in ((plain, [162.0, 30.5]), (with_registers, [164.6, 33.0])):
-        found = [round(vit.flops(model, image=image) / 1e9, 1) for image in (224, 98)]
+        found = [round(model.flops(image=image) / 1e9, 1) for image in (224, 98)]
         assert found == expected
     assert round(MaskedTransformer().flops() / 1e9, 1) == 335.3
 
 
 def test_encoder_step_of_the_paper(tmp_path):
     """1.64 TF an image; 2.18 without drop path, of which 2.161 is without masked patches."""
-    config = load("imagenet256")
 
-    def image(**changed):
-        config.encoder.objective.update(changed)
+    def image(**objective):
+        changes = {f"encoder.objective.{field}": value for field, value in objective.items()}
+        config = recipe.changed(load("imagenet256"), changes)
         stage = STAGES["encoder"](config, step="encoder", workdir=tmp_path)
         return stage.flops / config.encoder.train.batch / 1e12
 
     assert round(image(), 2) == 1.64
     assert round(image(ibot=0.0), 3) == 1.629
-    assert round(image(drop_path=0.0), 3) == 2.161
-    whole = image(ibot=1.0)
+    unmasked = image(ibot=0.0, drop_path=0.0)
+    assert round(unmasked, 3) == 2.161
+    whole = image(ibot=1.0, drop_path=0.0)
     assert round(whole, 2) == 2.18
     # student forward and backward, teacher forward; half of two crops, 10 to 50 % of their patches
     head = 2.0 * (1024 * 2048 + 2048 * 2048 + 2048 * 256 + 256 * 65_536)
-    assert whole - image(ibot=0.0) == pytest.approx(4 * head * 0.5 * 0.3 * 2 * 256 / 1e12)
+    assert whole - unmasked == pytest.approx(4 * head * 0.5 * 0.3 * 2 * 256 / 1e12)

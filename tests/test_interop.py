@@ -3,21 +3,17 @@
 What is damaged or foreign is refused.
 """
 
-import json
-import pickle
-import sys
-
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 from foreign_weights import DEPTH, POSITIONS, VALUES, WIDTH, official, transformers
-from safetensors import numpy as safetensors_numpy
 
+from dlc_jax.cli.weights import abstract
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files, sections, slots, torch_names, weights
-from dlc_jax.models.simplicial import Encoder
+from dlc_jax.models.encoder import Encoder
+from dlc_jax.models.simplicial import DinoHead, Simplicial
 from dlc_jax.models.vit import ViT
 
 VARIANTS = {
@@ -28,16 +24,21 @@ VARIANTS = {
 }
 
 
+def parts(found):
+    """The encoder that shapes ask for."""
+    head = sections.head(found, "here")
+    return Encoder(
+        ViT(**sections.vit(found, "here")),
+        Simplicial(**sections.simplicial(found, None, VALUES, "here")),
+        DinoHead(**head.get("dino", {})),
+        head.get("separate_head", False),
+    )
+
+
 def encoder(state):
     """(Encoder, {path: shape}) that a state dict's shapes ask for."""
-    found = {name: tensor.shape for name, tensor in state.items()}
-    section = (
-        sections.vit(found, "here")
-        | sections.head(found, "here")
-        | sections.simplicial(found, None, VALUES, "here")
-    )
-    model = Encoder(**section)
-    images = jnp.zeros((1, section["image"], section["image"], 3))
+    model = parts({name: tensor.shape for name, tensor in state.items()})
+    images = jnp.zeros((1, model.backbone.image, model.backbone.image, 3))
     return model, slots.shapes_of(jax.eval_shape(model.init, jax.random.key(0), images)["params"])
 
 
@@ -50,11 +51,9 @@ def weights_of(tmp_path, state, metadata=None):
 def test_the_table_of_the_official_names_is_the_published_state_and_covers_the_model(variant):
     state = official(**VARIANTS[variant])
     model, shapes = encoder(state)
-    assert (model.readout, model.positions, model.values) == (
-        VARIANTS[variant]["readout"],
-        POSITIONS,
-        VALUES,
-    )
+    head = model.simplicial
+    assert (head.positions, head.values) == (POSITIONS, VALUES)
+    assert head.readout == VARIANTS[variant]["readout"]
     table = torch_names.official(shapes)
     unused = {"sem_cls_norm.weight", "sem_cls_norm.bias"}
     assert {name: slot.shape for name, slot in table.items()} == {
@@ -74,27 +73,11 @@ def test_both_layouts_give_the_same_parameters(tmp_path, registers, mlp):
     for theirs in (state, transformers(state)):
         given = weights_of(tmp_path, theirs)
         section = sections.vit(given.shapes, "here")
-        assert (
-            section
-            | {
-                "image": 12,
-                "patch": 4,
-                "width": 128,
-                "depth": 2,
-                "heads": 2,
-                "mlp": mlp,
-                "mlp_ratio": 4.0,
-            }
-            == section
-        )
-        assert (section["registers"], section["pos_resize"]) == (
-            registers,
-            "antialias" if registers else "plain",
-        )
-        tree = jax.eval_shape(ViT(**section).init, jax.random.key(0), jnp.zeros((1, 12, 12, 3)))[
-            "params"
-        ]
-        shapes = slots.shapes_of({"vit": tree})
+        sizes = {"image": 12, "patch": 4, "width": 128, "depth": 2, "heads": 2}
+        assert section | sizes | {"mlp": mlp, "mlp_ratio": 4.0} == section
+        assert section["registers"] == registers
+        assert section["pos_resize"] == ("antialias" if registers else "plain")
+        shapes = slots.shapes_of({"vit": abstract(ViT(**section), (1, 12, 12, 3))})
         table = torch_names.layout(given.shapes)(shapes)
         found.append(given.params(table, shapes))
         back = weights.tensors(found[-1], table, "here")
@@ -112,24 +95,15 @@ def test_where_single_entries_go(tmp_path):
     given = weights_of(tmp_path, state)
     ours = given.params(torch_names.official(shapes), shapes, unused=torch_names.UNUSED)
     # rows of the packed projection: queries, keys, values; then heads; then entries of a head
-    assert (
-        ours["vit/blocks/attention/qkv/kernel"][1, 7, 2, 1, 5]
-        == state["blocks.1.attn.qkv.weight"][2 * WIDTH + 64 + 5, 7]
-    )
-    assert (
-        ours["vit/blocks/attention/qkv/bias"][1, 2, 1, 5]
-        == state["blocks.1.attn.qkv.bias"][2 * WIDTH + 64 + 5]
-    )
+    row, qkv = 2 * WIDTH + 64 + 5, "vit/blocks/attention/qkv"
+    assert ours[f"{qkv}/kernel"][1, 7, 2, 1, 5] == state["blocks.1.attn.qkv.weight"][row, 7]
+    assert ours[f"{qkv}/bias"][1, 2, 1, 5] == state["blocks.1.attn.qkv.bias"][row]
     # patches are flattened as row, column, channel
-    assert (
-        ours["vit/patch_embed/kernel"][(2 * 4 + 3) * 3 + 1, 9]
-        == state["patch_embed.proj.weight"][9, 1, 2, 3]
-    )
+    kernel = ours["vit/patch_embed/kernel"]
+    assert kernel[(2 * 4 + 3) * 3 + 1, 9] == state["patch_embed.proj.weight"][9, 1, 2, 3]
     # row i * V + v of the embedding, column of the second register
-    assert (
-        ours["simplicial/embed/kernel"][2 * WIDTH + 11, 3 * VALUES + 5]
-        == state["sem_embed.weight"][3 * VALUES + 5, 2 * WIDTH + 11]
-    )
+    row, column = 3 * VALUES + 5, 2 * WIDTH + 11
+    assert ours["simplicial/embed/kernel"][column, row] == state["sem_embed.weight"][row, column]
     assert ours["simplicial/bias"][4, 3] == state["sem_bias"][4, 3]
     assert ours["head/direction"][3, 17] == state["dino_head.last_layer.weight_v"][17, 3]
     assert ours["head/gain"][17] == state["dino_head.last_layer.weight_g"][17, 0]
@@ -174,6 +148,11 @@ def test_codes_are_of_the_shape_that_tensors_or_the_caller_tell():
     ):
         with pytest.raises(UserError, match=words):
             sections.simplicial(shared | odd, None, None, "here")
+
+
+def test_the_depth_is_counted():
+    shapes = {name: tensor.shape for name, tensor in official(depth=DEPTH + 1).items()}
+    assert sections.vit(shapes, "here")["depth"] == DEPTH + 1
 
 
 # ---- what is refused
@@ -236,7 +215,7 @@ def changed(change):
         ("foreign", "cls_token is missing; it has conv1.weight, fc.bias"),
         ("empty", "cls_token is missing; dlc import"),
         ("no blocks", "there is no blocks.0"),
-        ("no square", "7 positions of patches, which make no square"),
+        ("no square", "7 positions of patches, which do not make a square"),
         ("width", "100 wide"),
         ("flat", r"cls_token is \(128,\), not of 3 dimensions"),
         ("half", r"blocks.0.mlp.fc1.bias is \(2, 3\)"),
@@ -247,145 +226,15 @@ def test_a_state_that_is_not_the_models_is_refused_in_one_line_that_names_tensor
 ):
     with pytest.raises(UserError, match=words) as refused:
         given = weights_of(tmp_path, changed(change))
-        section = sections.vit(given.shapes, "here") | sections.head(given.shapes, "here")
+        backbone = ViT(**sections.vit(given.shapes, "here"))
+        dino = DinoHead(**sections.head(given.shapes, "here").get("dino", {}))
+        head = Simplicial(1, 2)
         if change != "hole":
-            section |= sections.simplicial(given.shapes, POSITIONS, VALUES, "here")
-        model = Encoder(**{"positions": 1, "values": 2, "prototypes": 1} | section)
-        shapes = slots.shapes_of(
-            jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 12, 12, 3)))["params"]
-        )
-        shapes = (
-            shapes
-            if change != "hole"
-            else {path: shape for path, shape in shapes.items() if path.startswith("vit/")}
-        )
+            head = Simplicial(**sections.simplicial(given.shapes, POSITIONS, VALUES, "here"))
+        images = jnp.zeros((1, 12, 12, 3))
+        init = Encoder(backbone, head, dino).init
+        shapes = slots.shapes_of(jax.eval_shape(init, jax.random.key(0), images)["params"])
+        if change == "hole":
+            shapes = {path: shape for path, shape in shapes.items() if path.startswith("vit/")}
         given.params(torch_names.official(shapes), shapes, unused=torch_names.UNUSED)
     assert "\n" not in str(refused.value) and str(refused.value).count(" is missing") <= 10
-
-
-@pytest.mark.parametrize("kept", [0, 5, 100, -1])
-def test_a_truncated_file_is_refused(tmp_path, kept):
-    files.save(tmp_path / "state.safetensors", official())
-    whole = (tmp_path / "state.safetensors").read_bytes()
-    (tmp_path / "state.safetensors").write_bytes(whole[:kept])
-    with pytest.raises(UserError, match="state.safetensors is damaged, or not a safetensors file"):
-        files.load(tmp_path / "state.safetensors")
-
-
-def test_files_that_are_none(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="does not exist"):
-        files.load(tmp_path / "nothing.safetensors")
-    with pytest.raises(UserError, match="is a folder"):
-        files.load(tmp_path)
-    (tmp_path / "weights.npz").touch()
-    with pytest.raises(UserError, match="neither .safetensors nor one of .pth"):
-        files.load(tmp_path / "weights.npz")
-    (tmp_path / "pickle.safetensors").write_bytes(pickle.dumps(official()))
-    with pytest.raises(UserError, match="not a safetensors file"):
-        files.load(tmp_path / "pickle.safetensors")
-    safetensors_numpy.save_file({"two\nlines": np.zeros(3)}, tmp_path / "odd.safetensors")
-    with pytest.raises(UserError, match=r"unprintable names \('two\\nlines'"):
-        files.load(tmp_path / "odd.safetensors")
-    (tmp_path / "weights.pth").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match=r"install dlc_jax\[torch\], or convert it to safetensors"):
-        files.load(tmp_path / "weights.pth")
-
-
-def test_safetensors_of_every_type_come_back(tmp_path):
-    random = np.random.default_rng(0)
-    saved = {
-        dtype.__name__: random.standard_normal((3, 5)).astype(dtype)
-        for dtype in (np.float32, np.float16, ml_dtypes.bfloat16)
-    }
-    saved |= {"turned": saved["float32"].T, "nothing": np.zeros((0, 3), np.float32)}
-    files.save(tmp_path / "x.safetensors", saved, {"L": "4"})
-    found = files.load(tmp_path / "x.safetensors")
-    assert found.metadata == {"L": "4"} and found.shapes == {
-        name: tensor.shape for name, tensor in saved.items()
-    }
-    for name, tensor in saved.items():
-        assert (
-            found.read(name).dtype == tensor.dtype
-            and found.read(name).tobytes() == tensor.tobytes()
-        )
-    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
-    (tmp_path / "any").touch()
-    assert (tmp_path / "x.safetensors").stat().st_mode == (
-        tmp_path / "any"
-    ).stat().st_mode  # others may read it too
-    with pytest.raises(UserError, match="cannot write"):
-        files.save(tmp_path / "nowhere" / "x.safetensors", saved)
-
-
-def test_a_type_that_numpy_has_not(tmp_path):
-    header = json.dumps(
-        {"odd": {"dtype": "F8_E4M3", "shape": [3], "data_offsets": [0, 3]}}
-    ).encode()
-    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(3))
-    with pytest.raises(
-        UserError, match="odd is of a type that is not read here .*; convert it to float32"
-    ):
-        files.load(tmp_path / "x.safetensors").read("odd")
-
-
-class Evil:
-    def __reduce__(self):
-        return print, ("run by a pickle",)
-
-
-@pytest.mark.torch
-def test_files_of_pytorch(tmp_path, capsys):
-    torch = pytest.importorskip("torch")
-    state = {name: torch.from_numpy(tensor) for name, tensor in official().items()}
-    state["norm.weight"] = state["norm.weight"].to(torch.bfloat16)
-    state["norm.bias"] = state["norm.bias"].to(torch.float16)
-    path = tmp_path / "weights.pth"
-    for saved, options in (
-        (state, {}),
-        ({"teacher": state}, {}),
-        (state, {"_use_new_zipfile_serialization": False}),
-    ):
-        torch.save(saved, path, **options)
-        found = files.load(path)
-        assert list(found.shapes) == list(state)
-        for name, tensor in state.items():
-            assert (found.read(name).astype(np.float32) == tensor.float().numpy()).all()
-        assert (found.read("norm.weight").dtype, found.read("norm.bias").dtype) == (
-            ml_dtypes.bfloat16,
-            np.float16,
-        )
-    for odd in (
-        torch.eye(3).to_sparse(),
-        torch.zeros(3, dtype=torch.float8_e4m3fn),
-        torch.zeros(3, device="meta"),
-    ):
-        torch.save({"odd": odd}, path)
-        with pytest.raises(
-            UserError, match="odd is of a type that is not read here .*; convert it to float32"
-        ):
-            files.load(path).read("odd")
-    torch.save({"model": state, "epoch": 3}, path)
-    with pytest.raises(UserError, match="neither a dict of tensors.*'model', 'epoch'"):
-        files.load(path)
-    torch.save(state, path)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="damaged"):
-        files.load(path)
-    for dangerous in (state | {"code": Evil()}, Evil()):
-        torch.save(dangerous, path)
-        with pytest.raises(UserError, match="pickle of more than tensors"):
-            files.load(path)
-    path.write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(UserError, match="pickle of more than tensors|damaged"):
-        files.load(path)
-    assert "run by a pickle" not in capsys.readouterr().out
-
-
-def test_the_depth_is_counted():
-    assert (
-        sections.vit(
-            {name: tensor.shape for name, tensor in official(depth=DEPTH + 1).items()}, "here"
-        )["depth"]
-        == DEPTH + 1
-    )

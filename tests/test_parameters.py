@@ -1,7 +1,9 @@
-"""Parameter tables of the paper's models, as goldens, and the published counts as numbers. UPDATE_GOLDEN=1 rewrites the goldens."""
+"""Parameter tables of the paper's models, as goldens, and the published counts as numbers.
+
+UPDATE_GOLDEN=1 rewrites the goldens.
+"""
 
 import functools
-import importlib.util
 import math
 import os
 from pathlib import Path
@@ -10,9 +12,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from dlc_jax import command
 from dlc_jax.models.dit import DiT
+from dlc_jax.models.encoder import Encoder
 from dlc_jax.models.masked_transformer import MaskedTransformer
-from dlc_jax.models.simplicial import READOUTS, Encoder
+from dlc_jax.models.simplicial import READOUTS
+from dlc_jax.recipe import build
 from dlc_jax.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,24 +28,24 @@ KEY = jax.random.key(0)
 
 @functools.cache
 def recipe(variant=""):
-    spec = importlib.util.spec_from_file_location("imagenet256", ROOT / "configs" / "imagenet256.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)
+    file = f"{ROOT}/configs/imagenet256.py:{variant}"
+    return command.parse(["dlc", f"--config={file}"])[0]
 
 
 @functools.cache
 def published(name):
-    """Abstract parameters of the published network: the recipe's, with what differs in the original."""
-    section = recipe()[name].model.to_dict()
-    codes = jax.ShapeDtypeStruct((1, section["positions"]), jnp.int32)
+    """Abstract parameters of the published network: the recipe's, but for what differs there."""
+    kind = {"encoder": Encoder, "prior": MaskedTransformer, "generator": DiT}[name]
+    model = build(kind, recipe()[name].model)
+    codes = jax.ShapeDtypeStruct((1, recipe().prior.model.positions), jnp.int32)
     number = jax.ShapeDtypeStruct((1,), jnp.float32)
     if name == "encoder":  # positions for 518 pixels
-        model, arguments = Encoder(**section | {"image": 518}), (jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32),)
+        model = model.clone(backbone=model.backbone.clone(image=518))
+        arguments = (jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32),)
     elif name == "prior":  # SEDD's network reads sigma and has an output for the mask
-        model, arguments = MaskedTransformer(**section | {"sigma_conditioning": True}), (codes, number)
+        model, arguments = model.clone(sigma_conditioning=True), (codes, number)
     else:  # DiT also predicts a variance for each of the four channels
-        model = DiT(**section | {"out_channels": 8})
+        model = model.clone(out_channels=8)
         arguments = (jax.ShapeDtypeStruct((1, 32, 32, 4), jnp.float32), number, codes)
     return jax.eval_shape(model.init, KEY, *arguments)["params"]
 
@@ -61,12 +66,18 @@ def check(name, text):
     if os.environ.get("UPDATE_GOLDEN"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-    assert path.exists() and path.read_text() == text, f"{path.name} has changed; UPDATE_GOLDEN=1 pytest {Path(__file__).name}"
+    assert path.exists() and path.read_text() == text, (
+        f"{path.name} has changed; UPDATE_GOLDEN=1 pytest {Path(__file__).name}"
+    )
 
 
 def table(params):
     rows = [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), "x".join(map(str, leaf.shape)), f"{math.prod(leaf.shape):,}")
+        (
+            jax.tree_util.keystr(path, simple=True, separator="/"),
+            "x".join(map(str, leaf.shape)),
+            f"{math.prod(leaf.shape):,}",
+        )
         for path, leaf in jax.tree.leaves_with_path(params)
     ]
     rows += [(name, "all of it", f"{count(part):,}") for name, part in sorted(params.items())] + [
@@ -82,11 +93,12 @@ def test_table_of_the_published_network(name):
 
 def test_tables_of_the_readouts():
     """Of the simplicial head alone, as the published variants of the encoder have it."""
-    section = recipe().encoder.model.to_dict()
+    model = build(Encoder, recipe().encoder.model)
     pixels = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     tables = []
     for readout in READOUTS:
-        params = jax.eval_shape(Encoder(**section | {"readout": readout}).init, KEY, pixels)["params"]
+        variant = model.clone(simplicial=model.simplicial.clone(readout=readout))
+        params = jax.eval_shape(variant.init, KEY, pixels)["params"]
         tables.append(f"{readout}\n{table(params['simplicial'])}")
     check("parameters_readouts.txt", "\n".join(tables))
 
@@ -107,7 +119,9 @@ def test_published_encoder():
         "simplicial": 805.57,
         "head": 23.66,
     }
-    assert round((params["vit"] + params["simplicial"]) / 1e6, 2) == 1109.94  # "with head" is the simplicial one
+    assert (
+        round((params["vit"] + params["simplicial"]) / 1e6, 2) == 1109.94
+    )  # "with head" is the simplicial one
 
 
 def test_published_prior():
@@ -118,16 +132,24 @@ def test_published_generator():
     constants = 256 * 1152  # its positions are a frozen parameter there, and a constant here
     assert round((count(published("generator")) + constants) / 1e6, 2) == 825.56
     table = count(published("generator")["code_table"])
-    assert [round(number / 1e6, 2) for number in (table, count(published("generator")) + constants - table)] == [151.58, 673.98]
+    assert [
+        round(number / 1e6, 2)
+        for number in (table, count(published("generator")) + constants - table)
+    ] == [151.58, 673.98]
 
 
 def test_the_recipe_differs_from_the_published_networks_by_what_it_says():
-    difference = {name: count(published(name)) - count(trained("", name)) for name in ("encoder", "prior", "generator")}
+    difference = {
+        name: count(published(name)) - count(trained("", name))
+        for name in ("encoder", "prior", "generator")
+    }
     sigma = (256 * 128 + 128) + (128 * 128 + 128)
     modulation = (128 + 1) * 1024 * (24 * 6 + 2)
     assert difference == {
         "encoder": (37 * 37 - 16 * 16) * 1024,  # rows of positions, for 224 pixels instead of 518
-        "prior": sigma + modulation + (1024 + 1),  # the network is not told the time, and has no output for the mask
+        "prior": sigma
+        + modulation
+        + (1024 + 1),  # the network is not told the time, and has no output for the mask
         "generator": (1152 + 1) * 16,  # the velocity's 2 x 2 x 4 outputs, without as many variances
     }
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_models import normal
+from small_models import normal
 
 from dlc_jax.errors import UserError
 from dlc_jax.kernels.reference import rotate

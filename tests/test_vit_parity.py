@@ -1,4 +1,7 @@
-"""The ViT against transformers' Dinov2Model and Dinov2WithRegistersModel: every block's output, and codes, in float32 and bfloat16."""
+"""The ViT against transformers' Dinov2Model and Dinov2WithRegistersModel.
+
+Every block's output, and codes, in float32 and bfloat16.
+"""
 
 import functools
 
@@ -7,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlc_jax.models import simplicial, vit
+from dlc_jax.models import vit
+from dlc_jax.models.encoder import Encoder
 from dlc_jax.models.layers import compute_dtypes
+from dlc_jax.models.simplicial import DinoHead, Simplicial
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -19,13 +24,23 @@ SMALL = {"width": 96, "depth": 4, "heads": 3}
 
 
 def reference(width, depth, heads, registers, mlp="gelu"):
-    """A model of transformers with nothing at zero, at one or alike: LayerScale in 0.1..1, norms, biases and positions drawn too."""
-    config = dict(
-        hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, image_size=518, patch_size=14, layer_norm_eps=1e-6
-    )
-    config |= {"use_swiglu_ffn": mlp == "swiglu"} | ({"num_register_tokens": registers} if registers else {})
+    """A model of transformers with nothing at zero, at one or alike.
+
+    LayerScale is in 0.1..1; norms, biases and positions are drawn too.
+    """
+    config = {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "image_size": 518,
+        "patch_size": 14,
+        "layer_norm_eps": 1e-6,
+    }
+    config |= {"use_swiglu_ffn": mlp == "swiglu"}
+    config |= {"num_register_tokens": registers} if registers else {}
     name = "Dinov2WithRegisters" if registers else "Dinov2"
-    model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**config)).eval()
+    kind, settings = (getattr(transformers, f"{name}{word}") for word in ("Model", "Config"))
+    model = kind(settings(**config)).eval()
     random = np.random.default_rng(0)
     for path, leaf in model.named_parameters():
         if "lambda1" in path:
@@ -49,8 +64,13 @@ def converted(model, heads):
 
     def packed(paths, *shape):
         parts = [linear(path) for path in paths]
-        stacked = {name: np.stack([part[name] for part in parts], axis=-2) for name in ("kernel", "bias")}
-        return {name: leaf.reshape(*leaf.shape[:-1], *(shape or (-1,))) for name, leaf in stacked.items()}
+        stacked = {
+            name: np.stack([part[name] for part in parts], axis=-2) for name in ("kernel", "bias")
+        }
+        return {
+            name: leaf.reshape(*leaf.shape[:-1], *(shape or (-1,)))
+            for name, leaf in stacked.items()
+        }
 
     def norm(path):
         return {"scale": given[f"{path}.weight"], "bias": given[f"{path}.bias"]}
@@ -67,7 +87,9 @@ def converted(model, heads):
                 "out": linear(f"{path}.attention.o_proj"),
             },
             "mlp": {
-                "fc1": packed([f"{path}.mlp.{name}_proj" for name in ("gate", "up")]) if swiglu else linear(f"{path}.mlp.fc1"),
+                "fc1": packed([f"{path}.mlp.{name}_proj" for name in ("gate", "up")])
+                if swiglu
+                else linear(f"{path}.mlp.fc1"),
                 "fc2": linear(f"{path}.mlp.{'down_proj' if swiglu else 'fc2'}"),
             },
         }
@@ -83,7 +105,8 @@ def converted(model, heads):
         "pos_embed": given["embeddings.position_embeddings"][0],
         "norm": norm("layernorm"),
         "blocks": jax.tree.map(
-            lambda *layers: np.stack(layers), *(block(f"encoder.layer.{i}") for i in range(model.config.num_hidden_layers))
+            lambda *layers: np.stack(layers),
+            *(block(f"encoder.layer.{i}") for i in range(model.config.num_hidden_layers)),
         ),
     }
     if "embeddings.register_tokens" in given:
@@ -94,14 +117,20 @@ def converted(model, heads):
 def ours(width, depth, heads, registers, mlp="gelu"):
     """As transformers has it: without registers positions are resized without antialiasing."""
     resize = "antialias" if registers else "plain"
-    return vit.ViT(518, 14, width, depth, heads, registers=registers, mlp=mlp, pos_resize=resize, remat="none")
+    return vit.ViT(
+        518, 14, width, depth, heads, registers=registers, mlp=mlp, pos_resize=resize, remat="none"
+    )
 
 
 @functools.cache
 def pair(registers, mlp="gelu", size=None):
     sizes = vit.SIZES[size] if size else SMALL
     model = reference(**sizes, registers=registers, mlp=mlp)
-    return model, ours(**sizes, registers=registers, mlp=mlp), {"params": converted(model, sizes["heads"])}
+    return (
+        model,
+        ours(**sizes, registers=registers, mlp=mlp),
+        {"params": converted(model, sizes["heads"])},
+    )
 
 
 def images(number, side):
@@ -111,8 +140,9 @@ def images(number, side):
 def outputs(model, pixels, masked=None):
     """Of every block, [depth, b, n, d], and the normalized class token."""
     given = {} if masked is None else {"bool_masked_pos": torch.from_numpy(masked)}
+    given |= {"pixel_values": torch.from_numpy(pixels.transpose(0, 3, 1, 2))}
     with torch.no_grad():
-        out = model(torch.from_numpy(pixels.transpose(0, 3, 1, 2)), output_hidden_states=True, **given)
+        out = model(**given, output_hidden_states=True)
     return np.stack([states.numpy() for states in out.hidden_states[1:]]), out.pooler_output.numpy()
 
 
@@ -123,7 +153,9 @@ def compare(given, side, number=2, masked=None):
     out = jax.jit(functools.partial(network.apply, every=True))(variables, pixels, masked=masked)
     assert out["blocks"].shape == expected.shape
     for layer, (a, b) in enumerate(zip(np.asarray(out["blocks"]), expected)):
-        assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max(), f"block {layer}: {np.abs(a - b).max() / np.abs(b).max():.1e}"
+        assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max(), (
+            f"block {layer}: {np.abs(a - b).max() / np.abs(b).max():.1e}"
+        )
     assert np.abs(out["vector"] - vector).max() <= 1e-5 * np.abs(vector).max()
 
 
@@ -149,15 +181,20 @@ def simplicial_head(inputs, joint):
     """Kernel, scale and bias."""
     random = np.random.default_rng(2)
     embed = random.uniform(-1, 1, (inputs, joint)).astype(np.float32) / inputs**0.5
-    return embed, (1 + 0.2 * random.normal(size=joint)).astype(np.float32), 0.2 * random.normal(size=joint).astype(np.float32)
+    return (
+        embed,
+        (1 + 0.2 * random.normal(size=joint)).astype(np.float32),
+        0.2 * random.normal(size=joint).astype(np.float32),
+    )
 
 
 def torch_logits(model, pixels, head, positions, values, *, autocast=False):
-    """With `autocast` products are in bfloat16; the last norm is in float32 then too, as it is on a GPU and not on a CPU."""
+    """With `autocast` products are in bfloat16, and the last norm in float32, as on a GPU."""
     embed, scale, bias = map(torch.from_numpy, head)
     with torch.no_grad():
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            states = model(torch.from_numpy(pixels.transpose(0, 3, 1, 2)), output_hidden_states=True).hidden_states
+            inputs = torch.from_numpy(pixels.transpose(0, 3, 1, 2))
+            states = model(inputs, output_hidden_states=True).hidden_states
             joint = states[-1][:, : len(embed) // model.config.hidden_size].flatten(1) @ embed
         joint = torch.nn.functional.layer_norm(joint.float(), scale.shape, scale, bias, 1e-6)
     return joint.reshape(-1, positions, values).numpy()
@@ -165,25 +202,29 @@ def torch_logits(model, pixels, head, positions, values, *, autocast=False):
 
 def with_head(network, variables, head, positions, values):
     """The encoder of this vision transformer and simplicial head, and its parameters."""
-    encoder = simplicial.Encoder(
-        518, 14, network.width, network.depth, network.heads, positions=positions, values=values, prototypes=8,
-        registers=network.registers, mlp=network.mlp, pos_resize=network.pos_resize, hidden=8, bottleneck=4, remat="none",
-    )  # fmt: skip
+    dino = DinoHead(8, hidden=8, bottleneck=4)
+    encoder = Encoder(network, Simplicial(positions, values), dino)
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 14, 14, 3)))
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)["params"]
     params |= {"vit": variables["params"]}
-    params["simplicial"] |= {"embed": {"kernel": head[0]}, "norm": {"scale": head[1], "bias": head[2]}}
+    norm = {"scale": head[1], "bias": head[2]}
+    params["simplicial"] |= {"embed": {"kernel": head[0]}, "norm": norm}
     return encoder, params
 
 
 def narrowed(params):
-    return jax.tree.map(lambda leaf, dtype: jnp.asarray(leaf, dtype), params, compute_dtypes(params, "bfloat16"))
+    return jax.tree.map(
+        lambda leaf, dtype: jnp.asarray(leaf, dtype), params, compute_dtypes(params, "bfloat16")
+    )
 
 
 @pytest.mark.parametrize("side, number", [(224, 8), (98, 8), (518, 4)])
 @pytest.mark.parametrize("registers, size", [(0, None), (4, None), (4, "S")])
 def test_codes(registers, size, side, number, capsys):
-    """The same simplicial head on both outputs. Codes may differ only where torch's two largest logits all but tie."""
+    """The same simplicial head on both outputs.
+
+    Codes may differ only where torch's two largest logits all but tie.
+    """
     model, network, variables = pair(registers, size=size)
     width, depth = network.width, network.depth
     head, pixels = simplicial_head((1 + registers) * width, L * V), images(number, side)
@@ -202,32 +243,54 @@ def test_codes(registers, size, side, number, capsys):
     agreement = (narrow == expected.argmax(-1)).mean()
     with capsys.disabled():
         print(
-            f"\n{model.config.model_type}, width {width}, depth {depth}, {side} px: logits within {error:.1e}, "
-            f"{1 - clear.mean():.3%} of {clear.size} codes too near a tie, {(found != expected.argmax(-1)).sum()} differ; "
+            f"\n{model.config.model_type}, width {width}, depth {depth}, {side} px: "
+            f"logits within {error:.1e}, "
+            f"{1 - clear.mean():.3%} of {clear.size} codes too near a tie, "
+            f"{(found != expected.argmax(-1)).sum()} differ; "
             f"bfloat16 agrees in {agreement:.2%}"
         )
     assert agreement > 0.98
 
 
 VARIANTS = [  # of block and head: registers, mlp, positions, values
-    (0, "gelu", 512, 64), (4, "gelu", 512, 64), (0, "swiglu", 512, 64), (4, "swiglu", 512, 64), (4, "gelu", 128, 256), (4, "gelu", 64, 512),
-]  # fmt: skip
+    (0, "gelu", 512, 64),
+    (4, "gelu", 512, 64),
+    (0, "swiglu", 512, 64),
+    (4, "swiglu", 512, 64),
+    (4, "gelu", 128, 256),
+    (4, "gelu", 64, 512),
+]
 
 
 def test_bfloat16_changes_no_more_codes_than_autocast(capsys):
-    """Within the error of counting, about sqrt(n); with the residual stream in bfloat16 too it would be one and a half times as many."""
+    """Within the error of counting, about sqrt(n).
+
+    With the residual stream in bfloat16 too it would be one and a half times as many.
+    """
     rows = []
     for registers, mlp, positions, values in VARIANTS:
         model, network, variables = pair(registers, mlp)
-        head, pixels = simplicial_head((1 + registers) * network.width, positions * values), images(16, 98)
-        exact, auto = (torch_logits(model, pixels, head, positions, values, autocast=on).argmax(-1) for on in (False, True))
+        head, pixels = (
+            simplicial_head((1 + registers) * network.width, positions * values),
+            images(16, 98),
+        )
+        exact, auto = (
+            torch_logits(model, pixels, head, positions, values, autocast=on).argmax(-1)
+            for on in (False, True)
+        )
         encoder, params = with_head(network, variables, head, positions, values)
-        found = jax.jit(functools.partial(encoder.apply, method="codes"))({"params": narrowed(params)}, pixels)
+        found = jax.jit(functools.partial(encoder.apply, method="codes"))(
+            {"params": narrowed(params)}, pixels
+        )
         rows.append((exact.size, (found != exact).sum(), (auto != exact).sum()))
     rows = np.array(rows, int)
     with capsys.disabled():
-        for variant, (size, differ, under) in zip([*VARIANTS, "all"], [*rows, rows.sum(0)], strict=True):
-            print(f"\n{variant}: of {size} codes bfloat16 changes {differ}, autocast {under}", end="")
+        for variant, (size, differ, under) in zip(
+            [*VARIANTS, "all"], [*rows, rows.sum(0)], strict=True
+        ):
+            print(
+                f"\n{variant}: of {size} codes bfloat16 changes {differ}, autocast {under}", end=""
+            )
         print()
     assert (rows[:, 2] > 0).all()
     assert (rows[:, 1] <= rows[:, 2] + 3 * np.sqrt(rows[:, 1:].sum(1))).all()

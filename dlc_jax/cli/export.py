@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-import ml_collections
 import ml_dtypes
 import numpy as np
+from ml_collections import ConfigDict
 
 from dlc_jax import recipe
-from dlc_jax import workdir as home
 from dlc_jax.cli import weights
 from dlc_jax.cli.networks import prepare, writing
 from dlc_jax.errors import UserError
@@ -23,20 +22,18 @@ EXAMPLE = f"{SEM}\n  {DINOV2}"
 def arguments(parser) -> None:
     parser.epilog = f"examples:\n  {EXAMPLE}"
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, what, example, out in (
-        (
-            "sem",
-            "the encoder, by the published names; an imported one as it came, byte by byte",
-            SEM,
-            ("FILE", "a .safetensors file"),
-        ),
-        ("dinov2", "its vision transformer, as a folder that transformers loads", DINOV2, ("FOLDER", "a new folder")),
-    ):
-        made = actions.add_parser(
-            name, help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=f"example: {example}", allow_abbrev=False
-        )
-        made.add_argument("workdir", metavar="W", help="folder of a run")
-        made.add_argument("--out", required=True, metavar=out[0], help=out[1])
+    what = "the encoder, by the published names; an imported one as it came, byte by byte"
+    _action(actions, "sem", what, SEM, "FILE", "a .safetensors file")
+    what = "its vision transformer, as a folder that transformers loads"
+    _action(actions, "dinov2", what, DINOV2, "FOLDER", "a new folder")
+
+
+def _action(actions, name: str, what: str, example: str, metavar: str, out: str) -> None:
+    said = f"{what[0].upper()}{what[1:]}."
+    settings = {"description": said, "epilog": f"example: {example}", "allow_abbrev": False}
+    action = actions.add_parser(name, help=what, **settings)
+    action.add_argument("workdir", metavar="W", help="folder of a run")
+    action.add_argument("--out", required=True, metavar=metavar, help=out)
 
 
 def run(arguments, rest) -> None:
@@ -49,14 +46,16 @@ def run(arguments, rest) -> None:
 def sem(arguments) -> None:
     out = Path(arguments.out)
     if out.suffix != ".safetensors":
-        raise UserError(f"dlc export sem: --out={out} is no .safetensors file")
+        raise UserError(f"dlc export sem: --out={out} is not a .safetensors file")
     model, directory, params = _load(arguments.workdir)
     prepare(out, out.parent)
     facts = _record(directory)
     if facts is None:
-        _complete(params, model)
+        _complete(params, model.backbone)
         found = tensors(params, torch_names.official(slots.shapes_of(params)), str(directory))
-        metadata = {"format": "pt", "L": str(model["positions"]), "V": str(model["values"]), "heads": str(model["heads"])}
+        code = {"L": model.simplicial.positions, "V": model.simplicial["values"]}
+        numbers = code | {"heads": model.backbone.heads}
+        metadata = {"format": "pt", **{name: str(number) for name, number in numbers.items()}}
     else:
         found, metadata = _as_it_came(params, directory, facts), facts["metadata"]
     files.save(out, found, metadata)
@@ -66,71 +65,96 @@ def sem(arguments) -> None:
 def dinov2(arguments) -> None:
     out = weights.absent(arguments.out)
     model, directory, params = _load(arguments.workdir)
+    backbone = model.backbone
     prepare(out, out)
     params = {path: array for path, array in params.items() if path.startswith("vit/")}
-    _complete(params, model)
+    _complete(params, backbone)
     found = tensors(params, torch_names.transformers(slots.shapes_of(params)), str(directory))
-    name = "Dinov2WithRegisters" if model["registers"] else "Dinov2"
-    files.save(out / "model.safetensors", found, {"format": "pt", "heads": str(model["heads"])})
+    name = "Dinov2WithRegisters" if backbone.registers else "Dinov2"
+    metadata = {"format": "pt", "heads": str(backbone.heads)}
+    files.save(out / "model.safetensors", found, metadata)
     with writing(out):
-        (out / "config.json").write_text(json.dumps(_transformers_config(model, name), indent=2) + "\n")
+        text = json.dumps(_transformers_config(backbone, name), indent=2)
+        (out / "config.json").write_text(f"{text}\n")
     print(
-        f"wrote {out}: {name}Model, {len(found)} tensors, {_readable(found)}; the simplicial and the DINO head are not part of it"
+        f"wrote {out}: {name}Model, {len(found)} tensors, {_readable(found)}; "
+        "the simplicial and the DINO head are not part of it"
     )
-    if (model["pos_resize"] == "antialias") != bool(model["registers"]):
-        print(f"images of other than {model['image']} pixels differ: {name}Model resizes positions by the other bicubic")
+    if (backbone.pos_resize == "antialias") != bool(backbone.registers):
+        print(
+            f"images of other than {backbone.image} pixels differ: "
+            f"{name}Model resizes positions by the other bicubic"
+        )
 
 
-def _load(workdir: str):
-    """(model section, directory of the step, parameters by path) of a run's encoder."""
-    config = ml_collections.ConfigDict(home.read_config(workdir))
+def _load(workdir: str) -> tuple[ConfigDict, Path, dict[str, np.ndarray]]:
+    """(model section, directory of the step, parameters by path) of a run's encoder.
+
+    Raises:
+      UserError: no run, no encoder in it, or one with another backbone than a ViT.
+    """
+    config = recipe.of_run(workdir)
     if weights.STEP not in config:
         raise UserError(f"{workdir} is a run whose recipe has no step {weights.STEP!r}")
+    model = config[weights.STEP].model
+    if model.backbone.name != "vit":
+        raise UserError(
+            f"{workdir} has an encoder with backbone {model.backbone.name!r}, which these formats "
+            "have no names for; only 'vit' can be exported"
+        )
     from dlc_jax import checkpoint
-    from dlc_jax.models.simplicial import Encoder
+    from dlc_jax.models.encoder import Encoder
 
-    model = config[weights.STEP].model.to_dict()
     directory = recipe.trained(config, workdir, weights.STEP)
-    abstract = weights.abstract(Encoder(**model), (1, model["image"], model["image"], 3))
+    images = (1, model.backbone.image, model.backbone.image, 3)
+    abstract = weights.abstract(recipe.build(Encoder, model), images)
     params = checkpoint.load_params(directory / "checkpoints", abstract)
     return model, directory, {path: np.asarray(array) for path, array in slots.flat(params).items()}
 
 
-def _complete(params: dict[str, np.ndarray], model: dict) -> None:
+def _complete(params: dict[str, np.ndarray], backbone: ConfigDict) -> None:
     """Adds what other programs always have: LayerScale of ones, fixed positions as a table.
 
     Raises:
       UserError: rotary positions, which no other program of this kind has.
     """
-    if model["pos"] == "rope":
-        raise UserError("rotary positions (pos='rope') are none that DINOv2 has; this encoder cannot be exported")
-    if model["pos"] == "sincos":
+    if backbone.pos == "rope":
+        raise UserError(
+            "DINOv2 has no rotary positions (pos='rope'); this encoder cannot be exported"
+        )
+    width, depth = backbone.width, backbone.depth
+    if backbone.pos == "sincos":
         from dlc_jax.models.positions import sincos_2d
 
-        side = model["image"] // model["patch"]
-        table = sincos_2d(side, side, model["width"])
-        params["vit/pos_embed"] = np.concatenate([np.zeros((1, model["width"]), np.float32), table])
+        side = backbone.image // backbone.patch
+        first = np.zeros((1, width), np.float32)
+        params["vit/pos_embed"] = np.concatenate([first, sincos_2d(side, side, width)])
     for name in ("gamma1", "gamma2"):
-        params.setdefault(f"vit/blocks/{name}", np.ones((model["depth"], model["width"]), np.float32))
+        params.setdefault(f"vit/blocks/{name}", np.ones((depth, width), np.float32))
 
 
 def _record(directory: Path) -> dict | None:
-    """What import wrote down."""
+    """What import wrote down, or None of an encoder that was trained here."""
     path = directory / weights.RECORD
     try:
         return json.loads(path.read_text()) if path.exists() else None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); put a copy back, or import the encoder anew") from error
+        raise UserError(
+            f"{path} cannot be read ({error}); put a copy back, or import the encoder again"
+        ) from error
 
 
-def _as_it_came(params: dict[str, np.ndarray], directory: Path, facts: dict) -> dict[str, np.ndarray]:
-    """The tensors of the file that was imported, by their names and dtypes there; a head that it had not is left out."""
-    table = tensors(params, torch_names.layout(map(torch_names.clean, facts["dtypes"]))(slots.shapes_of(params)), str(directory))
+def _as_it_came(params: dict, directory: Path, facts: dict) -> dict[str, np.ndarray]:
+    """The tensors of the imported file, by its names and dtypes; without a head that it lacked."""
+    layout = torch_names.layout(map(torch_names.clean, facts["dtypes"]))
+    table = tensors(params, layout(slots.shapes_of(params)), str(directory))
     aside = files.load(directory / weights.ASIDE) if (directory / weights.ASIDE).exists() else None
     found = {}
     for name, dtype in facts["dtypes"].items():
-        clean = torch_names.clean(name)
-        found[name] = table[clean].astype(_dtype(dtype), copy=False) if clean in table else aside.read(name)
+        tensor = table.get(torch_names.clean(name))
+        found[name] = (
+            aside.read(name) if tensor is None else tensor.astype(_dtype(dtype), copy=False)
+        )
     return found
 
 
@@ -138,26 +162,26 @@ def _dtype(name: str):
     return ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)
 
 
-def _transformers_config(model: dict, name: str) -> dict:
-    ratio = model["mlp_ratio"]
+def _transformers_config(backbone: ConfigDict, name: str) -> dict:
+    ratio = backbone.mlp_ratio
     config = {
         "architectures": [f"{name}Model"],
         "model_type": {"Dinov2": "dinov2", "Dinov2WithRegisters": "dinov2_with_registers"}[name],
-        "hidden_size": model["width"],
-        "num_hidden_layers": model["depth"],
-        "num_attention_heads": model["heads"],
+        "hidden_size": backbone.width,
+        "num_hidden_layers": backbone.depth,
+        "num_attention_heads": backbone.heads,
         "mlp_ratio": int(ratio) if ratio == int(ratio) else ratio,
-        "use_swiglu_ffn": model["mlp"] == "swiglu",
+        "use_swiglu_ffn": backbone.mlp == "swiglu",
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-6,
-        "layerscale_value": model["layer_scale"] or 1.0,
-        "image_size": model["image"],
-        "patch_size": model["patch"],
-        "num_channels": model["channels"],
+        "layerscale_value": backbone.layer_scale or 1.0,
+        "image_size": backbone.image,
+        "patch_size": backbone.patch,
+        "num_channels": backbone.channels,
         "qkv_bias": True,
         "dtype": "float32",
     }
-    return config | ({"num_register_tokens": model["registers"]} if model["registers"] else {})
+    return config | ({"num_register_tokens": backbone.registers} if backbone.registers else {})
 
 
 def _readable(found: dict[str, np.ndarray]) -> str:

@@ -1,13 +1,14 @@
-"""What import and export share: the parameters of a model before it has any, and what is written down of a file that was imported."""
+"""What import and export share: shapes of parameters, and files beside an imported encoder."""
 
 from pathlib import Path
 
 from dlc_jax.errors import UserError
 from dlc_jax.interop import slots
 
-STEP = "encoder"  # of a recipe, that an encoder is taken from or put in
-RECORD = "imported.json"  # beside the checkpoints of an imported encoder: the file, its metadata, names and dtypes
-ASIDE = "aside.safetensors"  # beside it: the tensors that nothing here reads
+STEP = "encoder"  # of a recipe: an encoder is taken from it or put in it
+# beside the checkpoints of an imported encoder
+RECORD = "imported.json"  # the file it came from, its metadata, names and dtypes
+ASIDE = "aside.safetensors"  # tensors of the file that nothing here reads
 
 
 def abstract(model, *arguments: tuple[int, ...]) -> dict:
@@ -25,7 +26,11 @@ def shapes(model, *arguments: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
 
 
 def absent(path: str | Path) -> Path:
-    """A folder that nothing is in yet."""
+    """The path of a folder, if it does not exist or is empty.
+
+    Raises:
+      UserError: it is there.
+    """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} is there already; move it away, or give another --out")

@@ -21,7 +21,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def clean(name: str) -> str:
-    """A name without prefixes, and with blocks counted through: blocks.CHUNK.N.… is blocks.N.…"""
+    """A name without prefixes, and with blocks counted through: blocks.CHUNK.N is blocks.N."""
     while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), ""):
         name = name.removeprefix(prefix)
     return re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", name)

@@ -12,8 +12,8 @@ import numpy as np
 
 from dlc_jax.errors import UserError
 from dlc_jax.models.layers import (
-    RULES,
     FAN_IN,
+    RULES,
     ZEROS,
     Attention,
     Dense,

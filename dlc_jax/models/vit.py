@@ -46,7 +46,10 @@ BELOW = r"(patch_embed|pos_embed|cls_token|register_tokens|mask_token)(/.*)?"
 
 
 class Block(nn.Module):
-    """Pre-norm block: x + gamma1 attention(norm x), then x + gamma2 mlp(norm x); without LayerScale the gammas are 1."""
+    """Pre-norm block: x + gamma1 attention(norm x), then x + gamma2 mlp(norm x).
+
+    Without LayerScale the gammas are 1.
+    """
 
     heads: int
     mlp_ratio: float
@@ -100,8 +103,8 @@ class ViT(nn.Module):
       registers: extra tokens that belong to no patch.
       mlp_ratio: width of the MLP over that of a token; `layers.mlp_hidden`.
       mlp: "gelu", or "swiglu" as in DINOv2's size g.
-      pos: "learned" positions, fixed "sincos" ones of patches only, or "rope". Rotary positions turn
-        queries and keys of patches along both axes (`positions.axial_rotary`).
+      pos: "learned" positions, fixed "sincos" ones of patches only, or "rope". Rotary positions
+        turn queries and keys of patches along both axes (`positions.axial_rotary`).
       pos_resize: bicubic that makes positions for other sizes, "antialias" or "plain". See
         `positions.cubic_matrix`. DINOv2 with registers and transformers'
         Dinov2WithRegistersModel use the first, transformers' Dinov2Model the second. DINOv2's own
@@ -277,7 +280,5 @@ class ViT(nn.Module):
 def standardize(images: UInt8[Array, "*n y x c"]) -> Float[Array, "*n y x c"]:
     """uint8 images to float32 with ImageNet's mean and deviation, as DINOv2's weights expect."""
     mean, deviation = jnp.array([0.485, 0.456, 0.406]), jnp.array([0.229, 0.224, 0.225])
-    pixels = images.astype(jnp.float32) / 255
-    return (pixels - mean.reshape((1,) * (images.ndim - 1) + (3,))) / deviation.reshape(
-        (1,) * (images.ndim - 1) + (3,)
-    )
+    pixels, shape = images.astype(jnp.float32) / 255, (1,) * (images.ndim - 1) + (3,)
+    return (pixels - mean.reshape(shape)) / deviation.reshape(shape)

@@ -205,5 +205,6 @@ def check_crops(crops, patch: int, step: str) -> None:
 def former_identity(saved: Mapping) -> dict:
     """An earlier version's identity of a checkpoint, with the fields of this one."""
     model = recipe.complete(Encoder, former.encoder_model(saved["model"]))
-    crops = {kind: recipe.complete(MultiCrop, one) for kind, one in saved["crops"].items()}
+    kinds = saved.get("crops", {})  # dlc import writes the model alone
+    crops = {kind: recipe.complete(MultiCrop, one) for kind, one in kinds.items()}
     return {**saved, "model": model, "crops": crops}
