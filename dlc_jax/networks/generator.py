@@ -41,7 +41,7 @@ class GeneratorNetwork(Network):
         seed: int = 0,
         count: int | None = None,
         first: int = 0,
-        sampler: Sampler = Sampler(),
+        sampler: Sampler = Sampler(),  # noqa: B008, it is frozen
         params=None,
     ) -> np.ndarray:
         """Codes int [b, l] or soft ones float [b, l, v] to uint8 images [b, y, x, c].

@@ -30,11 +30,27 @@ def recipe(*, kinds=("all",), batch=32, model=None, objective=None, **changed):
     config = load(ROOT / "configs" / "quickstart.py", "tiny")
     section, paper = config.encoder, load(ROOT / "configs" / "imagenet256.py").encoder
     section.model.update(
-        dict(patch=4, width=32, depth=2, heads=2, positions=6, values=5, prototypes=24, layer_scale=0.5, unroll=1) | (model or {})
+        dict(
+            patch=4,
+            width=32,
+            depth=2,
+            heads=2,
+            positions=6,
+            values=5,
+            prototypes=24,
+            layer_scale=0.5,
+            unroll=1,
+        )
+        | (model or {})
     )
     section.objective = paper.objective
     section.objective.update(
-        dict(mask_group=GROUP, koleo_group=GROUP, drop_path_group=GROUP, teacher_temperature=(0.04, 0.07, 10))
+        dict(
+            mask_group=GROUP,
+            koleo_group=GROUP,
+            drop_path_group=GROUP,
+            teacher_temperature=(0.04, 0.07, 10),
+        )
     )
     section.objective.update(objective or {})
     crops = next(iter(section.crops.values())).to_dict() | CROPS
@@ -53,10 +69,17 @@ def make(**options):
 def measure(stage):
     """State, batch and metrics of one batch, with parameters that are the teacher's no more."""
     state = jax.jit(make_init(stage))(jax.random.key(0))
-    shaken = jax.tree.map(lambda leaf: leaf + 0.02 * jnp.sin(jnp.arange(leaf.size).reshape(leaf.shape) * 1.7), state.params)
+    shaken = jax.tree.map(
+        lambda leaf: leaf + 0.02 * jnp.sin(jnp.arange(leaf.size).reshape(leaf.shape) * 1.7),
+        state.params,
+    )
     state = dataclasses.replace(state, params=shaken)
     batch = next(stage.batches("train"))
-    return state, batch, jax.device_get(jax.jit(make_validation_step(stage))(state, batch, {}, jax.random.key(3)))
+    return (
+        state,
+        batch,
+        jax.device_get(jax.jit(make_validation_step(stage))(state, batch, {}, jax.random.key(3))),
+    )
 
 
 def log_softmax(x):
@@ -94,7 +117,10 @@ def test_terms_are_those_of_whole_images(separate, teacher):
     stage = make(objective=objective, model=dict(separate_head=separate))
     config = recipe(model=dict(separate_head=separate)).encoder
     state = jax.jit(make_init(stage))(jax.random.key(0))
-    centers = {name: 0.1 * np.cos(np.arange(24))[None] * sign for name, sign in (("center", 1), ("patch_center", -1))}
+    centers = {
+        name: 0.1 * np.cos(np.arange(24))[None] * sign
+        for name, sign in (("center", 1), ("patch_center", -1))
+    }
     state = dataclasses.replace(
         state,
         step=jnp.int32(5),
@@ -108,7 +134,11 @@ def test_terms_are_those_of_whole_images(separate, teacher):
     @jax.jit
     def network(params, pixels, hidden, temperature):
         out = model.apply({"params": params}, pixels, masked=hidden, temperature=temperature)
-        patches = model.apply({"params": params}, out["patches"], method=lambda model, x: model.score(model.normalize(x)))
+        patches = model.apply(
+            {"params": params},
+            out["patches"],
+            method=lambda model, x: model.score(model.normalize(x)),
+        )
         names = ("prototypes", "vector", "logits", "simplices")
         return {name: out[name] for name in names}, patches
 
@@ -140,7 +170,9 @@ def test_terms_are_those_of_whole_images(separate, teacher):
     targets = np.zeros(seen["patches"].shape)
     targets[hidden] = aim(seen["patches"][hidden], centers["patch_center"])
     entropies = -(targets * log_softmax(views["patches"] / 0.1)).sum(-1)
-    expected = sum(entropy[mask].mean() for entropy, mask in zip(entropies, hidden) if mask.any()) / 64
+    expected = (
+        sum(entropy[mask].mean() for entropy, mask in zip(entropies, hidden) if mask.any()) / 64
+    )
     np.testing.assert_allclose(found["ibot"], expected, rtol=1e-4)
     # each position for itself, its values balanced over all crops of the teacher
     each = []
@@ -153,9 +185,16 @@ def test_terms_are_those_of_whole_images(separate, teacher):
     np.testing.assert_allclose(found["code_perplexity"], perplexity, rtol=1e-4)
     # of what the head has not seen, among the first crops of a group's images, then among the second ones: summed
     vectors = views["vector"]
-    units = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).reshape(-1, GROUP, 2, vectors.shape[-1])
-    distances = np.linalg.norm(units[:, :, None] - units[:, None], axis=-1) + 9.0 * np.eye(GROUP)[None, :, :, None]
-    np.testing.assert_allclose(found["koleo"], -np.log(distances.min(2)).mean((0, 1)).sum(), rtol=1e-4)
+    units = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).reshape(
+        -1, GROUP, 2, vectors.shape[-1]
+    )
+    distances = (
+        np.linalg.norm(units[:, :, None] - units[:, None], axis=-1)
+        + 9.0 * np.eye(GROUP)[None, :, :, None]
+    )
+    np.testing.assert_allclose(
+        found["koleo"], -np.log(distances.min(2)).mean((0, 1)).sum(), rtol=1e-4
+    )
     total = found["dino"] + found["ibot"] + 0.1 * found["koleo"] + 0.5 * found["consistency"]
     np.testing.assert_allclose(found["loss"], total, rtol=1e-5)
 
@@ -163,7 +202,11 @@ def test_terms_are_those_of_whole_images(separate, teacher):
 def test_schedules_of_the_teacher():
     """The paper's: momentum on a cosine from 0.992 to 1 over the run, temperature straight from 0.04 to 0.07, and there it stays."""
     stage = make(train=dict(steps=100))
-    np.testing.assert_allclose([stage.ema_decay(step) for step in (0, 25, 50, 100)], [0.992, 0.9931716, 0.996, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(
+        [stage.ema_decay(step) for step in (0, 25, 50, 100)],
+        [0.992, 0.9931716, 0.996, 1.0],
+        rtol=1e-6,
+    )
     paper = load(ROOT / "configs" / "imagenet256.py").encoder.objective.teacher_temperature
     found = [encoder._rise(paper, step) for step in (0, 18_750, 37_500, 125_000)]
     np.testing.assert_allclose(found, [0.04, 0.055, 0.07, 0.07], rtol=1e-6)
@@ -201,13 +244,16 @@ def test_bfloat16_computes_the_same_terms():
     stage = make()
     state, batch, _ = measure(stage)
     (_, wide), (after, narrow) = (
-        jax.jit(make_train_step(stage, dtype=dtype))(state, batch, {}, jax.random.key(1)) for dtype in ("float32", "bfloat16")
+        jax.jit(make_train_step(stage, dtype=dtype))(state, batch, {}, jax.random.key(1))
+        for dtype in ("float32", "bfloat16")
     )
     for name in ("loss", "dino", "ibot", "koleo", "target_entropy"):
         assert 0 < abs(wide[name] - narrow[name]) < 0.02 * abs(wide[name]), name
         assert narrow[name].dtype == jnp.float32
     assert narrow["gradient_norm"] == pytest.approx(float(wide["gradient_norm"]), rel=0.1)
-    floats = [leaf.dtype for leaf in jax.tree.leaves((after.params, after.ema, after.extra)) if leaf.ndim]
+    floats = [
+        leaf.dtype for leaf in jax.tree.leaves((after.params, after.ema, after.extra)) if leaf.ndim
+    ]
     assert set(floats) == {jnp.dtype("float32")}
 
 
@@ -219,18 +265,28 @@ def test_centers_follow_the_teacher():
     pixels = standardize(jnp.asarray(batch["all/global"]).reshape(64, 16, 16, 3))
     out = model.apply({"params": before.ema}, pixels)
     patches = model.apply(
-        {"params": before.ema}, model.apply({"params": before.ema}, out["patches"], method="normalize"), method="score"
+        {"params": before.ema},
+        model.apply({"params": before.ema}, out["patches"], method="normalize"),
+        method="score",
     )
     after, _ = jax.jit(make_train_step(stage))(before, batch, {}, jax.random.key(1))
-    np.testing.assert_allclose(after.extra["center"][0], 0.1 * out["prototypes"].mean(0), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(
+        after.extra["center"][0], 0.1 * out["prototypes"].mean(0), rtol=1e-3, atol=1e-6
+    )
     hidden = batch["all/masked"].reshape(64, 16)
-    np.testing.assert_allclose(after.extra["patch_center"][0], 0.1 * patches[hidden].mean(0), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(
+        after.extra["patch_center"][0], 0.1 * patches[hidden].mean(0), rtol=1e-3, atol=1e-6
+    )
 
 
 @pytest.mark.slow
 def test_separate_heads_learn_their_own():
     def moved(**objective):
-        stage = make(objective=dict(drop_path=0.0, **objective), model=dict(separate_head=True), train=dict(clip_separately=()))
+        stage = make(
+            objective=dict(drop_path=0.0, **objective),
+            model=dict(separate_head=True),
+            train=dict(clip_separately=()),
+        )
         before, batch, _ = measure(stage)
         after, _ = jax.jit(make_train_step(stage))(before, batch, {}, jax.random.key(1))
         change = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before.params, after.params)
@@ -250,7 +306,9 @@ def test_drop_path_is_the_students_and_the_groups():
     def dino(position):
         return step(state, batch | {"position": position}, {}, jax.random.key(3))["dino"]
 
-    assert found["target_entropy"] == pytest.approx(without["target_entropy"], rel=1e-6)  # the teacher drops nothing
+    assert found["target_entropy"] == pytest.approx(
+        without["target_entropy"], rel=1e-6
+    )  # the teacher drops nothing
     assert abs(found["dino"] - without["dino"]) > 1e-4
     # Only the first of a group counts: the others' places change nothing, its own does.
     position = np.arange(32, dtype=np.int32)
@@ -265,11 +323,14 @@ def test_drop_path_is_the_students_and_the_groups():
 def test_simplex_temperatures_of_student_and_teacher_rise_apart(whose):
     flat, falling = (1.0, 1.0, 1), (1.0, 0.2, 10)
     pair = (falling, flat) if whose == 0 else (flat, falling)
-    stage = make(objective=dict(simplex_temperature=pair, drop_path=0.0, teacher_temperature=(0.04, 0.04, 1)))
+    stage = make(
+        objective=dict(simplex_temperature=pair, drop_path=0.0, teacher_temperature=(0.04, 0.04, 1))
+    )
     state, batch, start = measure(stage)
     step = jax.jit(make_validation_step(stage))
     middle, end, after = (
-        step(dataclasses.replace(state, step=jnp.int32(number)), batch, {}, jax.random.key(3)) for number in (5, 10, 20)
+        step(dataclasses.replace(state, step=jnp.int32(number)), batch, {}, jax.random.key(3))
+        for number in (5, 10, 20)
     )
     own, other = ("code_perplexity", "target_entropy")[:: 1 - 2 * whose]
     assert start[own] != middle[own] != end[own] == after[own]
@@ -280,7 +341,9 @@ VARIANTS = {
     "centering": dict(),
     "sinkhorn, gumbel": dict(objective=dict(teacher="sinkhorn"), model=dict(relaxation="gumbel")),
     "straight through, two kinds": dict(
-        kinds=("one", "two"), objective=dict(consistency=1.0), model=dict(relaxation="straight_through", separate_head=True)
+        kinds=("one", "two"),
+        objective=dict(consistency=1.0),
+        model=dict(relaxation="straight_through", separate_head=True),
     ),
     # One image's nearest in the whole batch. Without drop path, which makes some vectors nearly equal: then rounding decides who is nearest.
     "koleo over all": dict(objective=dict(koleo_group=0, drop_path=0.0)),
@@ -290,11 +353,16 @@ VARIANTS = {
 @functools.cache
 def alone(variant):
     """What one device does, computed once for each variant."""
-    return test_mesh.follow(make(**VARIANTS[variant]), parallel.make_mesh(devices=jax.devices()[:1]))
+    return test_mesh.follow(
+        make(**VARIANTS[variant]), parallel.make_mesh(devices=jax.devices()[:1])
+    )
 
 
 # every variant on one mesh, and one of them on both: each is minutes of compiling
-MESHES = [*((name, (8, 1, 1) if place % 2 else (2, 2, 2)) for place, name in enumerate(VARIANTS)), ("centering", (8, 1, 1))]
+MESHES = [
+    *((name, (8, 1, 1) if place % 2 else (2, 2, 2)) for place, name in enumerate(VARIANTS)),
+    ("centering", (8, 1, 1)),
+]
 
 
 @pytest.mark.slow
@@ -311,7 +379,9 @@ def test_eight_devices_do_what_one_does(variant, sizes, monkeypatch):
     found, _, together = test_mesh.follow(stage, mesh)
 
     def compare(path, one, eight):
-        np.testing.assert_allclose(one, eight, rtol=0, atol=2e-5 * np.abs(one).max(), err_msg=jax.tree_util.keystr(path))
+        np.testing.assert_allclose(
+            one, eight, rtol=0, atol=2e-5 * np.abs(one).max(), err_msg=jax.tree_util.keystr(path)
+        )
 
     jax.tree_util.tree_map_with_path(compare, gradient, found)
     np.testing.assert_allclose(losses, together, rtol=1e-4)
@@ -321,7 +391,9 @@ def test_eight_devices_do_what_one_does(variant, sizes, monkeypatch):
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "koleo over all"])
 def test_accumulation_of_whole_groups_equals_the_whole_step(variant):
     whole, first, _ = run(make(**VARIANTS[variant]), steps=2)
-    parts, second, _ = run(make(**VARIANTS[variant], train=dict(accumulate=4)), steps=2, accumulate=4)
+    parts, second, _ = run(
+        make(**VARIANTS[variant], train=dict(accumulate=4)), steps=2, accumulate=4
+    )
     for a, b in zip(first, second):
         for name in ("loss", "dino", "ibot", "koleo", "consistency", "gradient_norm"):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)
@@ -341,14 +413,26 @@ def test_groups_ask_no_other_device():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(batch=6), "encoder.train.batch=6 in 1 microbatch.* groups of encoder.objective.koleo_group=4"),
-        (dict(batch=8, objective=dict(koleo=0.0, mask_group=16)), "groups of encoder.objective.mask_group=16"),
+        (
+            dict(batch=6),
+            "encoder.train.batch=6 in 1 microbatch.* groups of encoder.objective.koleo_group=4",
+        ),
+        (
+            dict(batch=8, objective=dict(koleo=0.0, mask_group=16)),
+            "groups of encoder.objective.mask_group=16",
+        ),
         (
             dict(batch=8, objective=dict(koleo=0.0, ibot=0.0, drop_path_group=16)),
             "groups of encoder.objective.drop_path_group=16",
         ),
-        (dict(train=dict(accumulate=16)), "batch=32 in 16 microbatch.* encoder.objective.koleo_group=4"),
-        (dict(train=dict(accumulate=2), objective=dict(koleo_group=0)), "koleo_group=0 compares the whole batch"),
+        (
+            dict(train=dict(accumulate=16)),
+            "batch=32 in 16 microbatch.* encoder.objective.koleo_group=4",
+        ),
+        (
+            dict(train=dict(accumulate=2), objective=dict(koleo_group=0)),
+            "koleo_group=0 compares the whole batch",
+        ),
         (dict(objective=dict(drop_path=1.0)), "drop_path=1.0 must be"),
     ],
 )
@@ -386,7 +470,12 @@ def test_warm_up_on_a_frozen_backbone(tmp_path):
     checkpoints.close()
 
     def stage(steps):
-        warm = dict(init_from=str(tmp_path / "given"), init_new=("simplicial.*", "head.*"), steps=steps, save_every=steps)
+        warm = dict(
+            init_from=str(tmp_path / "given"),
+            init_new=("simplicial.*", "head.*"),
+            steps=steps,
+            save_every=steps,
+        )
         frozen = dict(freeze=(("vit/.*", 4),), weight_decay=0.1)
         return make(
             batch=16,
@@ -396,7 +485,11 @@ def test_warm_up_on_a_frozen_backbone(tmp_path):
         )
 
     def after(steps):
-        made, directory, mesh = stage(steps), tmp_path / str(steps), parallel.make_mesh(devices=jax.devices()[:1])
+        made, directory, mesh = (
+            stage(steps),
+            tmp_path / str(steps),
+            parallel.make_mesh(devices=jax.devices()[:1]),
+        )
         train.train(made, directory, mesh=mesh, seed=0, name="encoder")
         _, abstract = train.compile_step(made, mesh)
         return Checkpoints(directory / "checkpoints").restore(abstract, None, made.identity)[0]
@@ -407,9 +500,12 @@ def test_warm_up_on_a_frozen_backbone(tmp_path):
         assert float(jnp.abs(tree["head"]["fc1"]["kernel"]).max()) > 0
     start = jax.eval_shape(make_init(stage(4)), jax.random.key(0)).params
     moved = [
-        float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(frozen.params["head"]), jax.tree.leaves(frozen.ema["head"]))
+        float(jnp.abs(a - b).max())
+        for a, b in zip(jax.tree.leaves(frozen.params["head"]), jax.tree.leaves(frozen.ema["head"]))
     ]
-    assert len(moved) == len(jax.tree.leaves(start["head"])) and max(moved) > 1e-4  # the heads learn, and their average follows
+    assert (
+        len(moved) == len(jax.tree.leaves(start["head"])) and max(moved) > 1e-4
+    )  # the heads learn, and their average follows
     for tree in (thawed.params, thawed.ema):
         assert any(
             (np.asarray(a) != np.asarray(b)).any()
