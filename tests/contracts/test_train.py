@@ -279,9 +279,8 @@ def test_validation_is_on_the_same_records_with_the_same_draws(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     validation = [line["validation/loss"] for line in lines if "validation/loss" in line]
     assert len(validation) == 2 and validation[0] == validation[1]
-    assert (
-        len({line["loss"] for line in lines if "loss" in line}) > 1
-    )  # training draws anew in every step
+    # training draws anew in every step
+    assert len({line["loss"] for line in lines if "loss" in line}) > 1
 
 
 def test_validation_is_the_mean_over_batches_each_with_draws_of_its_own():
