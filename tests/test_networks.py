@@ -100,6 +100,8 @@ def test_a_base_with_the_same_weights_is_no_guidance_and_with_others_it_is(workd
     unscaled = p.decode(CODES, seed=1, sampler=leaning(workdir / "weak", 1.0)).astype(int)
     assert np.abs(same - plain).max() <= 1 and np.abs(unscaled - plain).max() <= 1
     assert np.abs(other - plain).max() > 5
+    lowered = p.networks["generator"].lower(sampler=leaning("elsewhere"))  # it is not loaded
+    assert "func" in lowered.as_text()
     null = p.decode(CODES, seed=1, sampler=leaning(scale=3.0)).astype(int)
     assert np.abs(other - null).max() > 1
 
@@ -109,4 +111,5 @@ def test_a_base_that_is_not_a_trained_generator_is_refused_in_a_line(workdir, tm
     for base in (tmp_path / "nowhere", workdir / "encoder"):
         with pytest.raises(UserError) as refused:
             p.decode(CODES, sampler=leaning(base))
-        assert str(base) in str(refused.value) and "\n" not in str(refused.value)
+        line = str(refused.value)
+        assert line.startswith(f"sampler.guidance.base={base}: ") and "\n" not in line
