@@ -134,7 +134,7 @@ def _check_codes(config, name: str) -> None:
 
 
 def operational(made: dict[str, Stage | Job]) -> tuple[str, ...]:
-    """Regular expressions of the fields that may change here: every workdir's, and jobs' settings."""
+    """Regular expressions of fields that may change here: every workdir's, and jobs' settings."""
     own = [
         rf"{re.escape(name)}\.{field}(\..*)?"
         for name, step in made.items()
@@ -144,7 +144,7 @@ def operational(made: dict[str, Stage | Job]) -> tuple[str, ...]:
 
 
 def read(config, workdir: Path, made: dict[str, Stage | Job]) -> list[Entry]:
-    """The steps in their order. The caller holds the workdir: what a kill left half deleted in it goes.
+    """The steps in their order. The caller holds the workdir: what a kill left half deleted goes.
 
     Raises:
       UserError: a trained step is of results that are to change; a job's results are there, and
@@ -155,9 +155,8 @@ def read(config, workdir: Path, made: dict[str, Stage | Job]) -> list[Entry]:
     for name, step in made.items():
         trained[name] = max(trained.get(name, 0), step.plan.steps if isinstance(step, Stage) else 0)
         if isinstance(step, Stage):
-            checkpoint.clear(
-                workdir / name / "checkpoints"
-            )  # now: one that is complete saves no more
+            # now: one that is complete saves no more
+            checkpoint.clear(workdir / name / "checkpoints")
     absent, entries, outdated = recipe.unneeded(config), [], {}
     for name, step in made.items():
         need = step.plan.steps if isinstance(step, Stage) else 0
@@ -180,11 +179,7 @@ def read(config, workdir: Path, made: dict[str, Stage | Job]) -> list[Entry]:
             ]
             if changed and isinstance(step, Stage):
                 outdated[name] = changed[0]
-            settings = home.plain(facts["settings"])
-            again = changed or any(
-                done[name].get("settings", settings).get(key) != value
-                for key, value in settings.items()
-            )
+            again = changed or _ran_otherwise(config[name].stage, done[name], facts["settings"])
             again = again or (isinstance(step, Job) and not step.is_intact(workdir / name))
             skip = "complete" if done[name]["steps"] >= need and not again else ""
         entries.append(Entry(name, step, need, skip, facts))
@@ -200,9 +195,17 @@ def _settings(step: Stage | Job) -> tuple[str, ...]:
     return step.settings if isinstance(step, Job) else ()
 
 
+def _ran_otherwise(stage: str, done: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether a complete job was run, perhaps by an earlier version, with other settings."""
+    if "settings" not in done:
+        return False
+    ran = home.plain(recipe.present({"job": {"stage": stage, **done["settings"]}})["job"])
+    return any(ran.get(key) != value for key, value in home.plain(settings).items())
+
+
 def _outdated(workdir: Path, names: list[str], above: str, before: int, after: int) -> str:
     return (
-        f"{', '.join(names)} learned from what {above} gave after {before} steps, and {above} is to "
-        f"have {after}: set {above}.train.steps={before}, give another --workdir, or move "
+        f"{', '.join(names)} learned from what {above} gave after {before} steps, and {above} is "
+        f"to have {after}: set {above}.train.steps={before}, give another --workdir, or move "
         f"{', '.join(names)} of {workdir} away to train them anew"
     )

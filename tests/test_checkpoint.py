@@ -250,9 +250,8 @@ def test_saving_what_was_restored_does_nothing_but_another_step_is_refused(tmp_p
     assert listing(tmp_path) == before
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # of TensorStore; filtered outside of pytest
+# of TensorStore; filtered outside of pytest
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("room", [0, 2000])
 def test_full_disk_leaves_the_checkpoint_before(tmp_path, room):
     saved(tmp_path, 1)
@@ -336,9 +335,8 @@ def test_damage_falls_back_by_name_and_loses_nothing(tmp_path, kind, caplog):
     assert "\n" not in skipped
     assert sorted(listing(tmp_path).values()) == sorted(before.values())  # moved, not deleted
     assert not (tmp_path / "3").exists() and (tmp_path / "3.damaged").is_dir()
-    checkpoints.save(
-        3, make_state(3, seed=1), iterator, {"identity": IDENTITY}
-    )  # the same number again
+    # the same number again
+    checkpoints.save(3, make_state(3, seed=1), iterator, {"identity": IDENTITY})
     checkpoints.close()
     state, step, _ = restored(tmp_path)
     assert step == 3 and same(state, make_state(3, seed=1)) and (tmp_path / "3.damaged").is_dir()
@@ -449,9 +447,8 @@ def test_first_save_killed_before_its_seal_is_taken_and_sealed(tmp_path, caplog)
     saved(tmp_path, 1, 2)
     for step in (1, 2):
         (tmp_path / f"{step}.sha256.json").unlink()
-    shutil.rmtree(
-        tmp_path / "2" / "state" / "d"
-    )  # complete by the names of its items, but it does not restore
+    # complete by the names of its items, but it does not restore
+    shutil.rmtree(tmp_path / "2" / "state" / "d")
     assert restored(tmp_path)[1] == 1
     assert "does not restore" in caplog.text
     assert (tmp_path / "1.sha256.json").exists() and Checkpoints(tmp_path).latest() == 1
@@ -528,9 +525,8 @@ def test_load_params(tmp_path):
     assert same(checkpoint.load_params(tmp_path, wanted), make_state(2).ema)
     assert same(checkpoint.load_params(tmp_path, wanted, collection="params"), make_state(2).params)
     assert same(checkpoint.load_params(tmp_path, wanted, step=1), make_state(1).ema)
-    half = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), wanted
-    )  # no sharding: the first device
+    # no sharding: the first device
+    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), wanted)
     assert same(
         checkpoint.load_params(tmp_path, half),
         jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_state(2).ema),

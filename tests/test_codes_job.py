@@ -1,4 +1,7 @@
-"""The codes job on an encoder of random weights: what is in its records, how it goes on, what it refuses; and dlc codes info | verify."""
+"""The codes job on an encoder of random weights: its records, how it goes on, what it refuses.
+
+And dlc codes info | verify.
+"""
 
 import itertools
 import json
@@ -15,16 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import ROOT
+from recipes import load
 from test_cli import refused
-from test_configs import ROOT, load
 
 from dlc_jax import agenda, checkpoint, cli, parallel, pipeline
+from dlc_jax import recipe as recipes
 from dlc_jax import workdir as home
 from dlc_jax.data import codes, progress, sources
 from dlc_jax.errors import UserError
 from dlc_jax.models.autoencoder import Autoencoder
-from dlc_jax.models.simplicial import Encoder
-from dlc_jax.recipe import get_config
+from dlc_jax.models.encoder import Encoder
+from dlc_jax.networks import Networks
 from dlc_jax.stages import STAGES
 
 COUNT, SHARD = 50, 16  # the last shard holds two
@@ -34,19 +39,27 @@ VAE = dict(channels=(8, 16), residuals=1, latent=2, groups=4, scaling=1.0)
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     """The quickstart with a narrow encoder, and an autoencoder."""
-    config = load(ROOT / "configs" / "quickstart.py", "tiny")
-    config.data.count = COUNT
-    config.encoder.model.update(dict(width=16, depth=1, heads=2, positions=6, values=8, prototypes=8, hidden=8, bottleneck=4))
-    config.codes.update(dict(splits=("train",), batch=8, shard_size=SHARD))
-    config.autoencoder = dict(path=str(tmp_path_factory.mktemp("weights") / "vae"), model=VAE)
-    config.steps = ("encoder", "codes")
+    encoder = {"backbone.width": 16, "backbone.depth": 1, "backbone.heads": 2}
+    encoder |= {"simplicial.positions": 6, "simplicial.values": 8}
+    encoder |= {"dino.prototypes": 8, "dino.hidden": 8, "dino.bottleneck": 4}
+    lines = {f"encoder.model.{name}": value for name, value in encoder.items()}
+    lines |= {f"autoencoder.model.{name}": value for name, value in VAE.items()}
+    lines |= {"codes.splits": ("train",), "codes.batch": 8, "codes.shard_size": SHARD}
+    lines |= {"autoencoder.path": str(tmp_path_factory.mktemp("weights") / "vae")}
+    lines |= {"data.count": COUNT, "steps": ("encoder", "codes")}
+    config = load("quickstart.py:tiny", lines)
     save(config.autoencoder.path, Autoencoder(**VAE), config.data.image, seed=1)
     return config
 
 
+def shapes_of(model, image):
+    inputs = jnp.zeros((1, image, image, 3))
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), inputs)["params"])
+
+
 def save(directory, model, image, *, seed):
     """A checkpoint of random weights, as training or an import leaves it."""
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, image, image, 3)))["params"])
+    shapes = shapes_of(model, image)
     random = np.random.default_rng(seed)
     tree = jax.tree.map(lambda leaf: 0.5 * random.standard_normal(leaf.shape, np.float32), shapes)
     saved = checkpoint.Checkpoints(f"{directory}/checkpoints")
@@ -63,7 +76,8 @@ def config(recipe):
 def trained(recipe, tmp_path_factory):
     """A workdir whose encoder is complete."""
     workdir = tmp_path_factory.mktemp("trained") / "W"
-    save(workdir / "encoder", Encoder(**recipe.encoder.model), recipe.data.image, seed=0)
+    model = recipes.build(Encoder, recipe.encoder.model)
+    save(workdir / "encoder", model, recipe.data.image, seed=0)
     (workdir / "config.json").write_text(json.dumps(recipe.to_dict()))
     home.mark_done(workdir / "encoder", {"steps": 24})
     return workdir
@@ -80,11 +94,13 @@ def make(config, workdir):
 
 def run(config, workdir, *, devices=1):
     (workdir / "codes").mkdir(exist_ok=True)
-    return make(config, workdir).run(parallel.make_mesh(devices=jax.devices()[:devices]), workdir / "codes")
+    mesh = parallel.make_mesh(devices=jax.devices()[:devices])
+    return make(config, workdir).run(mesh, workdir / "codes")
 
 
 def contents(workdir):
-    return {path.name: path.read_bytes() for path in sorted((workdir / "codes" / "train").iterdir())}
+    paths = sorted((workdir / "codes" / "train").iterdir())
+    return {path.name: path.read_bytes() for path in paths}
 
 
 def images(config):
@@ -97,13 +113,13 @@ def test_flipped_views_and_moments_are_fields_of_their_own(config, workdir):
     found = run(config, workdir)
     assert found["codes/train_count"] == COUNT and found["codes/images_per_s"] > 0
     store = codes.CodeStore(workdir / "codes" / "train")
-    latent = ["float16", [8, 8, 2]]
-    moments = {f"latent_{name}{view}": latent for name in ("mean", "logvar") for view in ("", "_flipped")}
+    latent, names, views = ["float16", [8, 8, 2]], ("mean", "logvar"), ("", "_flipped")
+    moments = {f"latent_{name}{view}": latent for name in names for view in views}
     assert store.manifest["fields"] == moments | {"codes_flipped": ["uint8", [6]]}
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
-    coder = pipeline.Pipeline(config, workdir, mesh=mesh, batch=8)
+    coder = Networks(config, workdir, mesh, batch=8)["encoder"]
     model, rows = Autoencoder(**VAE), [store[index] for index in range(COUNT)]
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"])
+    shapes = shapes_of(model, 16)
     placed = parallel.abstract(shapes, parallel.shardings(shapes, mesh, strict=False))
     params = checkpoint.load_params(f"{config.autoencoder.path}/checkpoints", placed)
     for view, seen in (("", images(config)), ("_flipped", images(config)[:, :, ::-1])):
@@ -119,19 +135,20 @@ def test_flipped_views_and_moments_are_fields_of_their_own(config, workdir):
 def test_moments_need_weights(config, workdir):
     config.codes.autoencoder = "autoencoder"
     config.autoencoder.path = ""
-    with pytest.raises(UserError, match="codes needs the weights of autoencoder.*dlc import vae.*codes.autoencoder=''"):
+    said = "codes needs the weights of autoencoder.*dlc import vae.*codes.autoencoder=''"
+    with pytest.raises(UserError, match=said):
         run(config, workdir)
     config.codes.autoencoder = "vae"
-    with pytest.raises(UserError, match="codes.autoencoder='vae' is no section"):
+    with pytest.raises(UserError, match="codes.autoencoder='vae' is not a section"):
         make(config, workdir)
-    config.encoder.model["values"] = 65537
+    config.encoder.model.simplicial["values"] = 65537
     with pytest.raises(UserError, match="codes of 65537 values cannot be stored; use 1 to 65536"):
         make(config, workdir)
 
 
 def killed_at(monkeypatch, dies_at):
-    """The job dies when it has read record `dies_at`: in the middle of a shard."""
-    read = sources.source
+    """The job dies at record `dies_at`, in the middle of a shard."""
+    read = sources.DataSet.source
 
     class Dying:
         def __init__(self, source):
@@ -145,7 +162,8 @@ def killed_at(monkeypatch, dies_at):
                 raise KeyboardInterrupt
             return self.source[index]
 
-    monkeypatch.setattr(sources, "source", lambda *args, **options: Dying(read(*args, **options)))
+    dying = lambda *args, **options: Dying(read(*args, **options))  # noqa: E731
+    monkeypatch.setattr(sources.DataSet, "source", dying)
 
 
 @pytest.mark.parametrize("dies_at", [0, 20, 49])
@@ -157,32 +175,31 @@ def test_killed_within_a_shard_it_goes_on_there_on_more_devices_with_the_same_by
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         killed_at(patch, dies_at)
         run(config, workdir)
-    kept = {name: (workdir / "codes" / "train" / name).stat().st_ino for name in contents(workdir) if name.endswith("record")}
+    shards, names = workdir / "codes" / "train", contents(workdir)
+    kept = {name: (shards / name).stat().st_ino for name in names if name.endswith("record")}
     assert len(kept) == dies_at // SHARD
     config.codes.batch = 16
     run(config, workdir, devices=2)
     assert contents(workdir) == contents(whole)
-    assert all((workdir / "codes" / "train" / name).stat().st_ino == inode for name, inode in kept.items())
+    assert all((shards / name).stat().st_ino == inode for name, inode in kept.items())
 
 
 def processes(workdir, count):
-    """Starts the command in `count` processes, each with one device and its own share of the batch."""
+    """Starts the command in `count` processes, each with one device and its share of the batch."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "dlc_jax.main", f"--config={workdir}/config.json", f"--config.codes.batch={8 * count}"]
+    command = [sys.executable, "-m", "dlc_jax.main", f"--config={workdir}/config.json"]
+    command += [f"--config.codes.batch={8 * count}"]
     usual = os.environ | {
         "XLA_FLAGS": "",
         "JAX_PLATFORMS": "cpu",
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": str(count),
     }
-    return [
-        subprocess.Popen(
-            command, cwd=ROOT, env=usual | {"JAX_PROCESS_ID": str(p)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        for p in range(count)
-    ]
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    own = [usual | {"JAX_PROCESS_ID": str(p)} for p in range(count)]
+    return [subprocess.Popen(command, env=each, **options) for each in own]
 
 
 @pytest.mark.slow
@@ -191,7 +208,9 @@ def test_two_processes_give_the_bytes_of_one(config, workdir, tmp_path):
     whole = shutil.copytree(workdir, tmp_path / "whole")
     run(config, whole)
     started = processes(workdir, 2)
-    while all(process.poll() is None for process in started) and not list(workdir.glob("codes/train/*.arrayrecord")):
+    while all(process.poll() is None for process in started):
+        if list(workdir.glob("codes/train/*.arrayrecord")):
+            break
         time.sleep(0.01)
     for process in started:
         process.kill()
@@ -218,8 +237,8 @@ def complete(coded, tmp_path):
 
 
 def agenda_of(config, workdir):
-    mesh = parallel.make_mesh(devices=jax.devices()[:1])
-    return {entry.name: entry for entry in agenda.read(config, workdir, agenda.make(config, workdir, mesh))}
+    made = agenda.make(config, workdir, parallel.make_mesh(devices=jax.devices()[:1]))
+    return {entry.name: entry for entry in agenda.read(config, workdir, made)}
 
 
 def damaged(workdir, kind):
@@ -228,13 +247,17 @@ def damaged(workdir, kind):
     data = path.read_bytes()
     if kind == "missing":
         path.unlink()
+    elif kind == "truncated":
+        path.write_bytes(data[:-100])
     else:
-        path.write_bytes(data[:-100] if kind == "truncated" else data[:300] + bytes([data[300] ^ 1]) + data[301:])
+        path.write_bytes(data[:300] + bytes([data[300] ^ 1]) + data[301:])
     return path
 
 
 @pytest.mark.parametrize("kind", ["missing", "truncated", "changed"])
-def test_damaged_shards_are_found_and_made_again_by_the_same_command(kind, config, complete, capsys):
+def test_damaged_shards_are_found_and_made_again_by_the_same_command(
+    kind, config, complete, capsys
+):
     want = contents(complete)
     assert agenda_of(config, complete)["codes"].skip == "complete"
     path = damaged(complete, kind)
@@ -246,41 +269,46 @@ def test_damaged_shards_are_found_and_made_again_by_the_same_command(kind, confi
         path.unlink()
     assert agenda_of(config, complete)["codes"].skip == ""
     run(config, complete)
-    assert contents(complete) == want and agenda_of(config, complete)["codes"].skip == "complete"
+    assert contents(complete) == want
+    assert agenda_of(config, complete)["codes"].skip == "complete"
 
 
 def test_codes_of_another_encoder_are_refused(config, complete, tmp_path, capsys):
     """Put in the place of one's own, and by `path` beside an encoder that did not make them."""
     other = tmp_path / "other"
-    save(other / "encoder", Encoder(**config.encoder.model), config.data.image, seed=5)
+    model = recipes.build(Encoder, config.encoder.model)
+    save(other / "encoder", model, config.data.image, seed=5)
     home.mark_done(other / "encoder", {"steps": 24})
     (other / "config.json").write_text(json.dumps(config.to_dict()))
     config.codes.path = str(complete / "codes")
-    with pytest.raises(UserError, match=r"complete/codes/train was made by another encoder .*codes.path left out"):
+    said = "complete/codes/train was made by another encoder .*codes.path left out"
+    with pytest.raises(UserError, match=said):
         run(config, other)
-    assert run(config, tmp_path / "complete")["codes/train_count"] == COUNT  # beside the one that did
+    # beside the one that did
+    assert run(config, tmp_path / "complete")["codes/train_count"] == COUNT
     config.codes.path = ""
     shutil.copytree(complete / "codes", other / "codes", dirs_exist_ok=True)
     before = contents(other)
     with pytest.raises(UserError, match="other/codes/train was made by another encoder"):
         agenda_of(config, other)
-    for action in ("info", "verify"):
-        assert "was made by another encoder" in refused(capsys, "codes", action, other)
-    assert "was made by another encoder" in refused(capsys, "probe", other, "--splits", "train", "--count", "8")
+    probe = ("probe", other, "--splits", "train", "--count", "8")
+    for call in (("codes", "info", other), ("codes", "verify", other), probe):
+        assert "was made by another encoder" in refused(capsys, *call)
     assert contents(other) == before
 
 
 def test_info_and_verify_say_what_there_is(complete, capsys):
     assert cli.main(["codes", "info", str(complete)]) == 0
-    out = capsys.readouterr().out
-    assert f"{complete}/codes/train: 50 codes in 4 shards" in out and "6 positions of 8 values, uint8" in out
-    assert checkpoint.identity_of(complete / "encoder" / "checkpoints") in out and '"split": "train"' in out
+    out, encoder = capsys.readouterr().out, complete / "encoder" / "checkpoints"
+    assert f"{complete}/codes/train: 50 codes in 4 shards" in out
+    assert "6 positions of 8 values, uint8" in out and '"split": "train"' in out
+    assert checkpoint.identity_of(encoder) in out
     assert cli.main(["codes", "verify", str(complete)]) == 0
     assert capsys.readouterr().out == f"verified 50 codes in 4 shards of {complete}/codes\n"
 
 
 def without_dtype(workdir, train):
-    """A complete run as it was before codes had a dtype: neither its recipe nor its manifest says one."""
+    """A complete run from before codes had a dtype: neither recipe nor manifest says one."""
     for path in (workdir / "config.json", workdir / "codes" / "train" / "manifest.json"):
         found = json.loads(path.read_text())
         found.pop("computed", None)
@@ -288,7 +316,7 @@ def without_dtype(workdir, train):
             del found["codes"]["dtype"]
             found["encoder"]["train"]["dtype"] = train
         path.write_text(json.dumps(found))
-    return get_config(workdir / "config.json")
+    return recipes.of_run(workdir)
 
 
 def test_codes_are_of_the_dtype_that_the_recipe_and_the_manifest_say(config, workdir, capsys):
@@ -297,13 +325,15 @@ def test_codes_are_of_the_dtype_that_the_recipe_and_the_manifest_say(config, wor
     (workdir / "config.json").write_text(json.dumps(config.to_dict()))
     store = codes.CodeStore(workdir / "codes" / "train")
     assert store.manifest["computed"] == store.origin["computed"] == "bfloat16"
-    assert cli.main(["codes", "info", str(workdir)]) == 0 and "computed in bfloat16\n" in capsys.readouterr().out
+    assert cli.main(["codes", "info", str(workdir)]) == 0
+    assert "computed in bfloat16\n" in capsys.readouterr().out
     p = pipeline.load(workdir, batch=8)
     np.testing.assert_array_equal(p.encode(images(config)), store.codes())
-    kinds = {leaf.dtype.name for leaf in jax.tree.leaves(p._params("encoder"))}
+    kinds = {leaf.dtype.name for leaf in jax.tree.leaves(p.networks["encoder"].params)}
     assert kinds == {"bfloat16", "float32"}
     config.codes.dtype = "float16"
-    with pytest.raises(UserError, match="codes.dtype='float16' is unknown; known: float32, bfloat16"):
+    said = "codes.dtype='float16' is unknown; known: float32, bfloat16"
+    with pytest.raises(UserError, match=said):
         make(config, workdir)
 
 
@@ -314,7 +344,8 @@ def test_codes_of_another_dtype_are_refused(config, complete):
     config.codes.dtype = "bfloat16"
     with pytest.raises(UserError, match='another config .codes.dtype: "float32" -> "bfloat16"'):
         home.remember(complete, config.to_dict(), agenda.operational(made))
-    wrong = "was computed in float32, and codes.dtype is bfloat16: give --config.codes.dtype=float32"
+    wrong = "was computed in float32, and codes.dtype is bfloat16: give --config.codes.dtype="
+    wrong += "float32"
     with pytest.raises(UserError, match=wrong):
         agenda_of(config, complete)
     config.codes.path = str(complete / "codes")
@@ -327,10 +358,10 @@ def test_a_run_of_before_codes_had_a_dtype_is_read_as_it_was_made(train, complet
     config = without_dtype(complete, train)
     assert agenda_of(config, complete)["codes"].skip == "complete"
     assert cli.main(["codes", "info", str(complete)]) == 0
-    said = {"float32": "computed in float32\n", "bfloat16": "computed in bfloat16 throughout, the residual stream too"}
-    assert said[train] in capsys.readouterr().out
-    p = pipeline.load(complete)
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(p._params("encoder"))} == {train}
+    after = {"float32": "\n", "bfloat16": " throughout, the residual stream too"}[train]
+    assert f"computed in {train}{after}" in capsys.readouterr().out
+    params = pipeline.load(complete).networks["encoder"].params
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {train}
     damaged(complete, "missing")
     run(config, complete)
     assert "computed" not in codes.CodeStore(complete / "codes" / "train").manifest
@@ -345,8 +376,10 @@ def test_what_there_is_nothing_to_verify_of(workdir, complete, capsys):
 
 def test_progress_tells_images_a_second_and_the_time_left(config, workdir, capsys, monkeypatch):
     seconds = itertools.count()
-    monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    clock = types.SimpleNamespace(monotonic=lambda: float(next(seconds)))
+    monkeypatch.setattr(progress, "time", clock)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     run(config, workdir)
     drawn = capsys.readouterr().err.split("\r")
-    assert any(re.fullmatch(r"codes: 40/50 images, \d+ images/s, \d+ s left *", line) for line in drawn), drawn
+    shown = re.compile(r"codes: 40/50 images, \d+ images/s, \d+ s left *")
+    assert any(map(shown.fullmatch, drawn)), drawn

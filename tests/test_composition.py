@@ -35,10 +35,9 @@ def test_three_parents_differ_among_each_other():
 def test_impossible_groups_are_refused():
     with pytest.raises(ValueError, match="2 values"):
         composition.choose_parents(_factors(100), 4, parents=3, seed=0)
-    with pytest.raises(
-        ValueError, match="found 0 of 4"
-    ):  # each factor varies, but no two rows differ in both
-        rows = np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1], [0, 1, 1]])
+    # each factor varies, but no two rows differ in all
+    rows = np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1], [0, 1, 1]])
+    with pytest.raises(ValueError, match="found 0 of 4"):
         composition.choose_parents(rows, 4, parents=2, seed=0)
 
 

@@ -7,9 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from test_prior_stage import LENGTH, SPLITS, recipe, stage, stores  # noqa: F401, the fixture
+from test_prior_stage import LENGTH, SPLITS, VALUES, recipe, stage, stores  # noqa: F401, a fixture
 
+from dlc_jax import parallel
+from dlc_jax.data import sources
+from dlc_jax.diffusion.guidance import Guidance
+from dlc_jax.diffusion.sample import Sampler
 from dlc_jax.models.dit import DiT
+from dlc_jax.networks.generator import GeneratorNetwork
+from dlc_jax.recipe import build
 from dlc_jax.stages import STAGES, generator
 
 COUNT = 1024  # examples: shares below are of so many
@@ -27,8 +33,9 @@ def draws():
     """
     objective = dict(prediction="x", floor=FLOOR, time=TIME)
     objective |= dict(drop=DROP, drop_positions=POSITIONS, foreign=FOREIGN)
-    config = recipe("generator", count=COUNT, objective=objective)
-    config.generator.model.update(image=2, values=COUNT)
+    fields = {f"objective.{name}": value for name, value in objective.items()}
+    fields |= {"model.image": 2, "model.values": COUNT}
+    config = recipe("generator", count=COUNT, **fields)
     made = STAGES["generator"](config, step="generator", workdir="unused")
     batch = {
         "position": np.arange(COUNT, dtype=np.int32),
@@ -93,6 +100,24 @@ def test_codes_are_dropped_whole_and_by_position(draws):
     assert all(len(set(row[these])) == these.sum() for row, these in zip(codes, foreign))
 
 
+def test_codes_are_hidden_for_one_example_at_a_time():
+    """A share of 1 hides all of an example, 0 leaves it; draws follow the place, not the batch."""
+
+    def hide(position, **shares):
+        config = recipe("generator", **{f"objective.{name}": x for name, x in shares.items()})
+        codes = jnp.tile(position[:, None] % VALUES, LENGTH)
+        section = build(generator.Section, config.generator)
+        return np.asarray(generator.hide(section, codes, codes, position, jax.random.key(0)))
+
+    place, own = jnp.arange(32), np.arange(32)[:, None] % VALUES
+    assert (hide(place, drop=1.0, drop_positions=0.0) == VALUES).all()
+    assert (hide(place, drop=0.0, drop_positions=0.0) == own).all()
+    some = {"drop": 0.5, "drop_positions": 0.8, "foreign": 0.0}
+    found = hide(place, **some)
+    assert 0.3 < (found == VALUES).mean() < 0.9
+    np.testing.assert_array_equal(hide(place[16:], **some), found[16:])
+
+
 def test_the_average_warms_up():
     decay = stage("generator").ema_decay
     found = [decay(step) for step in (0, 10, 10**6)]
@@ -109,7 +134,7 @@ def test_batches_are_of_the_split_in_the_order_of_the_seed_with_their_codes(stor
     assert (images != batch("train", 1)[0]).any()
     for split, down in SPLITS.items():
         images, numbers = batch(split, 0)
-        source = generator.sources.source(split=split, **recipe("generator").data)
+        source = sources.source(split=split, **recipe("generator").data)
         records = np.abs(down * (5**LENGTH - 1) - numbers)
         expected = [source[int(row)]["image"] for row in records]
         np.testing.assert_array_equal(images, expected)
@@ -118,22 +143,18 @@ def test_batches_are_of_the_split_in_the_order_of_the_seed_with_their_codes(stor
 def test_the_grid_draws_unseen_images_by_the_average(stores, tmp_path, monkeypatch):  # noqa: F811
     made, calls = stage("generator", stores), []
 
-    class Drawn:
-        def __init__(self, *arguments, **how):
-            self.how = how
+    def decode(self, codes, **more):
+        calls.append((self.batch, codes, more))
+        return np.zeros((len(codes), 16, 16, 3), np.uint8)
 
-        def decode(self, codes, **more):
-            calls.append((self.how, codes, more))
-            return np.zeros((len(codes), 16, 16, 3), np.uint8)
-
-    monkeypatch.setattr(generator, "Pipeline", Drawn)
-    monkeypatch.setattr(generator.parallel, "shares", lambda mesh: 1)
+    monkeypatch.setattr(GeneratorNetwork, "decode", decode)
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
     (grid,) = made.evals
     state = types.SimpleNamespace(params="now", ema="average", step=7)
-    found = grid.run(state, {}, "mesh", tmp_path)
-    ((how, codes, more),) = calls
-    assert (grid.every, more) == (12, {"params": "average", "seed": 0}) and len(codes) == 8
-    expected = {"steps": 4, "guidance": 1.5, "method": "heun"}
-    assert {name: how[name] for name in expected} == expected
+    found = grid.run(state, {}, mesh, tmp_path)
+    ((batch, codes, more),) = calls
+    sampler = Sampler(steps=4, method="heun", guidance=Guidance(scale=1.5))
+    assert (grid.every, batch, len(codes)) == (12, 8, 8)
+    assert more == {"params": "average", "seed": 0, "sampler": sampler}
     np.testing.assert_array_equal(codes[0], np.full(LENGTH, 4))  # validation counts down
     assert found["samples"].ndim == 3 and (tmp_path / "pictures" / "step_7.png").exists()

@@ -79,9 +79,8 @@ def test_codes_are_shown_as_cells_a_color_a_value():
     codes = np.array([[0, 1, 2, 0, 1], [7, 7, 7, 7, 7]])
     cells = pictures.code_cells(codes, values=8, size=36)
     assert cells.shape == (2, 36, 36, 3) and cells.dtype == np.uint8
-    inner = cells[
-        :, 3:-3, 3:-3
-    ]  # within the frame, three cells of ten pixels a side for five positions
+    # within the frame, three cells of ten pixels a side for five positions
+    inner = cells[:, 3:-3, 3:-3]
     assert np.all(cells[:, :3] == 225) and np.all(cells[:, :, -3:] == 225)
     colors = inner[0, 5::10, 5::10].reshape(9, 3)
     assert np.array_equal(colors[0], colors[3]) and np.array_equal(colors[1], colors[4])

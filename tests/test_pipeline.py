@@ -1,64 +1,87 @@
-"""The Python face with random weights: what it computes, that batches and parts change nothing, and what it refuses."""
+"""The Python face with random weights: what it computes, and what it refuses.
 
+Batches and parts change nothing.
+"""
+
+import dataclasses
 import functools
 import json
 import types
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
+from recipes import load
 
 from dlc_jax import parallel, pipeline
+from dlc_jax.diffusion.guidance import Guidance
+from dlc_jax.diffusion.masked import CodeSampler
+from dlc_jax.diffusion.sample import Sampler
 from dlc_jax.errors import UserError
 from dlc_jax.evals import composition
 from dlc_jax.models.vit import standardize
+from dlc_jax.networks import Networks
+from dlc_jax.networks.encoder import EncoderNetwork
+from dlc_jax.networks.network import Network
 
 SIZE, LENGTH, VALUES = 8, 6, 5
-SMALL = dict(width=16, depth=1, heads=2, remat="none", unroll=0)
-ENCODER = dict(image=SIZE, patch=4, positions=LENGTH, values=VALUES, prototypes=8, hidden=8, bottleneck=4, registers=1, **SMALL)
-GENERATOR = dict(image=SIZE, channels=3, patch=4, positions=LENGTH, values=VALUES, **SMALL)
-TRAIN = dict(dtype="float32")
-RECIPE = dict(
-    encoder=dict(stage="encoder", model=ENCODER, crops=dict(all=dict(global_size=SIZE)), train=TRAIN),
-    prior=dict(stage="prior", model=dict(positions=LENGTH, values=VALUES, **SMALL), train=TRAIN),
-    generator=dict(stage="generator", latents=False, model=GENERATOR, objective=dict(prediction="v"), train=TRAIN),
-    samples=dict(
-        stage="samples", encoder="encoder", prior="prior", generator="generator", calls=3, sampling_steps=2, guidance=1.5, method="euler"
-    ),
-)  # fmt: skip
+STEPS = ("encoder", "prior", "generator")
+SMALL = {
+    "*.model*.image": SIZE,
+    "*.model*.patch": 4,
+    "*.model*.width": 16,
+    "*.model*.depth": 1,
+    "*.model*.heads": 2,
+    "*.model*positions": LENGTH,
+    "*.model*values": VALUES,
+    "encoder.crops.*_size": SIZE,
+    "encoder.model.backbone.registers": 1,
+    "encoder.model.dino.prototypes": 8,
+    "encoder.model.dino.hidden": 8,
+    "encoder.model.dino.bottleneck": 4,
+    "generator.model.qk_norm": False,
+    "generator.objective.prediction": "v",
+    "samples.code_sampler.calls": 3,
+    "samples.sampler.method": "euler",
+    "samples.sampler.steps": 2,
+}
+FAST = Sampler(method="euler", steps=2)
+NULL = {"generator.codes": "", "generator.model.positions": 0, "generator.model.values": 0}
 
 
-class Drawn(pipeline.Pipeline):
-    """A pipeline whose parameters are drawn, so that no network gives a constant, instead of loaded; it counts what it traces."""
-
-    @functools.cache  # noqa: B019
-    def _params(self, network):
-        """Without the encoder's biases: with them, random codes say little of the image."""
-        random = np.random.default_rng(7)
-        scale, bias = (1.0, 0.0) if network == "encoder" else (0.3, 0.3)
-
-        def draw(path, leaf):
-            return (bias if path[-1].key == "bias" else scale) * random.standard_normal(leaf.shape, np.float32)
-
-        return jax.tree.map_with_path(draw, self._model(network)[1])
-
-    traced = 0
-
-    def _encode(self, params, images):
-        self.traced += 1
-        return super()._encode(params, images)
-
-
-def drawn(*, batch=8, recipe=RECIPE, devices=1, **keywords):
+def networks(lines=(), *, batch=8, devices=1):
+    """Of a workdir that does not exist."""
     mesh = parallel.make_mesh(devices=jax.devices()[:devices])
-    return Drawn(ml_collections.ConfigDict(recipe), "nowhere", mesh=mesh, batch=batch, **keywords)
+    return Networks(load("quickstart.py:tiny", SMALL | dict(lines)), "nowhere", mesh, batch=batch)
+
+
+def random_params(network):
+    """Parameters that are drawn, so that no network gives a constant.
+
+    Without the encoder's biases: with them, random codes say little of the image.
+    """
+    random = np.random.default_rng(7)
+    scale, bias = (1.0, 0.0) if isinstance(network, EncoderNetwork) else (0.3, 0.3)
+
+    def draw(path, leaf):
+        kind = bias if path[-1].key == "bias" else scale
+        return kind * random.standard_normal(leaf.shape, np.float32)
+
+    return jax.tree.map_with_path(draw, network.shapes)
+
+
+def drawn(lines=(), *, batch=8, devices=1, **settings):
+    """A pipeline whose parameters are drawn instead of loaded."""
+    p = pipeline.Pipeline(networks(lines, batch=batch, devices=devices), sampler=FAST, **settings)
+    for step in STEPS:
+        p.networks[step].params = random_params(p.networks[step])
+    return p
 
 
 @pytest.fixture(scope="module")
 def p():
-    return drawn(steps=2, method="euler")
+    return drawn()
 
 
 def images(count, seed=0):
@@ -76,7 +99,9 @@ def close(a, b):
 
 def test_simplices_are_the_softmax_of_the_logits_and_codes_their_maxima(p):
     x = images(3)
-    logits = jax.jit(p._model("encoder")[0].apply)({"params": p._params("encoder")}, standardize(jnp.asarray(x)))["logits"]
+    network = p.networks["encoder"]
+    apply = jax.jit(network.model.apply)
+    logits = apply({"params": network.params}, standardize(jnp.asarray(x)))["logits"]
     for temperature in (1.0, 0.3):
         soft = p.simplices(x, temperature=temperature)
         assert soft.dtype == np.float32 and soft.shape == (3, LENGTH, VALUES)
@@ -87,9 +112,10 @@ def test_simplices_are_the_softmax_of_the_logits_and_codes_their_maxima(p):
 
 
 def test_images_of_other_sizes_are_fitted(p):
-    large = np.repeat(np.repeat(images(2), 2, 1), 2, 2)  # halving by box averages gives the small ones back
-    np.testing.assert_array_equal(p.encode(large), p.encode(images(2)))
-    np.testing.assert_array_equal(p.encode([*images(2), large[0]]), p.encode(images(2))[[0, 1, 0]])
+    codes = p.encode(images(2))
+    large = np.repeat(np.repeat(images(2), 2, 1), 2, 2)  # halving by box averages gives them back
+    np.testing.assert_array_equal(p.encode(large), codes)
+    np.testing.assert_array_equal(p.encode([*images(2), large[0]]), codes[[0, 1, 0]])
     with pytest.raises(UserError, match="nothing to do"):
         p.encode([])
 
@@ -101,12 +127,13 @@ def test_soft_codes_at_the_corners_decode_as_hard_ones(p):
     close(hard, p.decode(np.eye(VALUES, dtype=np.float32)[codes], seed=3))
     other = p.decode((codes + 1) % VALUES, seed=3)
     assert np.abs(hard.astype(int) - other).max() > 5  # the codes are read
-    between = p.decode((np.eye(VALUES)[codes] + np.eye(VALUES)[(codes + 1) % VALUES]) / 2, seed=3)
-    assert np.abs(between.astype(int) - hard).max() > 1 and np.abs(between.astype(int) - other).max() > 1
+    corners = np.eye(VALUES)
+    between = p.decode((corners[codes] + corners[(codes + 1) % VALUES]) / 2, seed=3).astype(int)
+    assert np.abs(between - hard).max() > 1 and np.abs(between - other).max() > 1
 
 
 def test_batches_devices_and_parts_change_nothing(p):
-    large = drawn(batch=16, devices=4, steps=2, method="euler")
+    large = drawn(batch=16, devices=4)
     np.testing.assert_array_equal(p.encode(images(11)), large.encode(images(11)))
     np.testing.assert_array_equal(p.sample_codes(11, seed=2), large.sample_codes(11, seed=2))
     whole = p.sample(11, seed=2)
@@ -116,58 +143,64 @@ def test_batches_devices_and_parts_change_nothing(p):
     assert np.abs(whole.astype(int) - p.sample(11, seed=3)).max() > 5
 
 
-def test_a_function_is_compiled_once_per_shape():
+def test_a_function_is_compiled_once_per_shape(monkeypatch):
+    traced, codes = [], EncoderNetwork.codes
+
+    @functools.wraps(codes)
+    def counted(*arguments):
+        traced.append(1)
+        return codes(*arguments)
+
+    monkeypatch.setattr(EncoderNetwork, "codes", counted)
     fresh = drawn()
     for count in (3, 8, 13):
         fresh.encode(images(count))
-    assert fresh.traced == 1
+    assert len(traced) == 1
 
 
-def test_settings_are_those_of_the_pipeline_unless_given(monkeypatch):
-    found = drawn(calls=2, steps=3, guidance=2.0, method="euler")
-    monkeypatch.setattr(found, "_run", lambda function, *arguments, **params: function.keywords)
+def test_samplers_are_those_of_the_pipeline_unless_given(monkeypatch):
+    found = drawn(code_sampler=CodeSampler(calls=2))
+    monkeypatch.setattr(Network, "run", lambda *arguments, sampler, **more: sampler)
     codes = np.zeros((1, LENGTH), int)
-    assert found.decode(codes) == {"steps": 3, "scale": 2.0, "method": "euler"}
-    assert found.decode(codes, steps=5, guidance=1, method="heun") == {"steps": 5, "scale": 1.0, "method": "heun"}
-    assert found.sample_codes(1) == {"calls": 2, "temperature": 1.0}
-    assert found.sample_codes(1, calls=4, temperature=0.5) == {"calls": 4, "temperature": 0.5}
-    assert found.sample_codes(1, calls=0)["calls"] == LENGTH
+    assert found.decode(codes) is FAST and found.sample_codes(1) == CodeSampler(calls=2)
+    other, others = Sampler(steps=5), CodeSampler(temperature=0.5)
+    assert found.decode(codes, sampler=other) is other
+    assert found.sample_codes(1, sampler=others) is others
+    monkeypatch.setattr(found, "sample_codes", lambda *_, sampler, **more: codes + sampler.calls)
+    monkeypatch.setattr(found, "decode", lambda codes, sampler, **more: (codes.max(), sampler))
+    assert found.sample(1, sampler=other, code_sampler=CodeSampler(calls=4)) == (4, other)
 
 
 def test_guidance_and_steps_reach_the_sampler(p):
     codes = p.encode(images(2))
     plain = p.decode(codes).astype(int)
-    for change in ({"guidance": 3.0}, {"steps": 3}):
-        assert np.abs(p.decode(codes, **change) - plain).max() > 1
+    for change in ({"guidance": Guidance(scale=3.0)}, {"steps": 3}):
+        sampler = dataclasses.replace(FAST, **change)
+        assert np.abs(p.decode(codes, sampler=sampler) - plain).max() > 1
 
 
-class Known(pipeline.Pipeline):
-    """A pipeline whose networks know the likeliest values, and the pixels of a code and of none."""
-
-    LIKELY = np.arange(LENGTH) % VALUES
-
-    def _model(self, network):
-        def logits(variables, codes):
-            twice = jnp.log1p(jax.nn.one_hot(self.LIKELY, VALUES))
-            return jnp.broadcast_to(twice, (*codes.shape, VALUES))
-
-        def data(variables, x, t, codes):
-            pixel = 100.0 if codes is None else 110.0 + codes[:, :1, None, None]
-            return jnp.broadcast_to(pixel / 127.5 - 1, x.shape)
-
-        sizes = dict(positions=LENGTH, values=VALUES, image=2, channels=3)
-        return types.SimpleNamespace(apply=logits if network == "prior" else data, **sizes), {}
-
-    def _params(self, network):
-        return {}
+LIKELY = np.arange(LENGTH) % VALUES
 
 
 @pytest.fixture(scope="module")
 def known():
-    recipe = RECIPE | {"generator": RECIPE["generator"] | {"objective": dict(prediction="x")}}
-    mesh = parallel.make_mesh(devices=jax.devices()[:1])
-    how = dict(batch=8, steps=100, method="euler")
-    return Known(ml_collections.ConfigDict(recipe), "nowhere", mesh=mesh, **how)
+    """A pipeline whose networks know the likeliest values, and the pixels of a code and of none."""
+
+    def logits(variables, codes):
+        twice = jnp.log1p(jax.nn.one_hot(LIKELY, VALUES))
+        return jnp.broadcast_to(twice, (*codes.shape, VALUES))
+
+    def data(variables, x, t, codes):
+        pixel = 100.0 if codes is None else 110.0 + codes[:, :1, None, None]
+        return jnp.broadcast_to(pixel / 127.5 - 1, x.shape)
+
+    found = pipeline.Pipeline(networks({"generator.objective.prediction": "x"}))
+    sizes = dict(positions=LENGTH, values=VALUES, image=2, channels=3)
+    for step, apply in (("prior", logits), ("generator", data)):
+        network = found.networks[step]
+        network.model = types.SimpleNamespace(apply=apply, **sizes)
+        network.shapes = network.params = {}
+    return found
 
 
 def test_pixels_are_those_the_network_knows_led_away_from_the_null_condition(known):
@@ -177,36 +210,38 @@ def test_pixels_are_those_the_network_knows_led_away_from_the_null_condition(kno
     right = {1.0: 110 + values, 2.0: 120 + 2 * values, 20.0: 255 + 0 * values}
     for guidance, pixels in right.items():
         expected = np.broadcast_to(pixels[:, None, None, None], (VALUES, 2, 2, 3))
-        np.testing.assert_array_equal(known.decode(codes, guidance=guidance), expected)
+        sampler = Sampler(method="euler", steps=100, guidance=Guidance(scale=guidance))
+        np.testing.assert_array_equal(known.decode(codes, sampler=sampler), expected)
 
 
 def test_the_temperature_reaches_the_prior(known):
     """At 0 every value is the likeliest one, though it is only twice as likely as each other."""
-    found = known.sample_codes(8, temperature=0.0)
-    np.testing.assert_array_equal(found, np.tile(Known.LIKELY, (8, 1)))
+    found = known.sample_codes(8, sampler=CodeSampler(temperature=0.0))
+    np.testing.assert_array_equal(found, np.tile(LIKELY, (8, 1)))
 
 
 def test_compose_copies_codes_position_by_position(p):
     a, b = images(6, seed=1), images(6, seed=2)
     assert np.mean(p.encode(a) != p.encode(b)) > 0.3  # else there is nothing to mix
-    found = p.compose([a, b], weights=(1, 2), keep=(0,), seed=4)
+    how = dict(weights=(1, 2), keep=(0,), seed=4)
+    found, codes = p.compose([a, b], **how), [p.encode(a), p.encode(b)]
     assert found.dtype == np.int32
-    np.testing.assert_array_equal(found, composition.mix([p.encode(a), p.encode(b)], weights=(1, 2), keep=(0,), seed=4))
-    np.testing.assert_array_equal(found, p.compose([p.encode(a), b], weights=(1, 2), keep=(0,), seed=4))
-    np.testing.assert_array_equal(found[2:4], p.compose([a[2:4], b[2:4]], weights=(1, 2), keep=(0,), seed=4, first=2))
-    np.testing.assert_array_equal(
-        p.compose([p.encode(a).astype(np.uint8), p.encode(b)], weights=(1, 2), keep=(0,), seed=4), found
-    )
+    np.testing.assert_array_equal(found, composition.mix(codes, **how))
+    np.testing.assert_array_equal(found, p.compose([codes[0], b], **how))
+    np.testing.assert_array_equal(found[2:4], p.compose([a[2:4], b[2:4]], **how, first=2))
+    np.testing.assert_array_equal(found, p.compose([codes[0].astype(np.uint8), codes[1]], **how))
 
 
 def test_compose_mixes_simplices_at_a_temperature(p):
     a, b = images(1, seed=1), images(1, seed=2)
     many = [np.repeat(part, 64, 0) for part in (a, b)]
-    np.testing.assert_array_equal(p.compose(many, temperature=1e-3, seed=4), p.compose(many, seed=4))  # the limit is the copy
+    limit = p.compose(many, temperature=1e-3, seed=4)
+    np.testing.assert_array_equal(limit, p.compose(many, seed=4))  # the copy
     soft = [p.simplices(part, temperature=2.0) for part in many]
-    np.testing.assert_array_equal(p.compose(many, temperature=2.0, seed=4), p.compose(soft, seed=4))
     values = p.compose(many, temperature=2.0, seed=4)
-    assert np.mean((values == p.encode(a)) | (values == p.encode(b))) < 0.95  # also values that neither parent has
+    np.testing.assert_array_equal(values, p.compose(soft, seed=4))
+    # also values that neither parent has
+    assert np.mean((values == p.encode(a)) | (values == p.encode(b))) < 0.95
 
 
 @pytest.mark.parametrize(
@@ -215,7 +250,7 @@ def test_compose_mixes_simplices_at_a_temperature(p):
         (lambda p, x, c: p.compose([]), "no parents"),
         (lambda p, x, c: p.compose([x, x], weights=(1,)), "weights"),
         (lambda p, x, c: p.compose([x, x], keep=(LENGTH,)), f"0..{LENGTH - 1}; got {LENGTH}"),
-        (lambda p, x, c: p.compose([x, x[:1]]), "[2, 1]"),
+        (lambda p, x, c: p.compose([x, x[:1]]), "they hold [1, 2]"),
         (lambda p, x, c: p.compose([x, c], temperature=0.5), "corners"),
         (lambda p, x, c: p.compose([x, x], temperature=-1.0), "-1.0"),
         (lambda p, x, c: p.compose([x, c + VALUES]), f"0..{VALUES - 1}"),
@@ -225,12 +260,12 @@ def test_compose_mixes_simplices_at_a_temperature(p):
         (lambda p, x, c: p.decode(c[:, 1:]), f"[b, {LENGTH}]"),
         (lambda p, x, c: p.decode(c.astype(float)), "float64"),
         (lambda p, x, c: p.decode(None, count=2), "trained with codes"),
-        (lambda p, x, c: p.decode(c, steps=0), "steps=0"),
-        (lambda p, x, c: p.decode(c, method="rk4"), "rk4"),
+        (lambda p, x, c: p.decode(c, sampler=Sampler(steps=0)), "steps=0"),
+        (lambda p, x, c: p.decode(c, sampler=Sampler(method="rk4")), "rk4"),
         (lambda p, x, c: p.sample(0), "nothing to do"),
-        (lambda p, x, c: p.sample_codes(1, calls=-1), "calls=-1"),
+        (lambda p, x, c: p.sample_codes(1, sampler=CodeSampler(calls=-1)), "calls=-1"),
     ],
-)  # fmt: skip
+)
 def test_refused_in_one_line(p, call, words):
     x = images(2)
     with pytest.raises(UserError) as refused:
@@ -239,8 +274,7 @@ def test_refused_in_one_line(p, call, words):
 
 
 def test_a_generator_without_codes_draws_and_reads_none():
-    recipe = RECIPE | {"generator": RECIPE["generator"] | {"model": GENERATOR | {"positions": 0, "values": 0}}}
-    bare = drawn(recipe=recipe, steps=2, method="euler")
+    bare = drawn(NULL)
     close(bare.sample(9, seed=1)[3:5], bare.sample(2, seed=1, first=3))
     with pytest.raises(UserError, match="without codes"):
         bare.decode(np.zeros((1, LENGTH), int))
@@ -248,33 +282,42 @@ def test_a_generator_without_codes_draws_and_reads_none():
 
 def test_latents_are_not_shown_as_pixels():
     with pytest.raises(UserError, match="latents"):
-        drawn(recipe=RECIPE | {"generator": RECIPE["generator"] | {"latents": True}}).sample(1)
+        drawn({"generator.latents": True}).sample(1)
 
 
 def test_a_recipe_without_the_step_is_told():
-    with pytest.raises(UserError, match="no step 'encoder'"):
-        drawn(recipe={key: section for key, section in RECIPE.items() if key != "encoder"}).encode(images(1))
+    found = networks()
+    with pytest.raises(UserError, match="no step 'tokenizer'"):
+        pipeline.Pipeline(found, encoder="tokenizer").encode(images(1))
 
 
-@pytest.mark.parametrize("what", ["encode", "sample_codes", "decode"])
-def test_lower(p, what):
-    assert "func" in p.lower(what).as_text()
+def test_lower(p):
+    how = {"encoder": {}, "prior": {"sampler": CodeSampler()}, "generator": {"sampler": FAST}}
+    for step, settings in how.items():
+        assert "func" in p.networks[step].lower(**settings).as_text()
+
+
+def written(workdir, lines=(), *, without=()):
+    """A run's config.json."""
+    config = load("quickstart.py:tiny", SMALL | dict(lines)).to_dict()
+    config = {name: section for name, section in config.items() if name not in without}
+    (workdir / "config.json").write_text(json.dumps(config))
 
 
 def test_load_samples_as_the_recipe_does(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(RECIPE))
+    written(tmp_path)
     found = pipeline.load(tmp_path, batch=3)
-    assert (found.calls, found.steps, found.guidance, found.method) == (3, 2, 1.5, "euler")
+    assert found.sampler == dataclasses.replace(FAST, guidance=Guidance(scale=1.5))
+    assert found.code_sampler == CodeSampler(calls=3)
     assert found.batch >= 3 and found.batch % jax.device_count() == 0
     with pytest.raises(UserError, match="train this step first"):
         found.encode(images(1))
-    (tmp_path / "config.json").write_text(json.dumps({key: part for key, part in RECIPE.items() if key != "samples"}))
-    assert pipeline.load(tmp_path).method == "heun"
+    written(tmp_path, without=("samples",))
+    assert pipeline.load(tmp_path).sampler == Sampler()
 
 
 def test_the_encoder_of_codes_from_another_run_is_that_runs(tmp_path):
-    codes = dict(stage="codes", path=str(tmp_path / "first" / "codes"), encoder="encoder")
-    (tmp_path / "config.json").write_text(json.dumps(RECIPE | {"codes": codes}))
+    written(tmp_path, {"codes.path": str(tmp_path / "first" / "codes")})
     with pytest.raises(UserError, match="first/encoder"):
         pipeline.load(tmp_path).encode(images(1))
 

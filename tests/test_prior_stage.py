@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_configs import ROOT, load
+from recipes import load
 
 from dlc_jax.data import code_writer, sources
 from dlc_jax.models.masked_transformer import MaskedTransformer
@@ -14,14 +14,11 @@ LENGTH, VALUES = 6, 5
 SPLITS = {"train": 0, "validation": 1}
 
 
-def recipe(step, *, seed=0, count=64, **section):
+def recipe(step, *, seed=0, count=64, **fields):
     """The quickstart's, with short codes, on few images: each batch of `count` is an epoch."""
-    config = load(ROOT / "configs" / "quickstart.py", "tiny")
-    config.seed, config.data.count = seed, count
-    config[step].model.update(positions=LENGTH, values=VALUES)
-    config[step].train.batch = count
-    config[step].update(section)
-    return config
+    own = {"model.positions": LENGTH, "model.values": VALUES, "train.batch": count, **fields}
+    lines = {f"{step}.{name}": value for name, value in own.items()}
+    return load("quickstart.py:tiny", {"seed": seed, "data.count": count, **lines})
 
 
 def stage(step, workdir="unused", **options):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlc_jax import optim
+from dlc_jax.optim import AdamW
 from dlc_jax.stage import Plan, Stage
 from dlc_jax.step import example_keys, make_init, make_train_step, make_validation_step, shared_key
 
@@ -36,10 +36,8 @@ def watched() -> Stage:
         after_update=lambda extra, params, aux, step: {"params": params["w"], "x": aux["x"]},
         ema_decay=lambda step: 0.75,
         batch_spec={},
-        frozen_spec={},
-        load_frozen=None,
         batches=None,
-        optimizer=optim.make(steps=5, learning_rate=0.1, schedule="linear"),
+        optimizer=AdamW(learning_rate=0.1, schedule="linear").make(5),
         plan=Plan(steps=5, batch=3),
     )
 

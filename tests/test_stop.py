@@ -92,9 +92,8 @@ def test_a_loop_whose_terminal_is_gone_saves_too():
     process = start(body, after="ready('after')", stdout=slave, start_new_session=True)
     os.close(slave)
     assert os.read(master, 5) == b"ready"
-    os.close(
-        master
-    )  # the terminal hangs up; whoever has it for its own is sent the signal by the system
+    # the terminal hangs up; the system sends the signal to whoever has it for its own
+    os.close(master)
     process.send_signal(signal.SIGHUP)
     assert (process.communicate(timeout=20)[1], process.returncode) == ("dlc_jax: saved\n", 75)
 
@@ -112,10 +111,8 @@ def test_a_command_that_has_ended_is_not_ended_again():
     process = start("raise stop.Interrupted('saved')", after="ready(); sys.stdin.readline()")
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
-    assert (process.communicate("on\n", timeout=20)[1], process.returncode) == (
-        "dlc_jax: saved\n",
-        75,
-    )
+    said = process.communicate("on\n", timeout=20)[1]
+    assert (said, process.returncode) == ("dlc_jax: saved\n", 75)
 
 
 def test_nor_is_it_by_a_signal_that_is_only_now_heard_of():

@@ -54,9 +54,9 @@ def test_lock_names_the_live_run_and_survives_kill_9(tmp_path):
         with pytest.raises(UserError, match=f"process {child.pid} on {socket.gethostname()}"):
             with workdir.lock(tmp_path / "a" / "run"):
                 pass
-        assert (
-            json.loads((tmp_path / "a" / "run" / ".lock").read_text())["pid"] == child.pid
-        )  # the attempt changed nothing
+        # the attempt changed nothing
+        lock = json.loads((tmp_path / "a" / "run" / ".lock").read_text())
+        assert lock["pid"] == child.pid
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()
@@ -297,9 +297,8 @@ def test_seconds(tmp_path):
 
 def test_commit_is_of_this_checkout_or_none(monkeypatch, tmp_path):
     assert re.fullmatch("[0-9a-f]{40}( with local changes)?", workdir.commit() or "0" * 40)
-    monkeypatch.setattr(
-        workdir, "__file__", str(tmp_path / "workdir.py")
-    )  # installed, or within another project
+    # installed, or within another project
+    monkeypatch.setattr(workdir, "__file__", str(tmp_path / "workdir.py"))
     assert workdir.commit() is None
 
 

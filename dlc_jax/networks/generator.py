@@ -41,7 +41,7 @@ class GeneratorNetwork(Network):
         seed: int = 0,
         count: int | None = None,
         first: int = 0,
-        sampler: Sampler = Sampler(),
+        sampler: Sampler = Sampler(),  # noqa: B008, it is frozen
         params=None,
     ) -> np.ndarray:
         """Codes int [b, l] or soft ones float [b, l, v] to uint8 images [b, y, x, c].
@@ -52,7 +52,8 @@ class GeneratorNetwork(Network):
 
         Raises:
           UserError: codes of another shape or type, outside [0, V), or soft ones that are not
-            points of simplices; none for a generator that reads some; a generator of latents.
+            points of simplices; none for a generator that reads some; a generator of latents; a
+            `guidance.base` that is not this model, trained.
         """
         if self.section.latents:
             raise UserError(
@@ -68,7 +69,10 @@ class GeneratorNetwork(Network):
         if base := sampler.guidance.base:
             own = self.params if params is None else params
             if (base, mesh) not in self._bases:
-                self._bases[base, mesh] = self.load(Path(base), mesh)
+                try:
+                    self._bases[base, mesh] = self.load(Path(base), mesh)
+                except UserError as error:
+                    raise UserError(f"sampler.guidance.base={base}: {error}") from error
             params = {"own": own, "base": self._bases[base, mesh]}
         draws = keys(seed, count, first)
         return self.run(self._decode, draws, *arrays, params=params, mesh=mesh, sampler=sampler)
@@ -84,7 +88,9 @@ class GeneratorNetwork(Network):
         """`decode` of a batch, lowered from shapes alone."""
         length = self.model.positions
         shapes = [((), key_dtype()), *([((length,), jnp.int32)] if length else [])]
-        return self._lower(self._decode, *shapes, sampler=sampler)
+        own = self.abstract()
+        params = {"own": own, "base": own} if sampler.guidance.base else own
+        return self._lower(self._decode, *shapes, params=params, sampler=sampler)
 
     def _decode(self, params, keys, codes=None, *, sampler):
         own, weak = params, None

@@ -104,8 +104,12 @@ class Network:
         rows = parallel.each(self._programs[key], params, batches, mesh=mesh, size=self.batch)
         return np.concatenate(list(rows))
 
-    def _lower(self, function, *shapes, **static):
-        """Lowers a function for the mesh, from (shape, dtype) of one example of each array."""
+    def _lower(self, function, *shapes, params=None, **static):
+        """Lowers a function for the mesh, from (shape, dtype) of one example of each array.
+
+        Args:
+          params: abstract; None are `abstract()`.
+        """
         arrays = [
             jax.ShapeDtypeStruct(
                 (self.batch, *shape), dtype, sharding=jax.NamedSharding(self.mesh, parallel.BATCH)
@@ -114,7 +118,7 @@ class Network:
         ]
         with jax.set_mesh(self.mesh):
             lowered = jax.jit(functools.partial(function, **static))
-            return lowered.lower(self.abstract(), *arrays)
+            return lowered.lower(self.abstract() if params is None else params, *arrays)
 
     def _placed(self, mesh):
         placed = parallel.shardings(self.shapes, mesh, rules=self.model.rules, strict=False)

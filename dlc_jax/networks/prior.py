@@ -22,7 +22,12 @@ class PriorNetwork(Network):
         return (jnp.zeros((1, self.model.positions), jnp.int32),)
 
     def sample(
-        self, count: int, *, seed: int, first: int = 0, sampler: CodeSampler = CodeSampler()
+        self,
+        count: int,
+        *,
+        seed: int,
+        first: int = 0,
+        sampler: CodeSampler = CodeSampler(),  # noqa: B008, it is frozen
     ) -> np.ndarray:
         """`count` new codes int32 [count, l], those of the numbers from `first` on."""
         return self.run(self._sample, keys(seed, count, first), sampler=sampler)

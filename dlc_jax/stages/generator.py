@@ -165,7 +165,7 @@ def make(config, *, step: str, workdir) -> Stage:
             "latents": section.latents,
             **home.lasting({"data": config.data.to_dict()}),
         },
-        former=former_identity,
+        former=lambda saved: saved | {"model": recipe.complete(DiT, saved["model"])},
         reads=reads,
     )
 
@@ -268,8 +268,3 @@ def draw_grid(grid: Grid, seed: int, data, network, store, state, frozen, mesh, 
         }
         pictures.save_captions(folder, sentences)
     return {"samples": picture}
-
-
-def former_identity(saved):
-    """An earlier version's identity of a checkpoint, with the fields of this one."""
-    return {**saved, "model": recipe.complete(DiT, saved["model"])}

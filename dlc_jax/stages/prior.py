@@ -72,7 +72,7 @@ def make(config, *, step: str, workdir) -> Stage:
         rules=model.rules,
         flops=3 * plan.batch * model.flops(),
         identity={"model": config[step].model.to_dict(), "codes": section.codes},
-        former=former_identity,
+        former=lambda saved: saved | {"model": recipe.complete(MaskedTransformer, saved["model"])},
         reads=lambda: {"store": store("train").origin},
     )
 
@@ -89,8 +89,3 @@ def loss(model: MaskedTransformer, batch_size, params, extra, batch, frozen, ste
     logits = model.apply({"params": params}, noisy)
     bound = masked.bound(logits, batch["codes"], hidden, t).mean() / model.positions
     return bound, ({"nats_per_token": bound}, {})
-
-
-def former_identity(saved):
-    """An earlier version's identity of a checkpoint, with the fields of this one."""
-    return {**saved, "model": recipe.complete(MaskedTransformer, saved["model"])}

@@ -132,8 +132,9 @@ def make(config, *, step: str, workdir) -> Job:
 def plan(config, section: Section, networks) -> dict:
     """The job's large computations."""
     model = recipe.build(DiT, config[section.generator].model)
-    is_guided = section.codes and section.sampler.guidance.scale != 1
-    passes = section.sampler.calls * (2 if is_guided else 1)  # the null condition too
+    guidance = section.sampler.guidance
+    is_guided = (section.codes or guidance.base) and guidance.scale != 1
+    passes = section.sampler.calls * (2 if is_guided else 1)  # the null condition or the base too
     make = functools.partial(program, networks, batch=section.batch)
     images = make(section.generator, flops=passes * model.flops(), sampler=section.sampler)
     if not section.codes:

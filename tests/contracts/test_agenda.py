@@ -1,4 +1,7 @@
-"""What the same command does again in a workdir: nothing, or what another setting asks for, or it says why it must not."""
+"""What the same command does again in a workdir.
+
+Nothing, or what another setting asks for, or it says why it must not.
+"""
 
 import dataclasses
 import json
@@ -10,9 +13,11 @@ from pathlib import Path
 import jax
 import pytest
 from ml_collections import ConfigDict
+from recipes import load
 from throwaway import coupled
 
 from dlc_jax import agenda, main, parallel
+from dlc_jax import workdir as home
 from dlc_jax.errors import Interrupted, UserError
 from dlc_jax.stage import Evaluator, Job
 
@@ -33,7 +38,8 @@ class Rooms:
             return stage.batches(split)
 
         identity = {"width": config[step].width}
-        return dataclasses.replace(stage, batches=batches, identity=identity, reads=lambda: self.reads)
+        reads = {"batches": batches, "reads": lambda: self.reads}
+        return dataclasses.replace(stage, identity=identity, **reads)
 
     def job(self, config, *, step, workdir):
         def run(mesh, directory):
@@ -52,7 +58,8 @@ def installed(monkeypatch):
     """Its steps in place of the real ones, and one device: more of them only compile longer."""
     made, whole = Rooms(), parallel.make_mesh
     monkeypatch.setattr(agenda, "STAGES", made.STAGES)
-    monkeypatch.setattr(parallel, "make_mesh", lambda **sizes: whole(devices=jax.devices()[:1], **sizes))
+    one = jax.devices()[:1]
+    monkeypatch.setattr(parallel, "make_mesh", lambda **sizes: whole(devices=one, **sizes))
     return made
 
 
@@ -71,7 +78,8 @@ def config(**changes):
             samples=dict(job, prior="prior"),
         )
     )
-    made.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    flat = {name.replace("__", "."): value for name, value in changes.items()}
+    made.update_from_flattened_dict(flat)
     return made
 
 
@@ -92,19 +100,21 @@ def workdir(complete, tmp_path):
 
 def history(workdir):
     path = workdir / "config_history.jsonl"
-    return [json.loads(line)["changed"] for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["changed"] for line in lines]
 
 
 def test_again_it_does_nothing(workdir, rooms, capsys):
     capsys.readouterr()
     main.run(config(), workdir)
     assert rooms.ran == [] and history(workdir) == []
-    assert capsys.readouterr().out.splitlines()[:-1] == [f"{name}: complete" for name in ("encoder", "codes", "prior", "samples")]
+    steps = ("encoder", "codes", "prior", "samples")
+    assert capsys.readouterr().out.splitlines()[:-1] == [f"{name}: complete" for name in steps]
     assert json.loads((workdir / "results.json").read_text())["device"].endswith("cpu")
 
 
 def test_asked_to_stop_at_the_last_step_it_ends_before_the_next_one(tmp_path, rooms, capsys):
-    """The loop has nothing more to stop: what it was asked must not be forgotten in the hours of a job."""
+    """The loop has nothing more to stop, but a job would go on for hours."""
     trained = rooms.STAGES["trained"]
 
     def asking(config, *, step, workdir):
@@ -117,7 +127,8 @@ def test_asked_to_stop_at_the_last_step_it_ends_before_the_next_one(tmp_path, ro
         return dataclasses.replace(stage, evals=(Evaluator("last", 0, measure),))
 
     rooms.STAGES["trained"] = asking
-    with pytest.raises(Interrupted, match="stopped; what is complete is kept, the same command goes on"):
+    said = "stopped; what is complete is kept, the same command goes on"
+    with pytest.raises(Interrupted, match=said):
         main.run(config(), tmp_path / "W")
     assert rooms.ran == ["encoder"]
     rooms.STAGES["trained"] = trained
@@ -132,7 +143,9 @@ def test_what_a_kill_left_half_deleted_goes_although_the_step_is_complete(workdi
     assert rooms.ran == [] and not (workdir / "prior" / "checkpoints" / "1.deleting").exists()
 
 
-def test_a_start_that_cannot_be_is_refused_before_the_folder_is_of_this_recipe(complete, tmp_path, rooms):
+def test_a_start_that_cannot_be_is_refused_before_the_folder_is_of_this_recipe(
+    complete, tmp_path, rooms
+):
     """Else the corrected command would be one of another config."""
 
     def started(place, new=(), **more):
@@ -143,7 +156,10 @@ def test_a_start_that_cannot_be_is_refused_before_the_folder_is_of_this_recipe(c
     for made, words in (
         (started(tmp_path / "nowhere"), "encoder.train.init_from=.*nowhere: no good checkpoint"),
         (started(complete), "encoder.train.init_from"),
-        (started(complete / "encoder", new=("hed.*",)), "encoder.train.init_new: 'hed.*' names no parameter"),
+        (
+            started(complete / "encoder", new=("hed.*",)),
+            "encoder.train.init_new: 'hed.*' names no parameter",
+        ),
     ):
         with pytest.raises(UserError, match=words):
             main.run(made, tmp_path / "W")
@@ -168,19 +184,25 @@ def test_a_jobs_setting_runs_that_job_again(workdir, rooms):
 
 def test_a_longer_stage_goes_on_and_what_reads_it_runs_again(workdir, rooms):
     main.run(config(prior__train__steps=4), workdir)
-    assert rooms.ran == ["prior", "samples"] and history(workdir) == [{"prior.train.steps": [2, 4]}]
+    assert rooms.ran == ["prior", "samples"]
+    assert history(workdir) == [{"prior.train.steps": [2, 4]}]
     rooms.ran.clear()
     main.run(config(), workdir)  # the shorter command again: what is there is longer, and good
     assert rooms.ran == []
 
 
 def test_what_others_have_learned_from_is_not_changed_under_them(workdir, rooms):
-    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
+    def files():
+        return {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
+    before = files()
     with pytest.raises(UserError) as caught:
         main.run(config(encoder__train__steps=4), workdir)
-    assert "prior learned from what encoder gave after 2 steps, and encoder is to have 4" in str(caught.value)
-    assert "set encoder.train.steps=2" in str(caught.value) and f"move prior of {workdir} away" in str(caught.value)
-    assert rooms.ran == [] and {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+    said = str(caught.value)
+    assert "prior learned from what encoder gave after 2 steps, and encoder is to have 4" in said
+    assert "set encoder.train.steps=2" in said and f"move prior of {workdir} away" in said
+    assert rooms.ran == [] and files() == before
     (workdir / "prior").rename(workdir.parent / "old")
     main.run(config(encoder__train__steps=4), workdir)
     assert rooms.ran == ["encoder", "codes", "prior", "samples"]
@@ -205,5 +227,20 @@ def test_another_model_is_refused_and_a_mistake_is_not_remembered(workdir, rooms
 
 def test_codes_that_are_elsewhere_need_no_encoder(rooms, workdir, tmp_path, capsys):
     main.run(config(codes__path=str(workdir / "codes")), tmp_path / "W2")
-    assert rooms.ran == ["codes", "prior", "samples"] and not (tmp_path / "W2" / "encoder").exists()
-    assert f"encoder: not needed, codes are those of {workdir / 'codes'}" in capsys.readouterr().out
+    assert rooms.ran == ["codes", "prior", "samples"]
+    assert not (tmp_path / "W2" / "encoder").exists()
+    said = f"encoder: not needed, codes are those of {workdir / 'codes'}"
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("steps, skip", [(12, "complete"), (50, "")])
+def test_settings_of_an_earlier_version_are_compared_by_their_meaning(tmp_path, steps, skip):
+    """A sampler was spread over its step; a job that was run with today's is not run again."""
+    recipe = load("quickstart.py")
+    (tmp_path / "samples").mkdir()
+    settings = {"count": 512, "pairs": 512, "held_out": True, "calls": 0}
+    settings |= {"sampling_steps": steps, "guidance": 1.5, "method": "heun"}
+    home.mark_done(tmp_path / "samples", {"steps": 0, "settings": settings})
+    made = {"samples": Job(run=None, settings=("count", "pairs", "sampler", "code_sampler"))}
+    (entry,) = agenda.read(recipe, tmp_path, made)
+    assert entry.skip == skip

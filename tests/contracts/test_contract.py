@@ -1,6 +1,10 @@
-"""Every stage, real or throwaway, keeps the contract: one compile, frozen inputs untouched, the same step however it is split."""
+"""Every stage, real or throwaway, keeps the contract.
+
+One compile, frozen inputs untouched, the same step however it is split.
+"""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -48,11 +52,13 @@ def test_loss_is_finite_and_falls_with_one_compile(name):
 def test_eight_devices_do_what_one_does(name, sizes):
     if len(jax.devices()) < 8:
         pytest.skip("needs 8 devices; on CPU the tests force them")
-    mesh = parallel.make_mesh(data=sizes[0], fsdp=sizes[1], tensor=sizes[2], devices=jax.devices()[:8])
+    named = dict(zip(parallel.AXES, sizes))
+    mesh = parallel.make_mesh(**named, devices=jax.devices()[:8])
     alone, first, _ = run(STAGES[name](), steps=3)
     together, second, _ = run(STAGES[name](), steps=3, mesh=mesh)
     np.testing.assert_allclose([m["loss"] for m in first], [m["loss"] for m in second], rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), alone.params, together.params)
+    close = functools.partial(np.testing.assert_allclose, atol=1e-4)
+    jax.tree.map(close, alone.params, together.params)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -64,14 +70,14 @@ def test_accumulation_equals_the_whole_step(name, accumulate):
     for a, b in zip(first, second):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
         np.testing.assert_allclose(a["gradient_norm"], b["gradient_norm"], rtol=1e-4)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), (whole.params, whole.extra), (parts.params, parts.extra)
-    )
+    close = functools.partial(np.testing.assert_allclose, atol=1e-4)
+    jax.tree.map(close, (whole.params, whole.extra), (parts.params, parts.extra))
 
 
 def test_draws_differ_between_examples_and_purposes():
     key, position = jax.random.key(0), jnp.arange(64)
-    one, two = (jax.vmap(jax.random.uniform)(example_keys(key, position, purpose)) for purpose in (1, 2))
+    draw = jax.vmap(jax.random.uniform)
+    one, two = (draw(example_keys(key, position, purpose)) for purpose in (1, 2))
     assert len(np.unique(np.concatenate([one, two]))) == 128
 
 
@@ -130,7 +136,8 @@ def test_a_step_without_a_finite_loss_changes_nothing_and_is_counted():
     state, metrics, _ = run(bad_at(coupled(), 2, 3), steps=4)
     kept = lambda state: (state.params, state.opt_state, state.ema, state.extra)  # noqa: E731
     # Two programs, compiled apart: their last bits may differ.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), kept(good), kept(state))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+    jax.tree.map(close, kept(good), kept(state))
     assert state.skipped.tolist() == [2, 2] and int(state.step) == 4
     state, _, _ = run(bad_at(coupled(), 2), steps=4)
     assert state.skipped.tolist() == [1, 0]
@@ -140,7 +147,8 @@ def test_a_step_without_a_finite_loss_changes_nothing_and_is_counted():
 def test_validation_takes_no_step():
     stage = coupled()
     state = make_init(stage)(jax.random.key(0))
-    metrics = make_validation_step(stage)(state, next(stage.batches("validation")), stage.load_frozen(None), jax.random.key(3))
+    batch, frozen = next(stage.batches("validation")), stage.load_frozen(None)
+    metrics = make_validation_step(stage)(state, batch, frozen, jax.random.key(3))
     assert np.isfinite(metrics["loss"])
 
 

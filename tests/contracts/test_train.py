@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from throwaway import Numbers, coupled, joint
 
-from dlc_jax import optim, parallel
+from dlc_jax import parallel
 from dlc_jax.checkpoint import Checkpoints, load_params
 from dlc_jax.errors import Interrupted, UserError
+from dlc_jax.optim import AdamW
 from dlc_jax.stage import Evaluator
 from dlc_jax.step import TrainState
 from dlc_jax.train import _initial, _Validation, compile_step, train
@@ -265,7 +266,7 @@ def test_an_evaluators_pictures_are_shown_and_are_no_results(tmp_path):
 def test_validation_is_on_the_same_records_with_the_same_draws(tmp_path):
     """Its numbers differ by what was learned alone: a state that does not learn has the same."""
     opened, made = [], joint(steps=8, validate_batches=2)
-    still = dataclasses.replace(made, optimizer=optim.make(steps=8, learning_rate=0.0))
+    still = dataclasses.replace(made, optimizer=AdamW(learning_rate=0.0).make(8))
 
     def batches(split):
         opened.append((split, Closing(made.batches(split))))
@@ -278,9 +279,8 @@ def test_validation_is_on_the_same_records_with_the_same_draws(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     validation = [line["validation/loss"] for line in lines if "validation/loss" in line]
     assert len(validation) == 2 and validation[0] == validation[1]
-    assert (
-        len({line["loss"] for line in lines if "loss" in line}) > 1
-    )  # training draws anew in every step
+    # training draws anew in every step
+    assert len({line["loss"] for line in lines if "loss" in line}) > 1
 
 
 def test_validation_is_the_mean_over_batches_each_with_draws_of_its_own():

@@ -1,7 +1,9 @@
-"""Three small stages of kinds that are not built yet. If one of them did not fit the contracts, the contracts would be wrong.
+"""Three small steps of kinds that are not built yet: if one did not fit, the contracts were wrong.
 
-* `coupled`: a batch-coupled objective with a teacher: Sinkhorn over the global batch, the teacher is the state's average.
-* `joint`: an encoder and a denoiser trained together through straight-through codes, as DisCo-Diff does; it can be warm-started.
+* `coupled`: an objective with a teacher and Sinkhorn over the global batch; the teacher is the
+  state's average.
+* `joint`: an encoder and a denoiser trained together through straight-through codes, as DisCo-Diff
+  does; it can be warm-started.
 * `job`: no training at all.
 """
 
@@ -9,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlc_jax import optim
 from dlc_jax.losses import ssl
+from dlc_jax.optim import AdamW
 from dlc_jax.stage import Job, Plan, Program, Stage
 from dlc_jax.step import example_keys
 
@@ -29,8 +31,8 @@ class Numbers:
     def __next__(self):
         rows = np.arange(self.next, self.next + self.batch)
         self.next += self.batch
-        x = np.stack([np.random.default_rng((self.seed, row)).normal(size=WIDTH) for row in rows]).astype(np.float32)
-        return {"x": x, "position": np.arange(self.batch, dtype=np.int32)}
+        x = np.stack([np.random.default_rng((self.seed, row)).normal(size=WIDTH) for row in rows])
+        return {"x": x.astype(np.float32), "position": np.arange(self.batch, dtype=np.int32)}
 
     def get_state(self):
         return {"global_next_index": self.next}
@@ -40,7 +42,10 @@ class Numbers:
 
 
 def _spec(batch):
-    return {"x": jax.ShapeDtypeStruct((batch, WIDTH), jnp.float32), "position": jax.ShapeDtypeStruct((batch,), jnp.int32)}
+    return {
+        "x": jax.ShapeDtypeStruct((batch, WIDTH), jnp.float32),
+        "position": jax.ShapeDtypeStruct((batch,), jnp.int32),
+    }
 
 
 def _plan(steps, batch, **options):
@@ -49,12 +54,16 @@ def _plan(steps, batch, **options):
 
 
 def coupled(*, steps=6, batch=8, seed=0, **options) -> Stage:
-    """Sinkhorn self-distillation of a linear map; `extra` counts the updates, and a center follows the teacher."""
+    """Sinkhorn self-distillation of a linear map.
+
+    `extra` counts the updates, and holds a center that follows the teacher.
+    """
     plan = _plan(steps, batch, **options)
 
     def init(key):
         kernel = 0.1 * jax.random.normal(key, (WIDTH, VALUES))
-        return {"kernel": kernel}, {"center": jnp.zeros((VALUES,)), "updates": jnp.zeros((), jnp.int32)}
+        extra = {"center": jnp.zeros((VALUES,)), "updates": jnp.zeros((), jnp.int32)}
+        return {"kernel": kernel}, extra
 
     def prepare(params, ema, extra, batch, frozen, step, key):
         logits = batch["x"] @ ema["kernel"] + frozen["offset"]
@@ -63,12 +72,13 @@ def coupled(*, steps=6, batch=8, seed=0, **options) -> Stage:
     def loss(params, extra, batch, frozen, step, key):
         keys = example_keys(key, batch["position"], 1)
         x = batch["x"] + 0.1 * jax.vmap(lambda key: jax.random.normal(key, (WIDTH,)))(keys)
-        log = jax.nn.log_softmax(x.astype(params["kernel"].dtype) @ params["kernel"]).astype(jnp.float32)
-        value = -(batch["target"] * log).sum(-1).mean()
+        log = jax.nn.log_softmax(x.astype(params["kernel"].dtype) @ params["kernel"])
+        value = -(batch["target"] * log.astype(jnp.float32)).sum(-1).mean()
         return value, ({"noise": x.mean()}, {"center": batch["logits"].mean(0)})
 
     def after_update(extra, params, aux, step):
-        return {"center": 0.9 * extra["center"] + 0.1 * aux["center"], "updates": extra["updates"] + 1}
+        center = 0.9 * extra["center"] + 0.1 * aux["center"]
+        return {"center": center, "updates": extra["updates"] + 1}
 
     return Stage(
         init=init,
@@ -80,14 +90,17 @@ def coupled(*, steps=6, batch=8, seed=0, **options) -> Stage:
         frozen_spec={"offset": jax.ShapeDtypeStruct((VALUES,), jnp.float32)},
         load_frozen=lambda mesh: {"offset": jnp.arange(VALUES, dtype=jnp.float32) / VALUES},
         batches=lambda split: Numbers(batch, seed=seed + (split != "train")),
-        optimizer=optim.make(steps=steps, learning_rate=0.1),
+        optimizer=AdamW(learning_rate=0.1).make(steps),
         plan=plan,
         identity={"width": WIDTH, "values": VALUES},
     )
 
 
 def joint(*, steps=6, batch=8, wide=False, **options) -> Stage:
-    """x -> straight-through Gumbel codes -> table -> reconstruction of x from a noisy x. `wide` adds a parameter that a warm start lacks."""
+    """x -> straight-through Gumbel codes -> table -> reconstruction of x from a noisy x.
+
+    `wide` adds a parameter that a warm start lacks.
+    """
     plan = _plan(steps, batch, **options)
 
     def init(key):
@@ -100,8 +113,9 @@ def joint(*, steps=6, batch=8, wide=False, **options) -> Stage:
         return params | ({"head": {"bias": jnp.zeros((WIDTH,))}} if wide else {}), {}
 
     def loss(params, extra, batch, frozen, step, key):
-        gumbel = jax.vmap(lambda key: jax.random.gumbel(key, (POSITIONS, VALUES)))(example_keys(key, batch["position"], 1))
-        noise = jax.vmap(lambda key: jax.random.normal(key, (WIDTH,)))(example_keys(key, batch["position"], 2))
+        first, second = (example_keys(key, batch["position"], purpose) for purpose in (1, 2))
+        gumbel = jax.vmap(lambda key: jax.random.gumbel(key, (POSITIONS, VALUES)))(first)
+        noise = jax.vmap(lambda key: jax.random.normal(key, (WIDTH,)))(second)
         x = batch["x"].astype(params["table"].dtype)
         logits = (x @ params["encoder"]["kernel"]).reshape(-1, POSITIONS, VALUES)
         soft = jax.nn.softmax(logits + gumbel)
@@ -110,19 +124,15 @@ def joint(*, steps=6, batch=8, wide=False, **options) -> Stage:
         guess = jnp.concatenate([x + noise, code], -1) @ params["denoiser"]["kernel"]
         if wide:
             guess = guess + params["head"]["bias"]
-        return jnp.square(guess - x).astype(jnp.float32).mean(), ({"used": hard.max(1).mean().astype(jnp.float32)}, {})
+        used = hard.max(1).mean().astype(jnp.float32)
+        return jnp.square(guess - x).astype(jnp.float32).mean(), ({"used": used}, {})
 
     return Stage(
         init=init,
-        prepare=lambda params, ema, extra, batch, frozen, step, key: batch,
         loss=loss,
-        after_update=lambda extra, params, aux, step: extra,
-        ema_decay=None,
         batch_spec=_spec(batch),
-        frozen_spec={},
-        load_frozen=lambda mesh: {},
         batches=lambda split: Numbers(batch, seed=10 + (split != "train")),
-        optimizer=optim.make(steps=steps, learning_rate=0.02),
+        optimizer=AdamW(learning_rate=0.02).make(steps),
         plan=plan,
         identity={"wide": wide},
     )
@@ -136,5 +146,9 @@ def job() -> Job:
         return {"job/devices": mesh.size}
 
     shape = jax.ShapeDtypeStruct((4,), jnp.float32)
-    twice = Program(lower=lambda mesh: jax.jit(lambda x: x * 2).lower(shape), state=lambda mesh: {}, flops=4.0, batch=4)
+
+    def lower(mesh):
+        return jax.jit(lambda x: x * 2).lower(shape)
+
+    twice = Program(lower=lower, state=lambda mesh: {}, flops=4.0, batch=4)
     return Job(run=run, programs={"twice": twice})

@@ -54,8 +54,9 @@ def export(config, workdir, step: str, section, mesh, directory: Path) -> float 
         pace = _Pace()
         with Progress(step, "images", silent=jax.process_index() != 0) as progress:
             for number, (split, view) in enumerate(views.items()):
+                before = sum(shares[:number])
 
-                def encode(start, stop, view=view, before=sum(shares[:number])):
+                def encode(start, stop, view=view, before=before):
                     done = before + _share(start, section.shard_size)
                     with pace:
                         rows = view.batches(start, stop, batch)
@@ -126,8 +127,8 @@ def _moments(config, step: str, section, mesh):
     name = section.autoencoder
     if not config[name].path:
         raise UserError(
-            f"{step} needs the weights of {name}: give --config.{name}.path=DIR, made by dlc import "
-            f"vae FILE --out DIR, or --config.{step}.autoencoder='' for codes alone"
+            f"{step} needs the weights of {name}: give --config.{name}.path=DIR, made by dlc "
+            f"import vae FILE --out DIR, or --config.{step}.autoencoder='' for codes alone"
         )
     model = recipe.build(Autoencoder, config[name].model)
     image = jnp.zeros((1, config.data.image, config.data.image, 3))
@@ -154,8 +155,9 @@ def _view(config, section) -> dict:
 
 
 class _Views:
-    """The images of a split: as the encoder takes them, and with an autoencoder beside that as the
-    generator is to draw them.
+    """The images of a split as the encoder takes them.
+
+    With an autoencoder also as the generator is to draw them.
     """
 
     def __init__(self, data: DataSet, section, split, size):
@@ -205,12 +207,8 @@ def drop_others(directory: Path, identity: str) -> None:
         try:
             found = json.loads(path.read_text())
             of = found.get("description", found).get("identity")
-        except (
-            OSError,
-            ValueError,
-            AttributeError,
-        ):  # none, or damaged: `code_writer.write` sees to it
-            continue
+        except (OSError, ValueError, AttributeError):
+            continue  # none, or damaged: `code_writer.write` sees to it
         if of != identity:
             shutil.rmtree(directory)
             return

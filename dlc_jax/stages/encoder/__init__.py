@@ -2,10 +2,10 @@
 
 Source: arXiv 2507.12318, DINOv2 (arXiv 2304.07193).
 
-    two global crops, some with masks, and some local ones ──► student ──► prototypes of crops and
-                                                                           of masked patches ──┐
-    the global crops, unmasked ──► teacher (the state's average) ──► centering or Sinkhorn ──► cross-
-                                                                           entropy: DINO, iBOT
+    global crops, some with masks, and local crops ──► student ──► scores of crops and of masked
+                                                                   patches ──┐
+    global crops, unmasked ──► teacher (the state's average) ──► centering or Sinkhorn ──► cross-
+                                                                   entropy: DINO, iBOT
 
 KoLeo keeps the vectors of different images apart. With one kind of crops this is the paper's
 encoder. With several, the positions of a code are shared out evenly among the kinds, in the order
@@ -101,7 +101,7 @@ def make(config, *, step: str, workdir) -> Stage:
         optimizer=section.optimizer.make(plan.steps, model.layer),
         plan=plan,
         rules=model.rules,
-        evals=checkup.evaluators(config, step=step, workdir=workdir),
+        evals=checkup.evaluators(config, section.monitor, step=step, workdir=workdir),
         group=math.lcm(*objective.groups().values()),
         flops=plan.batch * sum(distillation.flops(setup, kind) for kind in setup.kinds),
         identity={

@@ -149,7 +149,8 @@ def prepare(setup: Setup, params, ema, extra, batch, frozen, step, key):
     objective = setup.objective
     keys = example_keys(key, batch["position"], TEACHER)
     temperature = rise(objective.teacher_temperature, step)
-    is_sinkhorn = objective.teacher == "sinkhorn"
+    is_sinkhorn, cool = objective.teacher == "sinkhorn", objective.consistency_temperature[1]
+    balance = jax.vmap(lambda logits: ssl.sinkhorn(logits, temperature=cool), 2, 2)
     for kind in setup.kinds:
         simplex = rise(objective.simplex_temperature[1], step)
         out = views(setup, ema, batch[f"{kind}/global"], keys, kind, temperature=simplex)
@@ -167,8 +168,6 @@ def prepare(setup: Setup, params, ema, extra, batch, frozen, step, key):
             else:
                 batch = batch | {f"{kind}/patch_teacher": logits}
         if objective.consistency:
-            cool = objective.consistency_temperature[1]
-            balance = jax.vmap(lambda logits: ssl.sinkhorn(logits, temperature=cool), 2, 2)
             batch = batch | {f"{kind}/values": balance(out["logits"])}
     return batch
 
