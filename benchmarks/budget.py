@@ -20,7 +20,7 @@ TABLE = re.compile(r"(<!-- costs -->\n).*?(<!-- /costs -->)", re.DOTALL)
 # Every test file is in one room.
 ROOMS = {
     "house: rules, recipes, launcher, command line": "architecture budget command configs errors "
-    "launch mutants readme recipe stop turn",
+    "fields launch mutants readme recipe stop turn",
     "loop: steps, agenda, optimizer, workdir": "agenda contract step train optim workdir",
     "stages on real networks, several devices": "encoder_stage generator_stage prior_stage mesh "
     "real_stages parallel",

@@ -1,7 +1,6 @@
-r"""Your own images: codes, a prior and a generator, at 28 to 64 pixels or for 256 on one GPU.
+"""Your own images: codes, a prior and a generator, at 28 to 64 pixels or for 256 on one GPU.
 
-    ./launch/local.sh \
-        python -m dlc_jax.main --config=configs/image_folder.py --config.data.path=PATH
+    python -m dlc_jax.main --config=configs/image_folder.py --config.data.path=PATH
 
 PATH: see docs/data.md. At 32 pixels some 20 minutes on two CPU cores; docs/results.md ("Real
 images") has what comes of it. Words: 28px, 32px or 64px; `:tiny` (a minute: does everything run?);

@@ -113,11 +113,15 @@ def _arguments(argv: list[str]) -> tuple[str | None, str | None, dict[str, str]]
     file, workdir, changes = None, None, {}
     rest = list(argv[1:])
     while rest:
-        name, equals, value = rest.pop(0).partition("=")
+        argument = rest.pop(0)
+        name, equals, value = argument.partition("=")
         name = f"--{name.lstrip('-')}" if name.startswith("-") else name
         known = name in ("--config", "--workdir") or name.startswith("--config.")
         if not known:
-            raise UserError(f"unexpected argument {name!r}: fields are set as --config.NAME=VALUE")
+            raise UserError(
+                f"command line: unexpected argument {argument!r}; fields are set as "
+                "--config.NAME=VALUE, the folder as --workdir=DIR"
+            )
         if not equals:
             if not rest:
                 raise UserError(f"command line: {name} needs a value, {name}=VALUE")

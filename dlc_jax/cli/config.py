@@ -22,4 +22,4 @@ def run(arguments, rest) -> None:
         print("\n".join(recipe.listing(recipe.expanded(lines))))
         return
     for name, value in lines.items():
-        print(f"{name} = {str(value) if isinstance(value, recipe.Text) else value!r}")
+        print(f"{name} = {value}" if isinstance(value, recipe.Text) else f"{name} = {value!r}")

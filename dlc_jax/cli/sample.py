@@ -34,8 +34,8 @@ def run(arguments, rest) -> None:
         raise UserError(f"dlc sample: --out={out} is neither a .png nor a folder")
     if grid and count > MOST:
         raise UserError(
-            f"dlc sample: a grid of {count} images is too large to look at; give --out=FOLDER, or at "
-            f"most -n {MOST}"
+            f"dlc sample: a grid of {count} images is too large to look at; give --out=FOLDER, or "
+            f"at most -n {MOST}"
         )
     networks.check(arguments, rest)
     networks.prepare(out, out.parent if grid else out)

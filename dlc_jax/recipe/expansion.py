@@ -151,6 +151,8 @@ def _expanded(field: Field, given: Mapping[str, Any], name: str) -> Any:
 def _section(kind: Any, given: Any, name: str) -> dict:
     """A section; a plain value for it is short for its `path`, --config.codes=W/codes."""
     given = dict(given) if isinstance(given, Mapping) else {"": given}
+    if given.get("", REQUIRED) is None:  # takes back what is not there
+        del given[""]
     if isinstance(kind, Sections) and "" not in given:
         return {
             str(key): _section(kind.of, value, f"{name}.{key}")
@@ -169,7 +171,7 @@ def _section(kind: Any, given: Any, name: str) -> dict:
     given |= {"path": given.pop("")} if "" in given else {}
     for key in given:
         if key not in known:
-            near = _nearest(key, known, f"{name}.")
+            near = _nearest(key, [*found, *known], f"{name}.")
             raise UserError(f"unknown field {f'{name}.{key}'!r}{near}")
     return found | {key: _expanded(field, given, f"{name}.{key}") for key, field in known.items()}
 

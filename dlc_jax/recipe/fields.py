@@ -116,6 +116,7 @@ def fields(constructor: Constructor) -> dict[str, Field]:
 
 
 def of_class(cls: type) -> Constructor:
+    """The constructor that a class is."""
     return Constructor(cls.__module__, cls.__qualname__)
 
 
@@ -160,7 +161,7 @@ def _listed(constructor, arguments, docs):
             value = REQUIRED if default is None else _default(constructor.module, kind, default)
         except ValueError as error:
             where = f"{constructor.module}.{constructor.name}.{name}"
-            raise ValueError(f"{where} is no field of a recipe: {error}") from error
+            raise ValueError(f"{where} is not a field of a recipe: {error}") from error
         found[name] = Field(name, kind, value, docs.get(name, ""))
     return found
 

@@ -5,6 +5,7 @@
 "other.like": "generator"   gives a step the lines of another, but for its own
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,13 +34,20 @@ def _alike(lines: dict[str, Any], step: str, other: str) -> dict[str, Any]:
     found = {}
     for name, value in lines.items():
         if name == f"{step}.like":
+            found[f"{step}.stage"] = lines.get(f"{other}.stage", other)
             continue
         found[name] = value
         target = f"{step}.{name.removeprefix(f'{other}.')}"
-        if name.startswith(f"{other}.") and target not in lines:
+        if name.startswith(f"{other}.") and not _is_own(lines, target):
             found[target] = value
-    stage = found.setdefault(f"{other}.stage", other)
-    return {f"{step}.stage": stage} | found
+    found.setdefault(f"{other}.stage", other)
+    return found
+
+
+def _is_own(lines: Mapping[str, Any], name: str) -> bool:
+    """Whether lines set a field, or take back a section that it is in."""
+    sections = itertools.accumulate(name.split("."), "{}.{}".format)
+    return name in lines or any(lines.get(section, "") is None for section in sections)
 
 
 def nested(lines: Mapping[str, Any]) -> dict:
