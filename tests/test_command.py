@@ -151,9 +151,7 @@ def test_a_disk_that_refuses_is_one_line(capsys):
         == "dlc_jax: W/samples/pictures/a.png: No space left on device; make room, then run the "
         "same command\n"
     )
-    with pytest.raises(
-        FileNotFoundError
-    ):  # not the disk's: a mistake in the code shows where it is
+    with pytest.raises(FileNotFoundError):  # a mistake in the code shows where it is
         command.outcome(lambda: open("/nowhere/at/all"))
 
 
