@@ -25,14 +25,15 @@ ROOMS = {
     "stages on real networks, several devices": "encoder_stage generator_stage prior_stage mesh "
     "real_stages parallel",
     "images: places, decoding, conversion, crops": "archives cli_data colors convert decoder files "
-    "heic images inputs listing loader npz parquet shapes survey sweep transforms webdataset",
+    "heic images inputs listing loader npz parquet shapes sources survey sweep transforms "
+    "webdataset",
     "codes: store, job, health": "checkup cli_probe code_store codes_dtype codes_health codes_job "
     "masks neighbors probe shared_codes",
     "networks, kernel, losses": "attention autoencoder diffusion_loss drop_path flops models "
     "parameters positions shardings ssl_loss vit_parity",
     "diffusion: processes, samplers, guidance": "flow guidance masked",
     "checkpoints, metrics, report": "boards checkpoint metrics report",
-    "pipeline, samples, verbs": "cli composition judge pipeline samples",
+    "pipeline, samples, verbs": "cli composition factors judge pictures pipeline",
     "import and export": "interop interop_cli",
     "plans for other machines": "plan plan_machine plan_program",
     "whole runs: quickstart, own images": "image_folder main",

@@ -461,10 +461,12 @@ def test_rules_accept_what_the_architecture_allows():
         "from dlc_jax.kernels import attention",
         "dlc_jax/kernels/attention.py": "import jax",
         "dlc_jax/stages/__init__.py": "from dlc_jax.stages import prior\nSTAGES = {'prior': prior}",
-        "dlc_jax/stages/prior.py": "from dlc_jax.models import vit\nwith jax.set_mesh(mesh):\n    pass",
+        "dlc_jax/stages/prior.py": "from dlc_jax.models import vit\n"
+        "with jax.set_mesh(mesh):\n    pass",
         "dlc_jax/main.py": "from dlc_jax import stages, train",
         "dlc_jax/stages/codes/__init__.py": "from dlc_jax.stages.codes import export",
-        "dlc_jax/stages/codes/export.py": "from dlc_jax import recipe\nfrom dlc_jax.networks import X",
+        "dlc_jax/stages/codes/export.py": "from dlc_jax import recipe\n"
+        "from dlc_jax.networks import Networks",
         "dlc_jax/pipeline.py": "from dlc_jax.networks import Networks",
         "configs/quickstart.py": "RECIPE = {}",
     }

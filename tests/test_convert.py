@@ -40,8 +40,13 @@ def encoded(number, *, size=(9, 7), form="PNG"):
     return file.getvalue()
 
 
-IMAGES = {f"{split}/{name}/{k}.{end}": encoded(100 * i + k, form=form) for split, n in (("train", 3), ("test", 2))
-          for i, (name, end, form) in enumerate([("cat", "png", "PNG"), ("dog", "jpg", "JPEG")]) for k in range(n)}  # fmt: skip
+KINDS = [("cat", "png", "PNG"), ("dog", "jpg", "JPEG")]
+IMAGES = {
+    f"{split}/{name}/{k}.{end}": encoded(100 * i + k, form=form)
+    for split, n in (("train", 3), ("test", 2))
+    for i, (name, end, form) in enumerate(KINDS)
+    for k in range(n)
+}
 
 
 def write_folder(path, images=IMAGES):

@@ -166,8 +166,8 @@ def test_taking_back():
     again = fields(recipe.later(lines, {"prior": None, "prior.train.steps": 6}))
     assert again["prior.train.steps"] == 6 and again["prior.ema_decay"] == usual["prior.ema_decay"]
     assert fields({"probe": None}) == usual
-    whole = recipe.expand({**lines, "*": None, "data.name": "images"})
-    assert whole == recipe.expand({"data.name": "images"})
+    fresh = recipe.expand({**lines, "*": None, "data.name": "images"})
+    assert fresh == recipe.expand({"data.name": "images"})
 
 
 def test_a_step_that_is_like_another():

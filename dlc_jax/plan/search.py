@@ -38,7 +38,7 @@ def search(
 
     Args:
       arguments: of the command line, the recipe and its fields; what is tried follows them.
-      say: is told of every program before it is compiled, which takes a while.
+      say: called with a line before each program is compiled, which takes a while.
 
     Raises:
       UserError: the first program cannot be built at all.

@@ -30,7 +30,7 @@ def expand(given: Mapping[str, Any]) -> ConfigDict:
       given: {dotted name: value}, or nested; a `Text` is read as its field needs it.
 
     Raises:
-      UserError: an unknown field (the nearest name is told), a value of another type, or a field
+      UserError: an unknown field (with the nearest name), a value of another type, or a field
         without a default that is not given.
     """
     return ConfigDict(expanded(given)).lock()

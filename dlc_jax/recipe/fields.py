@@ -2,7 +2,7 @@
 
 A section of a recipe holds the keyword arguments of one constructor, a class or a function. Its
 annotated arguments are the fields; its defaults and the first sentences of its docstring's list are
-theirs. Reading needs no import, so a mistake in a recipe is told before jax is loaded.
+theirs. Reading needs no import, so a mistake in a recipe is refused before jax is loaded.
 `build` then calls the constructors.
 
 An annotation is int, float, str, bool, None, a union or a tuple of these, another constructor (a
