@@ -20,12 +20,10 @@ TABLE = re.compile(r"(<!-- costs -->\n).*?(<!-- /costs -->)", re.DOTALL)
 # Every test file is in one room.
 ROOMS = {
     "house: rules, recipes, launcher, command line": "architecture budget command configs errors "
-    "extending launch mutants readme recipe stop turn",
     "loop: steps, agenda, optimizer, workdir": "agenda contract step train optim workdir",
     "stages on real networks, several devices": "encoder_stage generator_stage prior_stage mesh "
     "real_stages parallel",
     "images: places, decoding, conversion, crops": "archives cli_data colors convert decoder files "
-    "heic images inputs listing loader npz parquet shapes sources survey sweep transforms webdataset",
     "codes: store, job, health": "checkup cli_probe code_store codes_dtype codes_health codes_job "
     "masks neighbors probe shared_codes",
     "networks, kernel, losses": "attention autoencoder diffusion_loss dit drop_path encoder "

@@ -20,7 +20,7 @@ NAMES, CLASSES, COUNT = ("shape", "color", "background", "size"), (6, 6, 4, 2), 
 def main(workdir: Path) -> None:
     networks = pipeline.load(workdir)
     config = networks.config
-    values, kinds = config.encoder.model["values"], sorted(config.encoder.crops)
+    values, kinds = config.encoder.model.simplicial["values"], sorted(config.encoder.crops)
     judge = sources.judge(**config.data)
 
     def read(split, count):

@@ -30,9 +30,10 @@ import transformers
 
 from dlc_jax.interop import sections, slots, torch_names
 from dlc_jax.interop.weights import Weights
+from dlc_jax.models.encoder import Encoder
 from dlc_jax.models.layers import compute_dtypes
-from dlc_jax.models.simplicial import Encoder
-from dlc_jax.models.vit import SIZES
+from dlc_jax.models.simplicial import DinoHead, Simplicial
+from dlc_jax.models.vit import SIZES, ViT
 
 IMAGES = {224: 8, 98: 8, 518: 4}  # pixels on a side: how many
 POSITIONS, VALUES = 512, 64
@@ -81,9 +82,9 @@ def imported(model, positions=POSITIONS, values=VALUES):
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         found = Weights(Path(folder) / "model.safetensors", torch_names.clean)
-        section = sections.vit(found.shapes, found.where)
-        sizes = dict(positions=positions, values=values, prototypes=8, hidden=8, bottleneck=4)
-        encoder = Encoder(**section, **sizes, remat="none")
+        backbone = ViT(**sections.vit(found.shapes, found.where), remat="none")
+        dino = DinoHead(prototypes=8, hidden=8, bottleneck=4)
+        encoder = Encoder(backbone, Simplicial(positions, values), dino)
         made = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 14, 14, 3)))
         shapes = made["params"]
         params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
@@ -116,7 +117,7 @@ def expect(model, pixels, weights, positions=POSITIONS, values=VALUES, autocast=
 def rows(size, registers):
     model = reference(size, registers)
     encoder, params = imported(model)
-    weights = head((1 + registers) * encoder.width)
+    weights = head((1 + registers) * encoder.backbone.width)
     kernel, scale, bias = weights
     params["simplicial"] |= {"embed": {"kernel": kernel}, "norm": {"scale": scale, "bias": bias}}
     narrow = cast(params, compute_dtypes(params, "bfloat16"))
@@ -155,7 +156,7 @@ def bfloat16(size, count):
     for registers, mlp, positions, values in VARIANTS:
         model = reference(size, registers, mlp)
         encoder, params = imported(model, positions, values)
-        weights = head((1 + registers) * encoder.width, positions * values)
+        weights = head((1 + registers) * encoder.backbone.width, positions * values)
         kernel, scale, bias = weights
         parts = {"embed": {"kernel": kernel}, "norm": {"scale": scale, "bias": bias}}
         params["simplicial"] |= parts

@@ -32,7 +32,7 @@ def main(arguments, rest) -> None:
         for relaxation in RELAXATIONS:
             workdir = Path(arguments.workdir) / f"{relaxation}-{seed}"
             fields = {
-                "encoder.model.relaxation": relaxation,
+                "encoder.model.simplicial.relaxation": relaxation,
                 "encoder.train.steps": arguments.steps,
                 "seed": seed,
                 "steps": "('encoder',)",

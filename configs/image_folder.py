@@ -1,6 +1,6 @@
 """Your own images: codes, a prior and a generator, at 28 to 64 pixels or for 256 on one GPU.
 
-    ./launch/local.sh python -m dlc_jax.main --config=configs/image_folder.py --config.data.path=PATH
+    python -m dlc_jax.main --config=configs/image_folder.py --config.data.path=PATH
 
 PATH: see docs/data.md. At 32 pixels some 20 minutes on two CPU cores; docs/results.md ("Real
 images") has what comes of it. Words: 28px, 32px or 64px; `:tiny` (a minute: does everything run?);
@@ -64,9 +64,8 @@ VARIANTS = {
         "encoder.optimizer.learning_rate": 5e-5,
         "encoder.optimizer.warmup": 2500,
         "encoder.optimizer.final": 0.02,
-        "encoder.optimizer.freeze": (
-            ("(patch_)?head/(direction|gain)", 300),
-        ),  # 1 %, as the paper's
+        # as in the paper for 1 % of the steps
+        "encoder.optimizer.freeze": (("(patch_)?head/(direction|gain)", 300),),
         "encoder.monitor.*": 5000,
         "encoder.train.steps": 30_000,
         "codes.image": 224,  # what the encoder was trained on

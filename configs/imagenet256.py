@@ -5,8 +5,8 @@
 
 Words: a step to run alone; DiT S, B, L, XL or 8B (not the paper's); codes 32x4096, 128x1024 or
 512x256; 256px or 512px. `--config.data.data_dir=DIR` has ImageNet, prepared by TFDS as ArrayRecord.
-The generator needs `dlc import vae` and `--config.autoencoder.path=DIR`, and is not trained yet. The
-paper: encoder a day on two A100, prior two days and generator ten days on four H100.
+The generator needs `dlc import vae` and `--config.autoencoder.path=DIR`, and is not trained yet.
+The paper: encoder a day on two A100, prior two days and generator ten days on four H100.
 """
 
 RECIPE = {
@@ -35,9 +35,9 @@ RECIPE = {
         1e-3,
         2e-3,
         5e-3,
-        1e-2,
-        2e-2,
-        5e-2,
+        0.01,
+        0.02,
+        0.05,
         0.1,
     ),
     "probe.fit.epochs": 10,

@@ -1,7 +1,8 @@
 """The command line: --config=FILE.py[:VARIANT] --config.NAME=VALUE --workdir=DIR, and what is wrong
 with it in one line.
 
---config=W/config.json     is a recipe too: what made the run in W; without --workdir it goes on in W
+--config=W/config.json     is a recipe too: what made the run in W; it continues there without
+                           another --workdir
 --config.codes=W/codes     is short for --config.codes.path=W/codes: the codes of another run
 """
 
@@ -30,16 +31,9 @@ def parse(argv: list[str]):
     """
     from dlc_jax import recipe
 
-    file, workdir, changes = _arguments(argv)
-    if file is None:
-        raise UserError(
-            "no recipe: give --config=configs/quickstart.py, or another file of configs/"
-        )
-    path, lines = read(file)
+    path, lines, workdir = read_line(argv)
     try:
-        config = recipe.expand(
-            lines | {name: recipe.Text(value) for name, value in changes.items()}
-        )
+        config = recipe.expand(lines)
     except UserError as error:
         raise UserError(f"command line: {error}") from error
     if not 0 <= config.seed < 2**31:  # NumPy takes none below, jax none above
@@ -48,17 +42,33 @@ def parse(argv: list[str]):
     return config, Path(workdir or usual)
 
 
+def read_line(argv: list[str]) -> tuple[Path, dict, str | None]:
+    """(path of the recipe, its lines with the command line's after them, workdir if given)."""
+    from dlc_jax import recipe
+
+    file, workdir, changes = _arguments(argv)
+    if file is None:
+        raise UserError(
+            "no recipe: give --config=configs/quickstart.py, or another file of configs/"
+        )
+    path, lines = read(file)
+    flags = {name: recipe.Text(value) for name, value in changes.items()}
+    return path, recipe.later(lines, flags), workdir
+
+
 def read(file: str) -> tuple[Path, dict]:
     """(path, the recipe's own lines) of FILE.py, FILE.py:VARIANT or a run's config.json.
 
-    A recipe is a file with `RECIPE`, {field: value}, and perhaps `VARIANTS`, {word: more lines, or a
-    function of the lines so far that gives more}. `like` names a recipe beside it whose lines come
-    first. A variant is words with commas between; the name of a step is one, and runs it alone.
+    A recipe is a file with `RECIPE`, {field: value}, and perhaps `VARIANTS`, {word: more lines, or
+    a function of the lines so far that gives more}. `like` names a recipe beside it whose lines
+    come first. A variant is words with commas between; the name of a step is one, and runs it
+    alone.
 
     Raises:
       UserError: it is not a recipe, or has no such variant.
     """
-    from dlc_jax.recipe import expansion, former
+    from dlc_jax import recipe
+    from dlc_jax.recipe import former
 
     name, is_variant, words = file.partition(".py:")
     path = Path(f"{name}.py" if is_variant else file)
@@ -72,7 +82,7 @@ def read(file: str) -> tuple[Path, dict]:
         try:
             saved = json.loads(path.read_text())
             if isinstance(saved.get("steps"), list):
-                return path, expansion.flat(former.config(saved))
+                return path, recipe.flat(former.config(saved))
         except (ValueError, AttributeError, KeyError, TypeError, OSError):
             pass
         raise UserError(f"command line: {path} is not a recipe: a run writes one as config.json")
@@ -80,16 +90,16 @@ def read(file: str) -> tuple[Path, dict]:
         module = runpy.run_path(str(path))
         lines, variants = dict(module["RECIPE"]), dict(module.get("VARIANTS", {}))
         if base := lines.pop("like", None):
-            lines = expansion.later(read(str(path.with_name(base)))[1], lines)
+            lines = recipe.later(read(str(path.with_name(base)))[1], lines)
     except (Exception, SystemExit) as error:  # a recipe is the user's own code
         said = (str(error).splitlines() or ["it does not load"])[0]
         raise UserError(f"command line: {path}: {type(error).__name__}: {said}") from error
-    steps = [*lines.get("steps", ()), *expansion.kinds()]
+    steps = [*lines.get("steps", ()), *recipe.kinds()]
     chosen = []
     for word in filter(None, words.split(",")):
         if word in variants:
             change = variants[word]
-            lines = expansion.later(lines, change(lines) if callable(change) else change)
+            lines = recipe.later(lines, change(lines) if callable(change) else change)
         elif word in steps:
             chosen.append(word)
         else:
@@ -103,11 +113,15 @@ def _arguments(argv: list[str]) -> tuple[str | None, str | None, dict[str, str]]
     file, workdir, changes = None, None, {}
     rest = list(argv[1:])
     while rest:
-        name, equals, value = rest.pop(0).partition("=")
+        argument = rest.pop(0)
+        name, equals, value = argument.partition("=")
         name = f"--{name.lstrip('-')}" if name.startswith("-") else name
         known = name in ("--config", "--workdir") or name.startswith("--config.")
         if not known:
-            raise UserError(f"unexpected argument {name!r}: fields are set as --config.NAME=VALUE")
+            raise UserError(
+                f"command line: unexpected argument {argument!r}; fields are set as "
+                "--config.NAME=VALUE, the folder as --workdir=DIR"
+            )
         if not equals:
             if not rest:
                 raise UserError(f"command line: {name} needs a value, {name}=VALUE")
@@ -134,9 +148,11 @@ def given(arguments) -> list[str]:
 
 
 def outcome(run: Callable[[], int | None], *, alone: bool = False) -> int:
-    """Runs a command to its exit code: 0 (or its own) complete, 2 a mistake of the user, 75 stopped, saved and resumable.
+    """Runs a command to its exit code.
 
-    One of several processes that fails ends here and now: the usual end would wait for the others, and they for this one.
+    0 (or its own): complete; 2: a mistake of the user; 75: stopped, saved and resumable. One of
+    several processes that fails ends here and now: the usual end would wait for the others, and
+    they for this one.
 
     Args:
       alone: this process is this command and nothing else, so that signals end it; see stop.py.

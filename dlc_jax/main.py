@@ -4,7 +4,8 @@ In order, each resumed or skipped. With JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESS
 JAX_PROCESS_ID set it is one of several processes, each with devices of its own, that share the
 workdir; see `parallel.join`. Process 0 says what happens.
 
-Exit codes: 0 complete, 2 a mistake of the user (one line says which), 75 stopped, saved and resumable.
+Exit codes: 0 complete, 2 a mistake of the user (one line says which), 75 stopped, saved and
+resumable.
 """
 
 import dataclasses

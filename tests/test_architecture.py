@@ -1,7 +1,7 @@
-"""The architecture's rules, read from the source with `ast`; nothing of the package is imported here.
+"""The architecture's rules, read from the source with `ast`: nothing of the package is imported.
 
-A rule is a function of a tree, {path: source}, that returns what breaks it, one line each. `test_rule_goes_red` gives every rule
-snippets that it must refuse, so that no rule can pass by being blind.
+A rule is a function of a tree, {path: source}, that returns what breaks it, one line each.
+`test_rule_goes_red` gives every rule snippets that it must refuse: no rule can pass by being blind.
 """
 
 import ast
@@ -14,18 +14,19 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-# Layers, and what each room may import of ours beside its own files. `typing`, `errors` and `checksum` are allowed to everybody.
+# Layers, and what each room may import of ours beside its own files. `typing`, `errors` and
+# `checksum` are allowed to everybody.
 LAYERS = [
     ["typing", "errors", "stop", "checksum"],
-    ["parallel", "diffusion", "data", "metrics", "optim", "workdir", "command", "recipe"],
-    ["kernels", "checkpoint"],
+    ["parallel", "diffusion", "data", "metrics", "optim", "workdir", "recipe"],
+    ["kernels", "checkpoint", "command"],
     ["models", "losses", "interop"],
     ["stage", "step"],
     ["evals"],
-    ["pipeline"],
+    ["networks"],
     ["checkup"],
     ["stages"],
-    ["train"],
+    ["train", "pipeline"],
     ["report", "plan", "agenda"],
     ["main", "cli"],
 ]
@@ -41,25 +42,28 @@ MAY_IMPORT = {
     **{room: set() for room in ["typing", "errors", *LAYERS[1], "stage"]},
     "stop": {"errors"},
     "checksum": set(),
-    "command": {"stop"},
+    "recipe": {"workdir"},  # constructors it reads as source, and imports to build
+    "command": {"stop", "recipe"},
     "step": {"stage"},  # the contract that it steps; it has no logic
     "kernels": {"parallel"},
     "checkpoint": {"parallel", "checksum"},
-    "models": {"kernels", "parallel"},  # of parallel only `constrain` and `matmul`, see models_place_nothing
+    "models": {"kernels", "parallel"},  # of parallel only two names, see models_place_nothing
     "losses": {"diffusion"},
     "interop": {"diffusion"},
     "evals": below(5),
-    "pipeline": below(6),
-    "checkup": below(7),
+    "networks": {"recipe", "parallel", "data", "diffusion", "checkpoint", "models", "stage"},
+    "checkup": {"parallel", "data", "stage", "evals", "networks"},
     "stages": below(8),
-    "train": {"stage", "step", "parallel", "checkpoint", "metrics", "optim", "data", "workdir", "stop"},
-    "report": below(10) - {"train"},
-    "plan": below(10),  # it compiles what `train` runs
+    "pipeline": {"recipe", "parallel", "diffusion", "evals", "networks"},
+    "train": {"stage", "step", "parallel", "checkpoint", "metrics", "stop"},
+    "report": below(10) - {"train", "pipeline"},
+    "plan": below(10) - {"pipeline"},  # it compiles what `train` runs
     "agenda": below(9),
     "main": ALL,
     "cli": ALL,
 }
-SEPARATE = {"evals", "stages"}  # rooms whose files never import each other; their __init__ may list them
+# Rooms whose files, or folders, never import each other; their __init__ may list them.
+SEPARATE = {"evals", "stages"}
 
 # Outside libraries by import name. Everything else must be the standard library.
 OUTSIDE = {
@@ -70,25 +74,30 @@ OUTSIDE = {
     "parallel": {"jax", "numpy"},
     "diffusion": {"jax", "jaxtyping", "numpy"},
     "data": set(
-        "jax numpy ml_dtypes grain PIL tensorflow_datasets array_record ml_collections pyarrow pillow_heif".split()
+        "jax numpy ml_dtypes grain PIL tensorflow_datasets array_record pyarrow pillow_heif".split()
     ),
     "metrics": {"jax", "numpy", "clu", "tensorboardX", "wandb"},
-    "optim": {"jax", "optax", "ml_collections"},
+    "optim": {"jax", "numpy", "optax"},
     "workdir": {"jax"},
+    "recipe": {"ml_collections"},
+    "command": set(),
     "kernels": {"jax", "jaxtyping", "numpy"},
     "checkpoint": {"jax", "orbax"},
     "models": {"jax", "flax", "jaxtyping", "einops", "numpy"},
     "losses": {"jax", "jaxtyping", "optax", "numpy"},
-    "interop": {"jax", "jaxtyping", "numpy", "ml_dtypes", "safetensors", "torch"},  # torch, within functions: for its own files
+    # torch within functions, for its own files
+    "interop": {"jax", "jaxtyping", "numpy", "ml_dtypes", "safetensors", "torch"},
     "stage": {"jax", "optax"},
     "step": {"jax", "optax"},
 }
 ANYWHERE = set(  # scipy and ml_dtypes come with jax
-    "jax numpy scipy ml_dtypes optax grain einops PIL absl ml_collections array_record jaxtyping tensorflow_datasets "
-    "tensorboardX".split()
+    "jax numpy scipy ml_dtypes optax grain einops PIL absl ml_collections array_record jaxtyping "
+    "tensorflow_datasets tensorboardX".split()
 )
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "core", "base", "misc"}
-LONGEST = 400
+LONGEST = 300  # lines of a file
+LONGEST_FUNCTION = 80
+WIDEST = 100  # columns
 
 
 def read_tree():
@@ -111,26 +120,32 @@ def library(tree):
 
 
 def imports(path, source, modules):
-    """Every module that `path` imports, lazily or not, as (line, module, name); relative imports and import_module included."""
-    package = module_name(path) if path.endswith("__init__.py") else module_name(path).rpartition(".")[0]
+    """Every module that `path` imports, lazily or not, as (line, module, name).
+
+    Relative imports and import_module are included.
+    """
+    is_package = path.endswith("__init__.py")
+    package = module_name(path) if is_package else module_name(path).rpartition(".")[0]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name, None
         elif isinstance(node, ast.ImportFrom):
-            parent = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            parts = package.split(".")
+            parent = parts[: len(parts) - node.level + 1] if node.level else []
             module = ".".join([*parent, *([node.module] if node.module else [])])
             for alias in node.names:
                 inner = f"{module}.{alias.name}"
                 is_module = inner in modules or (module == "dlc_jax" and alias.name in LAYER)
                 yield (node.lineno, inner, None) if is_module else (node.lineno, module, alias.name)
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            if ast.unparse(node.func).split(".")[-1] in {"import_module", "__import__"} and isinstance(node.args[0].value, str):
-                yield node.lineno, node.args[0].value, None
+            name, target = ast.unparse(node.func).split(".")[-1], node.args[0].value
+            if name in {"import_module", "__import__"} and isinstance(target, str):
+                yield node.lineno, target, None
 
 
 def edges(tree):
-    """(path, line, importing module, imported module, imported name) for every import in the library."""
+    """(path, line, importing module, imported module, imported name) of the library's imports."""
     modules = {module_name(path) for path in tree}
     for path, source in library(tree).items():
         for line, target, name in imports(path, source, modules):
@@ -139,7 +154,8 @@ def edges(tree):
 
 def known_rooms(tree):
     return [
-        f"{path}: '{room_of(module_name(path))}' has no layer; add it to LAYERS and say why in docs/decisions.md"
+        f"{path}: '{room_of(module_name(path))}' has no layer; add it to LAYERS and say why in "
+        "docs/decisions.md"
         for path in library(tree)
         if room_of(module_name(path)) not in ALL | {""}
     ]
@@ -151,19 +167,24 @@ def one_direction(tree):
         room, other = room_of(module), room_of(target)
         if target.split(".")[0] != "dlc_jax" or room == other:
             continue
-        allowed = MAY_IMPORT.get(room, set()) | ({"typing", "errors", "checksum"} if LAYER.get(room, 0) > 0 else set())
-        if other not in allowed:
-            bad.append(f"{path}:{line}: {room or 'the package'} may not import {other or 'the package'}")
+        everybody = {"typing", "errors", "checksum"} if LAYER.get(room, 0) > 0 else set()
+        if other not in MAY_IMPORT.get(room, set()) | everybody:
+            bad.append(
+                f"{path}:{line}: {room or 'the package'} may not import {other or 'the package'}"
+            )
     return bad
 
 
 def files_kept_apart(tree):
-    return [
-        f"{path}:{line}: files of {room_of(module)} never import each other"
-        for path, line, module, target, _ in edges(tree)
-        if room_of(module) in SEPARATE and not path.endswith("__init__.py")
-        and target.startswith("dlc_jax.") and room_of(target) == room_of(module)
-    ]  # fmt: skip
+    bad = []
+    for path, line, module, target, _ in edges(tree):
+        room = room_of(module)
+        if room not in SEPARATE or path == f"dlc_jax/{room}/__init__.py":
+            continue
+        part, other = (name.split(".")[1:3] for name in (module, target))
+        if target.startswith("dlc_jax.") and other[0] == room and other != part:
+            bad.append(f"{path}:{line}: files of {room} never import each other")
+    return bad
 
 
 def no_cycles(tree):
@@ -195,10 +216,14 @@ def models_place_nothing(tree):
             bad.append(f"{path}:{line}: models may not use {target}")
         used = {name} if name else set()
         for node in ast.walk(ast.parse(tree[path])):
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in {"parallel", "dlc_jax.parallel"}:
-                used.add(node.attr)
+            if isinstance(node, ast.Attribute):
+                if ast.unparse(node.value) in {"parallel", "dlc_jax.parallel"}:
+                    used.add(node.attr)
         extra = sorted(used - {"constrain", "matmul"})
-        bad += [f"{path}:{line}: models may use parallel.constrain and parallel.matmul only, not {name}" for name in extra]
+        bad += [
+            f"{path}:{line}: models may use parallel.constrain and parallel.matmul only, not {name}"
+            for name in extra
+        ]
     return bad
 
 
@@ -215,15 +240,40 @@ def outside_libraries(tree):
 
 def configs_are_data(tree):
     return [
-        f"{path}:{line}: a config imports ml_collections only, not {target}"
-        for path, source in tree.items() if path.startswith("configs/")
-        for line, target, _ in imports(path, source, set()) if target.split(".")[0] != "ml_collections"
-    ]  # fmt: skip
+        f"{path}:{line}: a recipe imports nothing, not {target}"
+        for path, source in tree.items()
+        if path.startswith("configs/")
+        for line, target, _ in imports(path, source, set())
+    ]
 
 
 def short_files(tree):
     counts = {path: len(source.splitlines()) for path, source in tree.items()}
-    return [f"{path}: {count} lines; it wants a second noun" for path, count in counts.items() if count > LONGEST]
+    return [
+        f"{path}: {count} lines; it wants a second noun"
+        for path, count in counts.items()
+        if count > LONGEST
+    ]
+
+
+def short_functions(tree):
+    bad = []
+    for path, source in tree.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                count = node.end_lineno - node.lineno + 1
+                if count > LONGEST_FUNCTION:
+                    bad.append(f"{path}:{node.lineno}: {node.name} has {count} lines; cut it")
+    return bad
+
+
+def narrow_lines(tree):
+    return [
+        f"{path}:{number}: {len(line)} columns"
+        for path, source in tree.items()
+        for number, line in enumerate(source.splitlines(), start=1)
+        if len(line) > WIDEST
+    ]
 
 
 def proper_names(tree):
@@ -241,9 +291,11 @@ def defaults_live_in_constructors(tree):
         f"{path}:{node.lineno}: {ast.unparse(node)}"
         for path, source in library(tree).items()
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get"
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "get"
         and "config" in ast.unparse(node.func.value).split(".")
-    ]  # fmt: skip
+    ]
 
 
 def present_day_jax(tree):
@@ -259,10 +311,15 @@ def present_day_jax(tree):
             elif isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.With):
-                managers = [item.context_expr for item in node.items if not isinstance(item.context_expr, ast.Call)]
-                names = ["with mesh" for manager in managers if ast.unparse(manager).endswith("mesh")]
+                managers = [item.context_expr for item in node.items]
+                managers = [each for each in managers if not isinstance(each, ast.Call)]
+                names = ["with mesh" for each in managers if ast.unparse(each).endswith("mesh")]
             for name in names:
-                if name == "with mesh" or name.split(".")[-1] == "pmap" or "experimental.pjit" in name:
+                if (
+                    name == "with mesh"
+                    or name.split(".")[-1] == "pmap"
+                    or "experimental.pjit" in name
+                ):
                     bad.append(f"{path}:{node.lineno}: {name}")
     return bad
 
@@ -276,6 +333,8 @@ RULES = [
     outside_libraries,
     configs_are_data,
     short_files,
+    short_functions,
+    narrow_lines,
     proper_names,
     defaults_live_in_constructors,
     present_day_jax,
@@ -294,17 +353,63 @@ RED = [
     (one_direction, {"dlc_jax/diffusion/flow.py": "from dlc_jax import parallel"}),
     (one_direction, {"dlc_jax/typing.py": "import dlc_jax.errors"}),
     (one_direction, {"dlc_jax/train.py": "def f():\n    import dlc_jax.stages.prior"}),
-    (one_direction, {"dlc_jax/train.py": "import importlib\nimportlib.import_module('dlc_jax.diffusion.flow')"}),
+    (
+        one_direction,
+        {"dlc_jax/train.py": "import importlib\nimportlib.import_module('dlc_jax.diffusion.flow')"},
+    ),
     (one_direction, {"dlc_jax/train.py": "from dlc_jax.models.vit import ViT"}),
     (one_direction, {"dlc_jax/step.py": "from .parallel import constrain"}),
     (one_direction, {"dlc_jax/report.py": "from dlc_jax.train import train"}),
     (one_direction, {"dlc_jax/evals/probe.py": "from dlc_jax.stages import STAGES"}),
-    (files_kept_apart, {"dlc_jax/evals/probe.py": "from dlc_jax.evals import codes", "dlc_jax/evals/codes.py": ""}),
-    (files_kept_apart, {"dlc_jax/stages/prior.py": "from .encoder import make", "dlc_jax/stages/encoder.py": ""}),
-    (no_cycles, {"dlc_jax/data/codes.py": "from . import loader", "dlc_jax/data/loader.py": "from . import codes"}),
+    (one_direction, {"dlc_jax/recipe/fields.py": "from dlc_jax.stages import STAGES"}),
+    (one_direction, {"dlc_jax/stages/samples.py": "from dlc_jax import pipeline"}),
+    (one_direction, {"dlc_jax/networks/prior.py": "from dlc_jax import stages"}),
+    (one_direction, {"dlc_jax/pipeline.py": "from dlc_jax.stages import STAGES"}),
+    (
+        files_kept_apart,
+        {"dlc_jax/evals/probe.py": "from dlc_jax.evals import codes", "dlc_jax/evals/codes.py": ""},
+    ),
+    (
+        files_kept_apart,
+        {"dlc_jax/stages/prior.py": "from .encoder import make", "dlc_jax/stages/encoder.py": ""},
+    ),
+    (
+        files_kept_apart,
+        {
+            "dlc_jax/stages/encoder/__init__.py": "from dlc_jax.stages.codes import export",
+            "dlc_jax/stages/codes/export.py": "",
+        },
+    ),
+    (
+        files_kept_apart,
+        {
+            "dlc_jax/stages/codes/export.py": "from dlc_jax.stages import encoder",
+            "dlc_jax/stages/encoder/__init__.py": "",
+        },
+    ),
+    (
+        files_kept_apart,
+        {
+            "dlc_jax/stages/codes/export.py": "from dlc_jax import stages",
+            "dlc_jax/stages/__init__.py": "",
+        },
+    ),
+    (
+        no_cycles,
+        {
+            "dlc_jax/data/codes.py": "from . import loader",
+            "dlc_jax/data/loader.py": "from . import codes",
+        },
+    ),
     (models_place_nothing, {"dlc_jax/models/vit.py": "from dlc_jax.parallel import make_mesh"}),
-    (models_place_nothing, {"dlc_jax/models/vit.py": "from dlc_jax import parallel\nparallel.shard(1)"}),
-    (models_place_nothing, {"dlc_jax/models/vit.py": "from dlc_jax.parallel.mesh import make_mesh"}),
+    (
+        models_place_nothing,
+        {"dlc_jax/models/vit.py": "from dlc_jax import parallel\nparallel.shard(1)"},
+    ),
+    (
+        models_place_nothing,
+        {"dlc_jax/models/vit.py": "from dlc_jax.parallel.mesh import make_mesh"},
+    ),
     (
         models_place_nothing,
         {
@@ -320,7 +425,11 @@ RED = [
     (outside_libraries, {"dlc_jax/main.py": "import pandas"}),
     (configs_are_data, {"configs/quickstart.py": "import os"}),
     (configs_are_data, {"configs/quickstart.py": "from dlc_jax import stages"}),
+    (configs_are_data, {"configs/quickstart.py": "from ml_collections import ConfigDict"}),
     (short_files, {"dlc_jax/train.py": "\n" * (LONGEST + 1)}),
+    (short_functions, {"dlc_jax/train.py": "def f():\n" + "    x = 1\n" * LONGEST_FUNCTION}),
+    (short_functions, {"dlc_jax/a.py": "class A:\n def f():\n" + "  x = 1\n" * LONGEST_FUNCTION}),
+    (narrow_lines, {"dlc_jax/train.py": "x = 1\n# " + "x" * (WIDEST - 1)}),
     (proper_names, {"dlc_jax/evals/common.py": ""}),
     (proper_names, {"dlc_jax/core/flow.py": ""}),
     (defaults_live_in_constructors, {"dlc_jax/main.py": "x = config.get('lr', 1)"}),
@@ -330,7 +439,7 @@ RED = [
     (present_day_jax, {"dlc_jax/train.py": "with self.mesh, other():\n    pass"}),
     (present_day_jax, {"dlc_jax/train.py": "from jax.experimental.pjit import pjit"}),
     (present_day_jax, {"dlc_jax/train.py": "from jax.experimental import pjit"}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case", range(len(RED)), ids=lambda i: f"{RED[i][0].__name__}-{i}")
@@ -348,32 +457,45 @@ def test_rules_accept_what_the_architecture_allows():
         "dlc_jax/__init__.py": "",
         "dlc_jax/data/__init__.py": "from dlc_jax.data import shapes",
         "dlc_jax/data/shapes.py": "import numpy as np\nfrom dlc_jax.errors import UserError",
-        "dlc_jax/models/vit.py": "import flax\nfrom dlc_jax.parallel import constrain\nfrom dlc_jax.kernels import attention",
+        "dlc_jax/models/vit.py": "import flax\nfrom dlc_jax.parallel import constrain\n"
+        "from dlc_jax.kernels import attention",
         "dlc_jax/kernels/attention.py": "import jax",
         "dlc_jax/stages/__init__.py": "from dlc_jax.stages import prior\nSTAGES = {'prior': prior}",
-        "dlc_jax/stages/prior.py": "from dlc_jax.models import vit\nwith jax.set_mesh(mesh):\n    pass",
+        "dlc_jax/stages/prior.py": "from dlc_jax.models import vit\n"
+        "with jax.set_mesh(mesh):\n    pass",
         "dlc_jax/main.py": "from dlc_jax import stages, train",
-        "configs/quickstart.py": "from ml_collections import ConfigDict",
+        "dlc_jax/stages/codes/__init__.py": "from dlc_jax.stages.codes import export",
+        "dlc_jax/stages/codes/export.py": "from dlc_jax import recipe\n"
+        "from dlc_jax.networks import Networks",
+        "dlc_jax/pipeline.py": "from dlc_jax.networks import Networks",
+        "configs/quickstart.py": "RECIPE = {}",
     }
     assert [line for rule in RULES for line in rule(tree)] == []
 
 
-STUB_CHECK = "import sys, {}; print([name for name in ('tensorflow', 'torch') if name in sys.modules])"
+STUBS = ("tensorflow", "torch")
+STUB_CHECK = f"import sys, {{}}; print([name for name in {STUBS} if name in sys.modules])"
 OURS = ", ".join(sorted(module_name(path) for path in library(read_tree())))
 
 
 @pytest.mark.parametrize(
-    ("modules", "imported"), [(OURS, "[]"), ("torch, tensorflow", "['tensorflow', 'torch']")], ids=["ours", "red"]
+    ("modules", "imported"),
+    [(OURS, "[]"), ("torch, tensorflow", "['tensorflow', 'torch']")],
+    ids=["ours", "red"],
 )
 def test_no_module_imports_another_framework(tmp_path, modules, imported):
-    """Main and every other module. Empty stand-ins on the path show a guarded import where the true packages are absent."""
+    """Main and every other module.
+
+    Empty stand-ins on the path show a guarded import where the true packages are absent.
+    """
     tree = read_tree()
     ours = {module_name(path) for path in tree}
     missing = {target for *_, target, _ in edges(tree) if target.startswith("dlc_jax.")} - ours
     if missing:
         pytest.skip(f"not written yet: {', '.join(sorted(missing))}")
-    for name in ("tensorflow", "torch"):
+    for name in STUBS:
         (tmp_path / f"{name}.py").write_text("")
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    out = subprocess.run([sys.executable, "-c", STUB_CHECK.format(modules)], env=env, capture_output=True, text=True)
+    command = [sys.executable, "-c", STUB_CHECK.format(modules)]
+    out = subprocess.run(command, env=env, capture_output=True, text=True)
     assert (out.returncode, out.stdout.strip()) == (0, imported), out.stderr

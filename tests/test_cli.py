@@ -1,26 +1,27 @@
-"""The verbs that use trained networks, and info: each as a person runs it, and what each refuses in one line."""
+"""The verbs that use trained networks, info and config, as a person runs them."""
 
 import errno
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import recipes
 from commands import ROOT, command
 from PIL import Image
 
 from dlc_jax import cli, workdir
 from dlc_jax.cli import VERBS, compose, networks
 from dlc_jax.data.shapes import Shapes
-from dlc_jax.diffusion.sample import METHODS
 from dlc_jax.errors import UserError
-from dlc_jax.evals.pictures import grid, labelled_rows
+from dlc_jax.evals.pictures import labelled_rows
 
-FOREIGN = re.compile(r"WARNING: All log messages|[IWE]\d{4} |\w+ \d+/\d+ images")  # logs of compiled libraries, progress
+FOREIGN = re.compile(
+    r"WARNING: All log messages|[IWE]\d{4} |\w+ \d+/\d+ images"
+)  # logs of compiled libraries, progress
 STEPS = ("encoder", "codes", "probe", "prior", "generator", "samples")
 
 
@@ -35,7 +36,9 @@ def refused(capsys, *arguments):
     """Runs a verb in this process, checks that it refuses in one line, and returns the line."""
     assert cli.main([str(argument) for argument in arguments]) == 2
     out, err = capsys.readouterr()
-    assert err.count("\n") == 1 and err.startswith("dlc_jax: ") and "Traceback" not in err, out + err
+    assert err.count("\n") == 1 and err.startswith("dlc_jax: ") and "Traceback" not in err, (
+        out + err
+    )
     return err
 
 
@@ -54,7 +57,7 @@ def untrained(tmp_path):
     """A workdir whose run has only just begun."""
     home = tmp_path / "untrained"
     home.mkdir()
-    config = runpy.run_path(str(ROOT / "configs" / "quickstart.py"))["get_config"]("tiny")
+    config = recipes.load("quickstart.py:tiny")
     (home / "config.json").write_text(json.dumps(config.to_dict()))
     return home
 
@@ -68,7 +71,9 @@ def test_help_has_an_example(verb, capsys):
         cli.main([verb, "--help"])
     assert left.value.code == 0
     out = capsys.readouterr().out
-    assert f"\n  dlc {verb} " in out.partition("example:")[2] and VERBS[verb][0][1:] in " ".join(out.split())
+    assert f"\n  dlc {verb} " in out.partition("example:")[2] and VERBS[verb][0][1:] in " ".join(
+        out.split()
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,10 +82,13 @@ def test_help_has_an_example(verb, capsys):
         ("sample", "--workdir"),
         ("sample -w {untrained} -n 0", "0"),
         ("sample -w {untrained} -n some", "some"),
-        ("sample -w {untrained} --sampler rk4", "heun"),
+        ("sample -w {untrained} --sampler.method=rk4", "heun"),
         ("sample -w {untrained} --seed -1", "seed"),
         ("sample -w {untrained} --seed 4294967296", "4294967296"),
+        ("sample -w {untrained} --sampler.stpes=3", "did you mean 'samples.sampler.steps'"),
+        ("sample -w {untrained} --sampler.steps=few", "'few' is not of type int"),
         ("sample -w {untrained} --stpes 3", "--stpes"),
+        ("compose -w {untrained} a.png b.png --code_sampler.cals=3", "code_sampler.calls"),
         ("sample -w {untrained} --out {here}/a.jpg", "a.jpg"),
         ("sample -w {untrained} --out {here}/a.png -n 5000", "5000"),
         ("sample -w {untrained} --out {here}/a.png/grid.png", "a.png"),
@@ -99,7 +107,7 @@ def test_help_has_an_example(verb, capsys):
         ("compose -w {untrained} {here}/a.png {here}/b.png --keep 3-1", "3-1"),
         ("compose -w {untrained} {here}/a.png {here}/b.png --keep 1,,2", "1,,2"),
         ("compose -w {untrained} {here}/a.png {here}/b.png --temperature -1", "temperature"),
-        ("compose -w {untrained} {here}/a.png {here}/b.png --out {here}/x", "x is no .png"),
+        ("compose -w {untrained} {here}/a.png {here}/b.png --out {here}/x", "x is not a .png"),
         ("info {here}/nowhere", "nowhere does not exist"),
         ("info {here}/a.png", "not a folder"),
         ("info {here}/empty", "no run"),
@@ -120,7 +128,7 @@ for line in sys.stdin:
     assert cli.main(line.split()) == 2 and "jax" not in sys.modules, line
 """
 EARLY = """
-sample -w {untrained} --sampler rk4
+sample -w {untrained} --sampler.stpes=3
 sample -w {here}/nowhere
 sample -w {untrained} --out {here}/a.png/grid.png
 encode -w {here}/nowhere {here}/a.png
@@ -134,6 +142,13 @@ export sem {here}/nowhere --out {here}/x.safetensors
 train --config=configs/quickstart.py:tiny --workdir={here}/a.png/W
 train --config=configs/quickstart.py:tiny --workdir={here}/new --config.steps=('nope',)
 plan --config=configs/quickstart.py:tiny
+train --config=configs/quickstart.py:tiny --config.encoder.treads=1
+train --config=configs/quickstart.py:tiny --config.encodr.threads=1
+train --config=configs/quickstart.py:tiny --config.encoder.threads=many
+train --config=configs/quickstart.py:tiny --config.*.train.stesp=3
+train --config=configs/quickstart.py:tini
+config configs/quickstart.py --all --config.encoder.model.widht=3
+config configs/nothing.py
 """.lstrip()
 
 
@@ -153,8 +168,27 @@ def test_what_is_refused_does_not_wait_for_jax(pictures, untrained):
     assert done.returncode == 0 and done.stderr.count("\n") == EARLY.count("\n"), done.stderr
 
 
-def test_samplers_are_those_there_are():
-    assert tuple(METHODS) == networks.SAMPLERS
+def test_config(capsys):
+    assert cli.main(["config", "configs/quickstart.py:tiny", "--config.seed=3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "*.train.steps = 24" in lines and lines[-1] == "seed = 3" and len(lines) < 120
+    assert cli.main(["config", "configs/quickstart.py:tiny", "--all", "--config.seed=3"]) == 0
+    out = capsys.readouterr().out
+    assert "encoder.train.steps = 24  # int, default " in out and "\nseed = 3" in f"\n{out}"
+
+
+def test_config_of_a_run(untrained, capsys):
+    assert cli.main(["config", str(untrained / "config.json"), "--all"]) == 0
+    assert "encoder.train.steps = 24  # int, default " in capsys.readouterr().out
+
+
+def test_all_fields_are_listed_without_jax():
+    script = (
+        "import sys; from dlc_jax import cli; cli.main(sys.argv[1:])\nprint('jax' in sys.modules)"
+    )
+    command = [sys.executable, "-c", script, "config", "configs/imagenet256.py", "--all"]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert out.count("\n") > 250 and out.splitlines()[-1] == "False"
 
 
 def test_positions():
@@ -166,14 +200,27 @@ def test_picture_of_a_composition():
     children = np.full((11, 8, 8, 1), 30, np.uint8)
     found = compose.picture(parents, children)
     rows = labelled_rows({"composed 9": np.zeros((8, 8, 8, 3), np.uint8)}, columns=8)
-    assert found.shape == (3 * rows.shape[0], rows.shape[1], 3)  # parents, eight children, three more
+    assert found.shape == (
+        3 * rows.shape[0],
+        rows.shape[1],
+        3,
+    )  # parents, eight children, three more
     side, images = 64 * 64, found[:, -8 * 66 :]  # beside the labels
-    assert [int((images == level).all(-1).sum()) for level in (10, 20, 30)] == [side, side, 11 * side]
-    assert (images[10, 10] == 10).all() and (images[10, 10 + 66] == 20).all()  # the first parent stands first
+    assert [int((images == level).all(-1).sum()) for level in (10, 20, 30)] == [
+        side,
+        side,
+        11 * side,
+    ]
+    assert (images[10, 10] == 10).all() and (
+        images[10, 10 + 66] == 20
+    ).all()  # the first parent stands first
 
 
 def test_a_disk_that_refuses_is_told(tmp_path):
-    with pytest.raises(UserError, match="grid.png: No space left on device; make room"), networks.writing(tmp_path / "grid.png"):
+    with (
+        pytest.raises(UserError, match="grid.png: No space left on device; make room"),
+        networks.writing(tmp_path / "grid.png"),
+    ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -200,15 +247,30 @@ def test_info_of_half_finished_steps(untrained, capsys):
         (untrained / step / "checkpoints" / "16.sha256.json").write_text("{}")
         (untrained / step / "checkpoints" / "24.damaged").mkdir()
         (untrained / step / "done.json").write_text(json.dumps({"steps": done}))
-        (untrained / step / "seconds.json").write_text(json.dumps({"before": 0.0, "seconds": 90.0, "step": done}))
-        rows = [{"step": 8, "loss": 3.0, "validation/loss": 1.5}, {"step": 16, "loss": 2.0, "validation/loss": 1.75}]
-        (untrained / step / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 17, "lo')
-    (untrained / "results.json").write_text(json.dumps({"probe/shape": 0.25, "probe/count": 5, "seconds/encoder": 12.0}))
+        (untrained / step / "seconds.json").write_text(
+            json.dumps({"before": 0.0, "seconds": 90.0, "step": done})
+        )
+        rows = [
+            {"step": 8, "loss": 3.0, "validation/loss": 1.5},
+            {"step": 16, "loss": 2.0, "validation/loss": 1.75},
+        ]
+        (untrained / step / "metrics.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 17, "lo'
+        )
+    (untrained / "results.json").write_text(
+        json.dumps({"probe/shape": 0.25, "probe/count": 5, "seconds/encoder": 12.0})
+    )
     with workdir.lock(untrained):
         assert cli.main(["info", str(untrained)]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"encoder +complete, 40 steps, 1 damaged checkpoint set aside +[\d.]+ kB +12.0 s", out)
-    assert re.search(r"prior +20 of 40 steps, saved at 16, 1 damaged checkpoint set aside +[\d.]+ kB +1 min 30 s", out)
+    assert re.search(
+        r"encoder +complete, 40 steps, 1 damaged checkpoint set aside +[\d.]+ kB +12.0 s", out
+    )
+    assert re.search(
+        r"prior +20 of 40 steps, saved at 16, 1 damaged checkpoint set aside +[\d.]+ kB "
+        r"+1 min 30 s",
+        out,
+    )
     assert "prior: training 2 at step 16; validation 1.75, best 1.5 at step 8" in out
     assert "probe: shape 0.25\n" in out and "a checkpoint that cannot be read" in out
     assert f"in use by process {os.getpid()}" in out
@@ -221,7 +283,9 @@ def test_steps_of_a_variant_stand_in_the_order_in_which_they_were_finished(untra
     (untrained / "config.json").write_text(json.dumps(config | {"steps": ["without_codes"]}))
     for step, day in (("encoder", 1), ("prior", 3), ("codes", 2)):
         (untrained / step).mkdir()
-        (untrained / step / "done.json").write_text(json.dumps({"steps": 30, "finished": f"2026-01-0{day} 10:00:00 +0000"}))
+        (untrained / step / "done.json").write_text(
+            json.dumps({"steps": 30, "finished": f"2026-01-0{day} 10:00:00 +0000"})
+        )
     assert cli.main(["info", str(untrained)]) == 0
     assert re.findall(r"^  (\w+) +(?:complete|not)", capsys.readouterr().out, re.M) == [
         "encoder",
@@ -240,7 +304,9 @@ def test_a_reader_that_leaves_is_no_error(untrained):
     assert process.wait() == 0 and "BrokenPipe" not in err, err
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"steps": 3, "encoder": "none", "prior": {"train": 1}}', ""])
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"steps": 3, "encoder": "none", "prior": {"train": 1}}', ""]
+)
 def test_info_of_a_damaged_workdir(untrained, capsys, text):
     for step in ("encoder", "prior"):
         (untrained / step).mkdir()
@@ -251,7 +317,9 @@ def test_info_of_a_damaged_workdir(untrained, capsys, text):
     assert cli.main(["info", str(untrained)]) == 0
     out = capsys.readouterr().out
     assert "  encoder " in out and "  prior " in out
-    assert text.startswith('{"steps') or ("damaged: config.json" in out and "damaged: results.json" in out)
+    assert text.startswith('{"steps') or (
+        "damaged: config.json" in out and "damaged: results.json" in out
+    )
 
 
 # ---- with trained ones
@@ -272,12 +340,23 @@ def test_info(trained):
     code, out, err = run("dlc_jax.cli", "info", trained)
     assert (code, err) == (0, ""), err
     assert all(re.search(rf"  {step} +complete", out) for step in STEPS)
-    assert "encoder: training" in out and "jax" in out.partition("versions:")[2] and "unconditional: " in out
+    assert (
+        "encoder: training" in out
+        and "jax" in out.partition("versions:")[2]
+        and "unconditional: " in out
+    )
 
 
 @slow
 def test_sample(trained, tmp_path):
-    arguments = ["dlc_jax.cli", "sample", "-w", trained, *"-n 9 --steps 2 --sampler euler --guidance 2 --seed 5".split()]
+    arguments = [
+        "dlc_jax.cli",
+        "sample",
+        "-w",
+        trained,
+        *"-n 9 --seed 5 --sampler.steps=2 --sampler.method=euler".split(),
+        "--sampler.guidance.scale=2",
+    ]
     code, out, err = run(*arguments, "--out", "new/grid.png", cwd=tmp_path)
     assert (code, err) == (0, "") and out.splitlines()[-1] == "wrote new/grid.png: 9 images"
     assert out.splitlines()[0] == "2 steps of euler, guidance 2, seed 5"
@@ -299,8 +378,21 @@ def test_encode(trained, pictures):
     printed = dict(line.split(": ") for line in out.splitlines() if ": " in line)
     assert list(printed) == ["a.png", "gray.jpg"] and len(printed["a.png"].split()) == 36
     (pictures / "text.png").write_text("no image")
-    code, out, err = run("dlc_jax.cli", "encode", "-w", trained, ".", "--out", "codes.npz", "--batch", 2, cwd=pictures)
-    assert (code, err) == (0, "") and out.splitlines()[-1] == "wrote codes.npz: codes of 4 images, 36 positions each"
+    code, out, err = run(
+        "dlc_jax.cli",
+        "encode",
+        "-w",
+        trained,
+        ".",
+        "--out",
+        "codes.npz",
+        "--batch",
+        2,
+        cwd=pictures,
+    )
+    assert (code, err) == (0, "") and out.splitlines()[
+        -1
+    ] == "wrote codes.npz: codes of 4 images, 36 positions each"
     assert "left out 1 of 5: text.png" in out
     with np.load(pictures / "codes.npz") as saved:
         codes = dict(zip(saved["names"].tolist(), saved["codes"]))
@@ -310,15 +402,37 @@ def test_encode(trained, pictures):
 
 @slow
 def test_compose(trained, pictures):
-    arguments = ("dlc_jax.cli", "compose", "-w", trained, "a.png", "b.png", "gray.jpg", "--count", 4, "--steps", 2)
-    code, out, err = run(*arguments, "--weights", "1,2,1", "--keep", "0-11,20", "--out", "composed.png", cwd=pictures)
-    assert (code, err) == (0, "") and out.splitlines()[-1] == "wrote composed.png: 4 compositions of 3 images"
+    arguments = (
+        "dlc_jax.cli",
+        "compose",
+        "-w",
+        trained,
+        "a.png",
+        "b.png",
+        "gray.jpg",
+        "--count",
+        4,
+        "--sampler.steps=2",
+    )
+    code, out, err = run(
+        *arguments, "--weights", "1,2,1", "--keep", "0-11,20", "--out", "composed.png", cwd=pictures
+    )
+    assert (code, err) == (0, "") and out.splitlines()[
+        -1
+    ] == "wrote composed.png: 4 compositions of 3 images"
     assert "1 of 3 images resized" in out
     assert np.asarray(Image.open(pictures / "composed.png")).std() > 5
-    code, out, err = run(*arguments, "--temperature", 0.5, "--seed", 3, "--out", "soft.png", cwd=pictures)
+    code, out, err = run(
+        *arguments, "--temperature", 0.5, "--seed", 3, "--out", "soft.png", cwd=pictures
+    )
     assert (code, err) == (0, "") and out.splitlines()[-1].startswith("wrote soft.png")
     code, out, err = run(*arguments, "--keep", "36", "--out", "kept.png", cwd=pictures)
-    assert code == 2 and "0..35; got 36" in err and err.count("\n") == 1 and not (pictures / "kept.png").exists()
+    assert (
+        code == 2
+        and "0..35; got 36" in err
+        and err.count("\n") == 1
+        and not (pictures / "kept.png").exists()
+    )
 
 
 @slow
@@ -328,4 +442,9 @@ def test_a_step_that_is_not_trained_yet(trained, tmp_path):
     for name in ("config.json", "encoder"):
         (half / name).symlink_to(trained / name)
     code, out, err = run("dlc_jax.cli", "sample", "-w", half, "-n", 2, cwd=tmp_path)
-    assert code == 2 and err.count("\n") == 1 and "half/prior" in err and "train this step first" in err
+    assert (
+        code == 2
+        and err.count("\n") == 1
+        and "half/prior" in err
+        and "train this step first" in err
+    )

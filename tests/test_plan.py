@@ -11,7 +11,8 @@ import subprocess
 import sys
 
 import pytest
-from test_configs import ROOT, load
+import recipes
+from commands import ROOT
 
 from dlc_jax.errors import UserError
 from dlc_jax.plan import estimate, program, search, words
@@ -107,7 +108,7 @@ def test_words(found):
 
 
 def test_programs_of_every_step():
-    config = load(ROOT / "configs" / "imagenet256.py")
+    config = recipes.load("imagenet256.py")
     names = {step: set(estimate.programs(config, step)) for step in config.steps}
     assert names.pop("samples") == {"sample_codes", "decode"} and names.pop("codes") == {"encode"}
     assert names.pop("probe") == set()
@@ -125,16 +126,16 @@ def test_search_climbs_to_the_best_that_fits(monkeypatch):
     """
 
     def compiled(arguments, fields, *, step, name, machine):
-        remat, batch = fields[f"{step}.model.remat"], fields[f"{step}.train.batch"]
+        remat, batch = fields[f"{step}.model*.remat"], fields[f"{step}.train.batch"]
         wanted = {"none": 8, "dots": 3, "full": 1}[remat] * batch // 256 + 8 // fields["mesh.fsdp"]
         seconds = batch / {"none": 100, "dots": 95, "full": 70}[remat]
-        seconds /= 1.1 if fields.get(f"{step}.model.unroll") == 2 else 1
+        seconds /= 1.1 if fields.get(f"{step}.model*.unroll") == 2 else 1
         found = dict(wanted=wanted, available=10, seconds=seconds, batch=batch)
         return dict(fits=wanted <= 10, compile_seconds=1.0, **found)
 
     monkeypatch.setattr(search, "_compile", compiled)
     machine = type("Machine", (), {"name": "v5e:2x4", "devices": range(8)})()
-    config = load(ROOT / "configs" / "imagenet256.py")
+    config = recipes.load("imagenet256.py")
     said = []
     found, best = search.search(
         (), config=config, step="generator", name="train", machine=machine, say=said.append
@@ -153,7 +154,7 @@ def test_search_says_why_nothing_can_be_built(monkeypatch):
     with pytest.raises(UserError, match="no such field"):
         search.search(
             (),
-            config=load(ROOT / "configs" / "imagenet256.py"),
+            config=recipes.load("imagenet256.py"),
             step="prior",
             name="train",
             machine=machine,
@@ -183,7 +184,10 @@ def test_search_says_why_nothing_can_be_built(monkeypatch):
         (("--topology=2*v5e:2x2", *SMALL), "set mesh.dcn_data=2"),
         (("--topology=v5e:2x2", *SMALL, "--program=decode"), "programs of these steps: train"),
         (("--topology=v5e:2x2", *SMALL, "--step=generater"), "no step 'generater'"),
-        (("--topology=v5e:2x2", *SMALL, "--config.generator.model.dept=3"), "did you mean 'depth'"),
+        (
+            ("--topology=v5e:2x2", *SMALL, "--config.generator.model.dept=3"),
+            "did you mean 'generator.model.depth'",
+        ),
         (("--topology=v5e:2x2", "--serch", *SMALL), "serch"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

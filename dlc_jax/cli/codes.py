@@ -3,10 +3,7 @@
 import json
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from dlc_jax import recipe
-from dlc_jax import workdir as home
 from dlc_jax.data.codes import CodeStore
 from dlc_jax.data.progress import Progress
 from dlc_jax.errors import UserError
@@ -23,12 +20,8 @@ def arguments(parser) -> None:
 
 def run(arguments, rest) -> None:
     workdir = Path(arguments.workdir)
-    config = ConfigDict(home.read_config(workdir))
-    steps = [
-        name
-        for name in config
-        if isinstance(config[name], ConfigDict) and config[name].to_dict().get("stage") == "codes"
-    ]
+    config = recipe.of_run(workdir)
+    steps = recipe.of_stage(config, "codes")
     if not steps:
         raise UserError(f"dlc codes: the recipe of {workdir} has no section with stage='codes'")
     for step in steps:
@@ -49,12 +42,12 @@ def stores(config, workdir: Path, step: str) -> dict[str, CodeStore]:
         from dlc_jax import checkpoint  # and jax: a second, which a mistake need not wait for
 
         identity = checkpoint.identity_of(trained)
-    model = config[section.encoder].model
+    codes = config[section.encoder].model.simplicial
     found = {}
     for split in section.splits:
         store = CodeStore(recipe.place(config, workdir, step) / split, identity=identity)
         found[split] = store.checked(
-            positions=model.positions, values=model["values"], where=section.encoder
+            positions=codes.positions, values=codes["values"], where=section.encoder
         )
     return found
 
@@ -88,7 +81,7 @@ def info(config, workdir: Path, step: str) -> None:
 def formerly(config, workdir: Path, step: str) -> str:
     """The dtype in which a store was computed that does not say: that of its encoder's training."""
     try:
-        origin = ConfigDict(home.read_config(recipe.place(config, workdir, step).parent))
+        origin = recipe.of_run(recipe.place(config, workdir, step).parent)
         dtype = origin[config[step].encoder].train.dtype
     except (UserError, KeyError, AttributeError):
         return "an unknown dtype: its run is not there"

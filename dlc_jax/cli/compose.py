@@ -1,4 +1,4 @@
-"""dlc compose -w W A.png B.png [C.png …]: images decoded from codes put together of several images' codes, below their parents."""
+"""dlc compose -w W A.png B.png [C.png …]: images of mixed codes, below their parents."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ from dlc_jax.data import inputs
 from dlc_jax.errors import UserError
 from dlc_jax.evals import pictures
 
-EXAMPLE = "dlc compose -w runs/quickstart a.png b.png --weights 1,3 --keep 0-11 --count 8 --out composition.png"
+EXAMPLE = "dlc compose -w runs/quickstart a.png b.png --weights 1,3 --keep 0-11 --out mixed.png"
 COLUMNS = 8
 
 
@@ -18,24 +18,43 @@ def arguments(parser) -> None:
     networks.add_workdir(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="the parents, two or more")
     parser.add_argument(
-        "--weights", type=numbers, metavar="X,Y,…", help="how often a position is copied from each parent; equally"
+        "--weights",
+        type=numbers,
+        metavar="X,Y,…",
+        help="how often a position is copied from each parent; equally",
     )
     parser.add_argument(
-        "--keep", type=positions, default=(), metavar="I,J-K,…", help="positions always from the first parent; none"
+        "--keep",
+        type=positions,
+        default=(),
+        metavar="I,J-K,…",
+        help="positions always from the first parent; none",
     )
     parser.add_argument(
-        "--temperature", type=temperature, default=0.0, metavar="T",
-        help="above 0, values are drawn from the mean of the parents' simplices at that temperature; 0 copies their codes",
-    )  # fmt: skip
-    parser.add_argument("--count", type=networks.whole, default=COLUMNS, metavar="N", help=f"how many to compose; {COLUMNS}")
+        "--temperature",
+        type=temperature,
+        default=0.0,
+        metavar="T",
+        help="above 0, values are drawn from the mean of the parents' simplices at that "
+        "temperature; 0 copies their codes",
+    )
+    parser.add_argument(
+        "--count",
+        type=networks.whole,
+        default=COLUMNS,
+        metavar="N",
+        help=f"how many to compose; {COLUMNS}",
+    )
     networks.add_sampling(parser)
-    parser.add_argument("--out", default="composition.png", metavar="FILE.png", help="the picture; composition.png")
+    parser.add_argument(
+        "--out", default="composition.png", metavar="FILE.png", help="the picture; composition.png"
+    )
 
 
 def run(arguments, rest) -> None:
     out, count = Path(arguments.out), arguments.count
     if out.suffix.lower() != ".png":
-        raise UserError(f"dlc compose: --out={out} is no .png file")
+        raise UserError(f"dlc compose: --out={out} is not a .png file")
     if len(arguments.images) < 2:
         raise UserError("dlc compose: give two images at least")
     networks.check(arguments, rest)
@@ -48,7 +67,9 @@ def run(arguments, rest) -> None:
     else:
         parents = loaded.encode(images)
     mixing = {"weights": arguments.weights, "keep": arguments.keep, "seed": arguments.seed}
-    loaded.compose(parents[:, None], **mixing)  # what is wrong with the arguments is said before anything is decoded
+    loaded.compose(
+        parents[:, None], **mixing
+    )  # what is wrong with the arguments is said before anything is decoded
     networks.say_sampler(loaded, arguments.seed)
     children = []
     for start, stop in networks.parts(count, loaded.batch, "compose"):
@@ -69,24 +90,32 @@ def picture(parents: list[np.ndarray], children: np.ndarray) -> np.ndarray:
     for start in range(0, len(children), columns):
         rows[f"composed {start + 1}" if start else "composed"] = children[start : start + columns]
     paper = np.full((columns, size, size, 3), pictures.PAPER, np.uint8)
-    return pictures.labelled_rows({name: np.concatenate([row, paper[len(row) :]]) for name, row in rows.items()}, columns=columns)
+    return pictures.labelled_rows(
+        {name: np.concatenate([row, paper[len(row) :]]) for name, row in rows.items()},
+        columns=columns,
+    )
 
 
 def numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 1,3") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 1,3") from None
 
 
 def positions(text: str) -> list[int]:
     found = []
     for part in text.split(","):
         low, _, high = part.partition("-")
-        if not low.isdecimal() or not (high or low).isdecimal() or (part.endswith("-")) or int(high or low) < int(low):
-            raise argparse.ArgumentTypeError(f"{text!r} is no list of positions such as 0-11,20")
+        if (
+            not low.isdecimal()
+            or not (high or low).isdecimal()
+            or (part.endswith("-"))
+            or int(high or low) < int(low)
+        ):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of positions such as 0-11,20")
         if int(high or low) >= 2**20:
-            raise argparse.ArgumentTypeError(f"{text!r} has positions that no code has")
+            raise argparse.ArgumentTypeError(f"{text!r} has positions beyond any code")
         found += range(int(low), int(high or low) + 1)
     return found
 
@@ -97,5 +126,5 @@ def temperature(text: str) -> float:
     except ValueError:
         found = -1.0
     if not 0 <= found < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
     return found

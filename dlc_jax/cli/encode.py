@@ -15,15 +15,22 @@ FEW = 8  # images whose codes are printed beside a file
 def arguments(parser) -> None:
     networks.add_workdir(parser)
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="a file, or a folder of them; of a folder, broken ones are left out"
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="a file, or a folder of them; of a folder, broken ones are left out",
     )
-    parser.add_argument("--out", metavar="FILE.npz", help="codes, int32 [images, positions], and names; printed if not given")
+    parser.add_argument(
+        "--out",
+        metavar="FILE.npz",
+        help="codes, int32 [images, positions], and names; printed if not given",
+    )
 
 
 def run(arguments, rest) -> None:
     out = arguments.out and Path(arguments.out)
     if out and out.suffix != ".npz":
-        raise UserError(f"dlc encode: --out={out} is no .npz file")
+        raise UserError(f"dlc encode: --out={out} is not a .npz file")
     named, found = inputs.files(arguments.images)
     paths, optional = named + found, set(found)
     networks.check(arguments)

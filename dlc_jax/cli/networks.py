@@ -32,9 +32,9 @@ def add_sampling(parser) -> None:
         "--sampler.NAME",
         dest="sampler",
         metavar="VALUE",
-        help="how images are drawn: --sampler.steps=12 --sampler.method=euler "
-        "--sampler.guidance.scale=2, as in the samples section of a recipe; what is not given is as "
-        "in the run's recipe (dlc config FILE --all shows all)",
+        help="how images are drawn: --sampler.steps=12 --sampler.guidance.scale=2, and how codes "
+        "are: --code_sampler.calls=8; fields of the samples section of a recipe (dlc config FILE "
+        "--all), as the run's recipe has them if not given",
     )
     parser.add_argument(
         "--seed", type=seed, default=0, metavar="S", help="another seed draws other images; 0"

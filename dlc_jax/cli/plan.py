@@ -1,4 +1,4 @@
-"""dlc plan --config=FILE.py[:VARIANT] --topology=T: compiles what `main` would run, for a machine that is not here.
+"""dlc plan --config=FILE.py --topology=T: compiles what `main` would run, for another machine.
 
 Exit codes: 0 everything fits, 1 something does not, 2 a mistake of the user.
 """
@@ -10,18 +10,42 @@ import sys
 from dlc_jax import command
 from dlc_jax.errors import UserError
 
-EXAMPLE = "dlc plan --config configs/imagenet256.py:generator --topology v5p:4x4x8 --config.mesh.data=-1 --config.mesh.fsdp=16"
+EXAMPLE = "dlc plan --config configs/imagenet256.py:generator --topology v5p:4x4x8"
 
 
 def arguments(parser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="recipe, with an optional variant; --config.NAME=VALUE sets a field")
-    parser.add_argument("--topology", metavar="T", help="machine: v5e:8x16, v5p:4x4x8, 2*v6e:16x16, h200:8 …")
-    parser.add_argument("--step", metavar="NAME", help="only this step of the recipe; by default all of them, in turn")
-    parser.add_argument("--program", metavar="NAME", help="only this program of a job, such as decode")
-    parser.add_argument("--search", action="store_true", help="try remat, fsdp, batch and layers in a turn, and print the table")
-    parser.add_argument("--shardings", action="store_true", help="print where every array lives; compiles nothing")
-    parser.add_argument("--list-topologies", action="store_true", help="print the machines that can be asked for here")
-    parser.add_argument("--json", action="store_true", help="print a list of estimates as JSON, bytes and seconds")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="recipe, with an optional variant; --config.NAME=VALUE sets a field",
+    )
+    parser.add_argument(
+        "--topology", metavar="T", help="machine: v5e:8x16, v5p:4x4x8, 2*v6e:16x16, h200:8 …"
+    )
+    parser.add_argument(
+        "--step",
+        metavar="NAME",
+        help="only this step of the recipe; by default all of them, in turn",
+    )
+    parser.add_argument(
+        "--program", metavar="NAME", help="only this program of a job, such as decode"
+    )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="try remat, fsdp, batch and layers in a turn, and print the table",
+    )
+    parser.add_argument(
+        "--shardings", action="store_true", help="print where every array lives; compiles nothing"
+    )
+    parser.add_argument(
+        "--list-topologies",
+        action="store_true",
+        help="print the machines that can be asked for here",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print a list of estimates as JSON, bytes and seconds"
+    )
 
 
 def run(arguments, rest) -> int:
@@ -42,7 +66,10 @@ def run(arguments, rest) -> int:
     known = [(step, name) for step in steps for name in estimate.programs(config, step)]
     work = [(step, name) for step, name in known if arguments.program in (None, name)]
     if not work:
-        there = ", ".join(sorted({name for _, name in known})) or "none, they are jobs without a large computation"
+        there = (
+            ", ".join(sorted({name for _, name in known}))
+            or "none, they are jobs without a large computation"
+        )
         raise UserError(f"dlc plan: nothing to compile; programs of these steps: {there}")
     for step, name in work:
         estimate.check(config, step=step, name=name, machine=target)
@@ -73,7 +100,10 @@ def _shardings(config, work, target) -> None:
 
     mesh = parallel.make_mesh(**config.mesh, devices=target.devices)
     for step, name in work:
-        print(f"{step}, {name}, mesh " + " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()))
+        print(
+            f"{step}, {name}, mesh "
+            + " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+        )
         print(words.shardings(estimate.programs(config, step)[name].state(mesh)) + "\n")
 
 
@@ -92,6 +122,11 @@ def _search(recipe, config, work, target) -> int:
             say=lambda line: print(f"  {line}", file=sys.stderr, flush=True),
         )
         print(search.table(found, best))
-        print("* most examples a second of those that fit, by the static estimate\n" if best else "nothing fits\n", flush=True)
+        print(
+            "* most examples a second of those that fit, by the static estimate\n"
+            if best
+            else "nothing fits\n",
+            flush=True,
+        )
         fits = fits and best is not None
     return 0 if fits else 1

@@ -15,9 +15,16 @@ MOST = 1024  # images of a grid
 
 def arguments(parser) -> None:
     networks.add_workdir(parser)
-    parser.add_argument("-n", "--number", type=networks.whole, default=64, metavar="N", help="how many images; 64")
+    parser.add_argument(
+        "-n", "--number", type=networks.whole, default=64, metavar="N", help="how many images; 64"
+    )
     networks.add_sampling(parser)
-    parser.add_argument("--out", default="samples.png", metavar="PATH", help="a .png: a grid; else a folder of .png; samples.png")
+    parser.add_argument(
+        "--out",
+        default="samples.png",
+        metavar="PATH",
+        help="a .png: a grid; else a folder of .png; samples.png",
+    )
 
 
 def run(arguments, rest) -> None:
@@ -26,7 +33,10 @@ def run(arguments, rest) -> None:
     if out.suffix and not grid and not out.is_dir():
         raise UserError(f"dlc sample: --out={out} is neither a .png nor a folder")
     if grid and count > MOST:
-        raise UserError(f"dlc sample: a grid of {count} images cannot be looked at; give --out=FOLDER, or at most -n {MOST}")
+        raise UserError(
+            f"dlc sample: a grid of {count} images is too large to look at; give --out=FOLDER, or "
+            f"at most -n {MOST}"
+        )
     networks.check(arguments, rest)
     networks.prepare(out, out.parent if grid else out)
     loaded = networks.load(arguments, count, rest)
@@ -42,5 +52,7 @@ def run(arguments, rest) -> None:
                 pictures.save_png(out / f"{number:06d}.png", image)
     if grid:
         with networks.writing(out):
-            pictures.save_png(out, pictures.grid(np.concatenate(shown), columns=math.ceil(math.sqrt(count))))
+            pictures.save_png(
+                out, pictures.grid(np.concatenate(shown), columns=math.ceil(math.sqrt(count)))
+            )
     print(f"wrote {out}: {count} images")

@@ -184,7 +184,7 @@ def advice(found: Estimate, *, accumulate: int) -> str:
     needed = math.ceil((found.wanted - found.state) / room)
     micro = found.batch // (found.mesh["data"] * found.mesh["fsdp"])
     parts = [part for part in range(needed * accumulate, micro + 1) if micro % part == 0]
-    remat = f"{section}.model.remat=full"
+    remat = f"'{section}.model*.remat=full'"  # of the network or of its backbone
     if parts:
         return f"{section}.train.accumulate={parts[0]}, or {remat}; --search compares"
     return f"{remat}, or more devices for the same batch; --search compares"

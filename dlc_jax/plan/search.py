@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dlc_jax import stop
+from dlc_jax import recipe, stop
 from dlc_jax.errors import UserError
 from dlc_jax.plan import words
 from dlc_jax.plan.machine import Machine
@@ -38,7 +38,7 @@ def search(
 
     Args:
       arguments: of the command line, the recipe and its fields; what is tried follows them.
-      say: is told of every program before it is compiled, which takes a while.
+      say: called with a line before each program is compiled, which takes a while.
 
     Raises:
       UserError: the first program cannot be built at all.
@@ -46,8 +46,8 @@ def search(
     tried: dict[tuple, Mapping[str, Any]] = {}
     section, training = config[step], name == "train"
     names = {
-        "remat": f"{step}.model.remat",
-        "turn": f"{step}.model.unroll",
+        "remat": f"{step}.model*.remat",
+        "turn": f"{step}.model*.unroll",
         "fsdp": "mesh.fsdp",
         "batch": f"{step}.train.batch" if training else f"{step}.batch",
     }
@@ -72,8 +72,10 @@ def search(
         for size in sizes:
             attempt(**({"remat": remat} if remat else {}), fsdp=size, batch=batch)
     if training and (best := _best(tried.values())):
+        fields = recipe.flat(section.model.to_dict())  # of the network or of its backbone
+        depth = next(fields[field] for field in fields if field.split(".")[-1] == "depth")
         for turn in (2, 4):
-            if section.model.depth % turn == 0:
+            if depth % turn == 0:
                 attempt(**best["settings"] | {"turn": turn})
     for doubled in range(1, LARGEST + 1):
         best = _best(tried.values())

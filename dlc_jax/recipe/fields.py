@@ -2,7 +2,7 @@
 
 A section of a recipe holds the keyword arguments of one constructor, a class or a function. Its
 annotated arguments are the fields; its defaults and the first sentences of its docstring's list are
-theirs. Reading needs no import, so a mistake in a recipe is told before jax is loaded.
+theirs. Reading needs no import, so a mistake in a recipe is refused before jax is loaded.
 `build` then calls the constructors.
 
 An annotation is int, float, str, bool, None, a union or a tuple of these, another constructor (a
@@ -116,6 +116,7 @@ def fields(constructor: Constructor) -> dict[str, Field]:
 
 
 def of_class(cls: type) -> Constructor:
+    """The constructor that a class is."""
     return Constructor(cls.__module__, cls.__qualname__)
 
 
@@ -160,7 +161,7 @@ def _listed(constructor, arguments, docs):
             value = REQUIRED if default is None else _default(constructor.module, kind, default)
         except ValueError as error:
             where = f"{constructor.module}.{constructor.name}.{name}"
-            raise ValueError(f"{where} is no field of a recipe: {error}") from error
+            raise ValueError(f"{where} is not a field of a recipe: {error}") from error
         found[name] = Field(name, kind, value, docs.get(name, ""))
     return found
 
