@@ -20,14 +20,18 @@ TABLE = re.compile(r"(<!-- costs -->\n).*?(<!-- /costs -->)", re.DOTALL)
 # Every test file is in one room.
 ROOMS = {
     "house: rules, recipes, launcher, command line": "architecture budget command configs errors "
-    "loop: steps, agenda, optimizer, workdir": "agenda contract step train optim workdir",
-    "stages on real networks, several devices": "encoder_stage generator_stage prior_stage mesh "
-    "real_stages parallel",
-    "images: places, decoding, conversion, crops": "archives cli_data colors convert decoder files "
+    "extending fields launch mutants readme recipe stop turn",
+    "loop: steps, agenda, optimizer, workdir": "agenda contract optim step train workdir",
+    "stages on real networks, several devices": "encoder_stage generator_stage mesh parallel "
+    "prior_stage real_stages",
+    "images: places, decoding, conversion, crops": "archives cli_data colors convert decoder "
+    "files heic images inputs listing loader npz parquet shapes sources survey sweep transforms "
+    "webdataset",
     "codes: store, job, health": "checkup cli_probe code_store codes_dtype codes_health codes_job "
     "masks neighbors probe shared_codes",
-    "networks, kernel, losses": "attention autoencoder diffusion_loss dit drop_path encoder "
-    "flops layers masked_transformer models parameters positions shardings ssl_loss vit vit_parity",
+    "networks, kernel, losses": "attention autoencoder diffusion_loss dit drop_path encoder flops "
+    "layers masked_transformer models networks parameters positions shardings ssl_loss vit "
+    "vit_parity",
     "diffusion: processes, samplers, guidance": "flow guidance masked schedules",
     "checkpoints, metrics, report": "boards checkpoint metrics report",
     "pipeline, samples, verbs": "cli composition factors judge pictures pipeline samples",

@@ -42,8 +42,8 @@ class AdamW:
       layer_decay: a parameter n layers below the heads learns at layer_decay^n of the rate. Models
         say how many layers: `Encoder.layer`.
       multipliers: (regular expression, factor) of the learning rate, on top of that.
-      freeze: (regular expression, steps) of parameters that stay as they are at first. Their moments
-        are kept up: with empty ones Adam's first steps would be several times too long.
+      freeze: (regular expression, steps) of parameters that stay as they are at first. Their
+        moments are kept up: with empty ones Adam's first steps would be several times too long.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the second moment.

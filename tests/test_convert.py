@@ -40,11 +40,10 @@ def encoded(number, *, size=(9, 7), form="PNG"):
     return file.getvalue()
 
 
-KINDS = [("cat", "png", "PNG"), ("dog", "jpg", "JPEG")]
 IMAGES = {
     f"{split}/{name}/{k}.{end}": encoded(100 * i + k, form=form)
     for split, n in (("train", 3), ("test", 2))
-    for i, (name, end, form) in enumerate(KINDS)
+    for i, (name, end, form) in enumerate([("cat", "png", "PNG"), ("dog", "jpg", "JPEG")])
     for k in range(n)
 }
 
@@ -157,9 +156,8 @@ def test_bytes_names_and_classes_stay(kind, tmp_path):
         theirs = sources.source("images", split, path=str(source), image=8)
         assert len(ours) == len(theirs) == {"train": 6, "validation": 4}[split]
         for k in range(len(ours)):
-            assert ours[k]["label"] == theirs[k]["label"] and np.array_equal(
-                ours[k]["image"], theirs[k]["image"]
-            )
+            assert ours[k]["label"] == theirs[k]["label"]
+            assert np.array_equal(ours[k]["image"], theirs[k]["image"])
 
 
 def test_idx_becomes_png(tmp_path):
@@ -456,8 +454,8 @@ def test_a_destination_of_something_else_is_refused_and_stays(make, words, tmp_p
     [
         ("images", "images/records", {}, "is inside of"),
         ("images", "images", {}, "is inside of"),
-        ("images", "gs://bucket/records", {}, "no folder of this machine"),
-        ("images", "tfds:records", {}, "no folder of this machine"),
+        ("images", "gs://bucket/records", {}, "not a folder of this machine"),
+        ("images", "tfds:records", {}, "not a folder of this machine"),
         ("nowhere", "records", {}, "nowhere does not exist"),
         ("images", "records", {"shard_size": 0}, "must be 1 or more"),
         ("images", "records", {"workers": 0}, "must be 1 or more"),

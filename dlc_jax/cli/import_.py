@@ -17,7 +17,7 @@ from dlc_jax.cli.networks import prepare, whole
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files, sections, slots, torch_names, vae_names
 from dlc_jax.interop.weights import Weights
-from dlc_jax.recipe.expansion import flat
+from dlc_jax.recipe.lines import flat
 
 DINOV2 = "dlc import dinov2 dinov2_vitl14_reg4_pretrain.pth --out weights/dinov2"
 SEM = "dlc import sem model.safetensors --out runs/published --positions 512 --values 256"
