@@ -23,7 +23,8 @@ def of_files(directory: Path, names: Iterable[str]) -> dict[str, str]:
     """{name: SHA-256} of files of a directory, read by a few threads."""
     names = list(names)
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        return dict(zip(names, pool.map(lambda name: of_file(directory / name), names), strict=True))
+        found = pool.map(lambda name: of_file(directory / name), names)
+        return dict(zip(names, found, strict=True))
 
 
 def of_text(text: str) -> str:
