@@ -1,6 +1,6 @@
 """README.md and docs/ say what is so: the map of the files, commands, recipes, Python, links.
 
-UPDATE_GOLDEN=1 rewrites the map.
+UPDATE_GOLDEN=1 rewrites the map and the list of fields.
 """
 
 import ast
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dlc_jax import cli, command, pipeline
+from dlc_jax import cli, command, pipeline, recipe
 from dlc_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +24,10 @@ MAP = ROOT / "docs" / "map.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 GUIDES = [
     README,
-    *(ROOT / "docs" / f"{name}.md" for name in ("data", "encoder", "planning", "running")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("data", "encoder", "planning", "recipes", "running")
+    ),
 ]
 TABLE = re.compile(r"(<!-- map -->\n).*?(<!-- /map -->)", re.DOTALL)
 
@@ -50,6 +53,21 @@ def test_map_of_the_files():
         MAP.write_text(text.replace(found[0], wanted))
     else:
         hint = "the map is out of date; run UPDATE_GOLDEN=1 pytest -n 0 tests/test_readme.py"
+        assert found[0] == wanted, hint
+
+
+def test_list_of_the_fields():
+    """Every field, as `dlc config --all` tells it."""
+    page = ROOT / "docs" / "recipes.md"
+    text = page.read_text()
+    found = re.search(r"(<!-- fields -->\n```\n).*?(```\n<!-- /fields -->)", text, re.DOTALL)
+    _, lines = command.read(str(ROOT / "configs" / "imagenet256.py"))
+    fields = "\n".join(recipe.listing(recipe.expanded(lines))).strip()
+    wanted = f"{found[1]}{fields}\n{found[2]}"
+    if os.environ.get("UPDATE_GOLDEN"):
+        page.write_text(text.replace(found[0], wanted))
+    else:
+        hint = "the list is out of date; run UPDATE_GOLDEN=1 pytest -n 0 tests/test_readme.py"
         assert found[0] == wanted, hint
 
 
