@@ -360,14 +360,14 @@ def test_sample(trained, tmp_path):
     code, out, err = run(*arguments, "--out", "new/grid.png", cwd=tmp_path)
     assert (code, err) == (0, "") and out.splitlines()[-1] == "wrote new/grid.png: 9 images"
     assert out.splitlines()[0] == "2 steps of euler, guidance 2, seed 5"
-    grid = np.asarray(Image.open(tmp_path / "new" / "grid.png"))
-    assert grid.shape == (3 * 66 + 2, 3 * 66 + 2, 3) and grid.std() > 5
+    shown = np.asarray(Image.open(tmp_path / "new" / "grid.png"))
+    assert shown.shape == (3 * 66 + 2, 3 * 66 + 2, 3) and shown.std() > 5
     code, out, err = run(*arguments, "--out", "folder", "--batch", 4, cwd=tmp_path)
     assert (code, err) == (0, "") and out.splitlines()[-1] == "wrote folder: 9 images"
     files = sorted((tmp_path / "folder").iterdir())
     assert [file.name for file in files] == [f"{number:06d}.png" for number in range(9)]
     single = grid(np.stack([np.asarray(Image.open(file)) for file in files]), columns=3)
-    assert np.abs(single.astype(int) - grid).max() <= 1  # other batches, the same images
+    assert np.abs(single.astype(int) - shown).max() <= 1  # other batches, the same images
 
 
 @slow

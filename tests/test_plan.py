@@ -14,6 +14,7 @@ import pytest
 import recipes
 from commands import ROOT
 
+from dlc_jax import command
 from dlc_jax.errors import UserError
 from dlc_jax.plan import estimate, program, search, words
 
@@ -146,6 +147,29 @@ def test_search_climbs_to_the_best_that_fits(monkeypatch):
     ]
     shown = search.table(found, best)
     assert shown.count("*") == 1 and len(shown.splitlines()) == len(found) + 1
+
+
+@pytest.mark.parametrize("step", ["encoder", "prior", "generator"])
+def test_what_the_search_tries_are_fields_of_every_network(step, monkeypatch):
+    def compiled(arguments, fields, *, step, name, machine):
+        flags = [f"--config.{field}={value}" for field, value in fields.items()]
+        config, _ = command.parse(["dlc", *arguments, *flags])
+        section = config[step]
+        model = section.model.backbone if step == "encoder" else section.model
+        tried.add((model.remat, model.unroll, model.width))
+        found = dict(fits=True, wanted=1, available=10, compile_seconds=1.0)
+        return found | {"seconds": 1.0 / model.unroll, "batch": section.train.batch}
+
+    tried = set()
+    monkeypatch.setattr(search, "_compile", compiled)
+    machine = type("Machine", (), {"name": "v5e:2x4", "devices": range(8)})()
+    arguments = (f"--config={recipes.CONFIGS}/imagenet256.py", f"--config.{step}.model*.width=960")
+    config, _ = command.parse(["dlc", *arguments])
+    how = {"config": config, "step": step, "name": "train", "machine": machine}
+    search.search(arguments, **how, say=lambda line: None)
+    assert {remat for remat, _, _ in tried} == {"none", "dots", "full"}
+    assert {unroll for _, unroll, _ in tried} == {1, 2, 4}
+    assert {width for _, _, width in tried} == {960}  # what was given stays
 
 
 def test_search_says_why_nothing_can_be_built(monkeypatch):

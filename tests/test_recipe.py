@@ -1,5 +1,6 @@
 """Recipes: lines to the full config, what is refused, and which step of a recipe reads which."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -322,6 +323,8 @@ def test_the_list_of_all_fields():
     assert all(len(line) <= 100 for line in shown)
     named = [line.partition(" = ")[0] for line in shown if line and not line.startswith(" ")]
     assert sorted(named) == sorted(recipe.flat(recipes.load("quickstart.py").to_dict()))
+    sections = [name for name, _ in itertools.groupby(name.rpartition(".")[0] for name in named)]
+    assert len(sections) == len(set(sections))  # each in one piece
     tops = list(dict.fromkeys(name.partition(".")[0] for name in named))
     steps = ["encoder", "codes", "probe", "prior", "generator", "samples"]
     extra = ["without_codes", "samples_without_codes"]
