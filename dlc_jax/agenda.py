@@ -81,11 +81,11 @@ def make(config, workdir: Path, mesh) -> dict[str, Stage | Job]:
       UserError: a step that refuses its section or the mesh, one whose model cannot be built or
         cannot start from its `init_from`, or one that reads other codes than the encoder gives.
     """
-    made = {
+    steps = {
         name: STAGES[config[name].stage](config, step=name, workdir=workdir)
         for name in config.steps
     }
-    for name, step in made.items():
+    for name, step in steps.items():
         if isinstance(step, Stage):
             plan = step.plan
             where = {"group": step.group, "where": f"{name}.train"}
@@ -96,7 +96,7 @@ def make(config, workdir: Path, mesh) -> dict[str, Stage | Job]:
         else:  # now, and not when days of training are over
             for program in step.programs.values():
                 parallel.check_batch(program.batch, mesh, accumulate=1, where=name)
-    return made
+    return steps
 
 
 def _check_model(step: Stage, name: str, workdir: Path) -> None:
@@ -133,17 +133,17 @@ def _check_codes(config, name: str) -> None:
             )
 
 
-def operational(made: dict[str, Stage | Job]) -> tuple[str, ...]:
+def operational(steps: dict[str, Stage | Job]) -> tuple[str, ...]:
     """Regular expressions of fields that may change here: every workdir's, and jobs' settings."""
     own = [
         rf"{re.escape(name)}\.{field}(\..*)?"
-        for name, step in made.items()
+        for name, step in steps.items()
         for field in _settings(step)
     ]
     return (*home.OPERATIONAL, *own)
 
 
-def read(config, workdir: Path, made: dict[str, Stage | Job]) -> list[Entry]:
+def read(config, workdir: Path, steps: dict[str, Stage | Job]) -> list[Entry]:
     """The steps in their order. The caller holds the workdir: what a kill left half deleted goes.
 
     Raises:
@@ -152,13 +152,13 @@ def read(config, workdir: Path, made: dict[str, Stage | Job]) -> list[Entry]:
     """
     done = {name: home.done(workdir / name) for name in config}
     trained = {name: done[name]["steps"] for name in done if done[name] is not None}
-    for name, step in made.items():
+    for name, step in steps.items():
         trained[name] = max(trained.get(name, 0), step.plan.steps if isinstance(step, Stage) else 0)
         if isinstance(step, Stage):
             # now: one that is complete saves no more
             checkpoint.clear(workdir / name / "checkpoints")
     absent, entries, outdated = recipe.unneeded(config), [], {}
-    for name, step in made.items():
+    for name, step in steps.items():
         need = step.plan.steps if isinstance(step, Stage) else 0
         after = {
             above: trained[above] for above in recipe.upstream(config, name) if trained.get(above)
@@ -174,12 +174,12 @@ def read(config, workdir: Path, made: dict[str, Stage | Job]) -> list[Entry]:
         elif done[name] is not None:
             changed = [
                 above
-                for above, steps in after.items()
-                if done[name].get("after", {}).get(above, steps) != steps
+                for above, trained_for in after.items()
+                if done[name].get("after", {}).get(above, trained_for) != trained_for
             ]
             if changed and isinstance(step, Stage):
                 outdated[name] = changed[0]
-            again = changed or _ran_otherwise(config[name].stage, done[name], facts["settings"])
+            again = changed or _ran_otherwise(config, name, done[name], facts["settings"])
             again = again or (isinstance(step, Job) and not step.is_intact(workdir / name))
             skip = "complete" if done[name]["steps"] >= need and not again else ""
         entries.append(Entry(name, step, need, skip, facts))
@@ -195,11 +195,12 @@ def _settings(step: Stage | Job) -> tuple[str, ...]:
     return step.settings if isinstance(step, Job) else ()
 
 
-def _ran_otherwise(stage: str, done: dict[str, Any], settings: dict[str, Any]) -> bool:
+def _ran_otherwise(config, name: str, done: dict[str, Any], settings: dict[str, Any]) -> bool:
     """Whether a complete job was run, perhaps by an earlier version, with other settings."""
-    if "settings" not in done:
+    if not settings or "settings" not in done:
         return False
-    ran = home.plain(recipe.present({"job": {"stage": stage, **done["settings"]}})["job"])
+    saved = {"stage": config[name].stage, **done["settings"]}
+    ran = home.plain(recipe.present({name: saved})[name])
     return any(ran.get(key) != value for key, value in home.plain(settings).items())
 
 

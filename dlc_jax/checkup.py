@@ -65,9 +65,9 @@ def evaluators(config, monitor: Monitor, *, step: str, workdir) -> tuple[Evaluat
         labels, of = data.factors(), {"codes": encode}
         if labels:
             of["features"] = functools.partial(encoder.features, params=params)
-        found = {split: read(opened[split], rows[split], of) for split in opened}
+        records = {split: read(opened[split], rows[split], of) for split in opened}
         groups = {
-            "codes": health.health(found["validation"]["codes"], values=values),
+            "codes": health.health(records["validation"]["codes"], values=values),
             "agreement": agreement(
                 opened["validation"],
                 rows["validation"],
@@ -79,7 +79,7 @@ def evaluators(config, monitor: Monitor, *, step: str, workdir) -> tuple[Evaluat
         }
         result = {f"{name}/{key}": x for name, group in groups.items() for key, x in group.items()}
         if labels:
-            result |= probes(found["train"], found["validation"], factors=labels, values=values)
+            result |= probes(records["train"], records["validation"], factors=labels, values=values)
         return result
 
     return (Evaluator("monitor", monitor.every, run),) if monitor.count else ()

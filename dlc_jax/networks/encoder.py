@@ -73,11 +73,11 @@ class EncoderNetwork(Network):
 
     def untrained(self):
         """Parameters that have learned nothing, from the run's seed, to compare with."""
-        placed = parallel.shardings(
+        shardings = parallel.shardings(
             self.shapes, self.full_mesh, rules=self.model.rules, strict=False
         )
         images = jnp.zeros((1, self.size, self.size, 3))
-        init = jax.jit(lambda key: self.model.init(key, images)["params"], out_shardings=placed)
+        init = jax.jit(lambda key: self.model.init(key, images)["params"], out_shardings=shardings)
         return self.cast(init(jax.random.key(self.config.seed)))
 
     def codes(self, params, images):

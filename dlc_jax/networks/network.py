@@ -67,7 +67,7 @@ class Network:
 
     def load(self, directory: Path, mesh):
         """The saved average of a trained step of the same model, placed and cast."""
-        return self.cast(checkpoint.load_params(directory / "checkpoints", self._placed(mesh)))
+        return self.cast(checkpoint.load_params(directory / "checkpoints", self._sharded(mesh)))
 
     def cast(self, params):
         """Parameters in the dtypes that the network computes with."""
@@ -76,7 +76,7 @@ class Network:
     def abstract(self):
         """Shapes and placements of the parameters as they are used."""
         return jax.tree.map(
-            lambda leaf, dtype: leaf.update(dtype=dtype), self._placed(self.mesh), self.dtypes
+            lambda leaf, dtype: leaf.update(dtype=dtype), self._sharded(self.mesh), self.dtypes
         )
 
     def run(self, function, *arrays, params=None, mesh=None, **static) -> np.ndarray:
@@ -120,9 +120,9 @@ class Network:
             lowered = jax.jit(functools.partial(function, **static))
             return lowered.lower(self.abstract() if params is None else params, *arrays)
 
-    def _placed(self, mesh):
-        placed = parallel.shardings(self.shapes, mesh, rules=self.model.rules, strict=False)
-        return parallel.abstract(self.shapes, placed)
+    def _sharded(self, mesh):
+        shardings = parallel.shardings(self.shapes, mesh, rules=self.model.rules, strict=False)
+        return parallel.abstract(self.shapes, shardings)
 
 
 def keys(seed: int, count: int, first: int = 0):

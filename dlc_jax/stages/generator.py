@@ -125,8 +125,8 @@ def make(config, *, step: str, workdir) -> Stage:
     spec, data = batch_spec(section), DataSet(**config.data)
 
     def store(split):
-        found = CodeStore(recipe.place(config, workdir, section.codes) / split)
-        return found.checked(positions=model.positions, values=model.values, where=step)
+        codes = CodeStore(recipe.place(config, workdir, section.codes) / split)
+        return codes.checked(positions=model.positions, values=model.values, where=step)
 
     def batches(split):
         source = data.source(split)
@@ -136,8 +136,8 @@ def make(config, *, step: str, workdir) -> Stage:
         return loader.batches(source, batch=plan.batch, seed=config.seed, fields=fields)
 
     def reads():
-        found = {"source": data.identity("train")}
-        return found | ({"store": store("train").origin} if model.positions else {})
+        codes = {"store": store("train").origin} if model.positions else {}
+        return {"source": data.identity("train")} | codes
 
     @functools.cache
     def network(mesh):  # compiled once, not at every picture

@@ -52,8 +52,8 @@ def make(config, *, step: str, workdir) -> Stage:
     model, plan = section.model, section.train
 
     def store(split):
-        found = CodeStore(recipe.place(config, workdir, section.codes) / split)
-        return found.checked(positions=model.positions, values=model.values, where=step)
+        codes = CodeStore(recipe.place(config, workdir, section.codes) / split)
+        return codes.checked(positions=model.positions, values=model.values, where=step)
 
     def batches(split):
         return loader.batches(store(split), batch=plan.batch, seed=config.seed, fields=("codes",))

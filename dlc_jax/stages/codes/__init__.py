@@ -29,7 +29,7 @@ from dlc_jax.stage import Job
 from dlc_jax.stages.codes import export
 
 DTYPES = ("float32", "bfloat16", "")
-SAMPLE = 2**25  # entries of the codes whose health is told: 268 MB as int64
+SAMPLE = 2**25  # entries of the codes whose health is measured: 268 MB as int64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

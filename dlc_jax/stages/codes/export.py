@@ -41,7 +41,7 @@ def export(config, workdir, step: str, section, mesh, directory: Path) -> float 
     networks = Networks(config, workdir, mine, batch=batch, dtype=section.dtype)
     with networks, DataSet(**config.data) as data:
         network = networks[section.encoder]
-        compute, params, made = _program(config, step, section, network, mine)
+        compute, params, fields = _program(config, step, section, network, mine)
         trained = recipe.trained(config, workdir, section.encoder)
         identity = checkpoint.identity_of(trained / "checkpoints")
         about = {"identity": identity, "view": _view(config, section), "computed": section.dtype}
@@ -66,7 +66,7 @@ def export(config, workdir, step: str, section, mesh, directory: Path) -> float 
                             done += len(part["codes"])
                             pace.count += len(part["codes"])
                             yield {
-                                name: value.astype(made[name][0]) for name, value in part.items()
+                                name: value.astype(fields[name][0]) for name, value in part.items()
                             }
 
                 code_writer.write(
@@ -77,7 +77,7 @@ def export(config, workdir, step: str, section, mesh, directory: Path) -> float 
                     values=network.model.simplicial.values,
                     source=data.identity(split),
                     shard_size=section.shard_size,
-                    fields={name: kind for name, kind in made.items() if name != "codes"},
+                    fields={name: kind for name, kind in fields.items() if name != "codes"},
                     process_index=jax.process_index(),
                     process_count=jax.process_count(),
                     barrier=functools.partial(checkpoint.meet, f"{step}: {split}"),
@@ -109,11 +109,11 @@ def _program(config, step: str, section, network, mesh):
     sides = [network.size, *([config.data.image] if section.autoencoder else [])]
     shapes = [jax.ShapeDtypeStruct((network.batch, side, side, 3), jnp.uint8) for side in sides]
     smallest = codes.code_dtype(network.model.simplicial.values)
-    made = {
+    fields = {
         name: (smallest if name.startswith("codes") else leaf.dtype, leaf.shape[1:])
         for name, leaf in jax.eval_shape(compute, params, *shapes).items()
     }
-    return compute, params, made
+    return compute, params, fields
 
 
 def _moments(config, step: str, section, mesh):
@@ -133,8 +133,8 @@ def _moments(config, step: str, section, mesh):
     model = recipe.build(Autoencoder, config[name].model)
     image = jnp.zeros((1, config.data.image, config.data.image, 3))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image)["params"])
-    placed = parallel.abstract(shapes, parallel.shardings(shapes, mesh, strict=False))
-    params = checkpoint.load_params(Path(config[name].path) / "checkpoints", placed)
+    abstract = parallel.abstract(shapes, parallel.shardings(shapes, mesh, strict=False))
+    params = checkpoint.load_params(Path(config[name].path) / "checkpoints", abstract)
 
     def moments(params, images):
         pixels = images / jnp.float32(127.5) - 1
