@@ -164,7 +164,7 @@ def test_stages_within_five_percent_of_the_compiler(name, tmp_path):
         groups = dict.fromkeys(("koleo_group", "mask_group", "drop_path_group"), B)
         objective = groups | {"drop_path": 0.25}
         changes |= {f"encoder.objective.{field}": value for field, value in objective.items()}
-    depth = dict(recipe.expansion.flat(load("imagenet256").to_dict()))[f"{body}.depth"]
+    depth = dict(recipe.flat(load("imagenet256").to_dict()))[f"{body}.depth"]
 
     def made(depth):
         config = recipe.changed(load("imagenet256"), changes | {f"{body}.depth": depth})

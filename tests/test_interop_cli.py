@@ -169,7 +169,7 @@ def test_an_encoder_of_ours_is_exported_and_imported(tmp_path, capsys):
     """Of a small recipe: no LayerScale, fixed positions, heads of other widths."""
     backbone = {"width": 32, "depth": 2, "heads": 4, "pos": "sincos", "layer_scale": None}
     code = {"positions": POSITIONS, "values": VALUES}
-    small = recipe.expansion.flat({"encoder.model": {"backbone": backbone, "simplicial": code}})
+    small = recipe.flat({"encoder.model": {"backbone": backbone, "simplicial": code}})
     config = recipe.changed(command.parse(["dlc", RECIPE])[0], small)
     model = recipe.build(Encoder, config.encoder.model)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)), jnp.float32)
