@@ -88,9 +88,13 @@ def read(file: str) -> tuple[Path, dict]:
         raise UserError(f"command line: {path} is not a recipe: a run writes one as config.json")
     try:
         module = runpy.run_path(str(path))
+        if "RECIPE" not in module:
+            raise UserError(f"{path} has no RECIPE, the dict of what it changes: docs/recipes.md")
         lines, variants = dict(module["RECIPE"]), dict(module.get("VARIANTS", {}))
         if base := lines.pop("like", None):
             lines = recipe.later(read(str(path.with_name(base)))[1], lines)
+    except UserError:
+        raise
     except (Exception, SystemExit) as error:  # a recipe is the user's own code
         said = (str(error).splitlines() or ["it does not load"])[0]
         raise UserError(f"command line: {path}: {type(error).__name__}: {said}") from error

@@ -161,3 +161,13 @@ def test_patterns_come_after_the_recipe():
     assert config.steps == ("prior",)
     with pytest.raises(UserError, match=r"command line: '\*.train.stesp' matches no field"):
         parse(f"--config={RECIPE}", "--config.*.train.stesp=7")
+
+
+def test_a_python_file_without_a_recipe_is_refused(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def get_config():\n    return {}\n")
+    with pytest.raises(UserError, match=r"mine\.py has no RECIPE, the dict of what it changes"):
+        parse(f"--config={file}")
+    (tmp_path / "like.py").write_text('RECIPE = {"like": "mine.py"}\n')
+    with pytest.raises(UserError, match=r"^\S*mine\.py has no RECIPE"):
+        parse(f"--config={tmp_path / 'like.py'}")

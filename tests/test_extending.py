@@ -27,7 +27,7 @@ def blocks(walk):
 
 
 def patched(source, diff):
-    """A file after a diff without line numbers: lines with - and none become those with + and none."""
+    """A file after a diff without line numbers."""
     lines = [line or " " for line in diff.splitlines()]
     before = "\n".join(line[1:] for line in lines if line[0] in " -")
     after = "\n".join(line[1:] for line in lines if line[0] in " +")
