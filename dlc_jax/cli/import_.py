@@ -42,8 +42,8 @@ def arguments(parser) -> None:
     action("dinov2", what, DINOV2, "a new folder")
     what = "an encoder with a simplicial head, as a run whose encoder is complete"
     sem = action("sem", what, SEM, "folder of the run")
-    open_ = "where the shapes of the tensors leave it open"
-    sem.add_argument("--positions", type=whole, metavar="L", help=f"of a code, {open_}")
+    length = "of a code, where the shapes of the tensors leave it open"
+    sem.add_argument("--positions", type=whole, metavar="L", help=length)
     sem.add_argument("--values", type=whole, metavar="V", help="of a position, likewise")
     sem.add_argument(
         "--config",
