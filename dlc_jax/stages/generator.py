@@ -212,8 +212,8 @@ def hide(section: Section, codes, other, position, key):
     def one(codes, other, drop, share):
         whole = jax.random.uniform(drop) < objective.drop
         level, each, kind = jax.random.split(share, 3)
-        limit = jax.random.uniform(level) * objective.drop_positions
-        some = jax.random.uniform(each, codes.shape) < limit
+        draw = jax.random.uniform(each, codes.shape)
+        some = draw < jax.random.uniform(level) * objective.drop_positions
         instead = jnp.where(jax.random.uniform(kind) < objective.foreign, other, null)
         return jnp.where(whole, null, jnp.where(some, instead, codes))
 
