@@ -17,7 +17,7 @@ from dlc_jax import cli, workdir
 from dlc_jax.cli import VERBS, compose, networks
 from dlc_jax.data.shapes import Shapes
 from dlc_jax.errors import UserError
-from dlc_jax.evals.pictures import labelled_rows
+from dlc_jax.evals.pictures import grid, labelled_rows
 
 FOREIGN = re.compile(
     r"WARNING: All log messages|[IWE]\d{4} |\w+ \d+/\d+ images"

@@ -4,7 +4,6 @@ The rate is chosen without the unseen images.
 """
 
 import dataclasses
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,9 @@ import pytest
 
 from dlc_jax.errors import UserError
 from dlc_jax.evals import probe
-from dlc_jax.evals.probe import SMALL, Fit, linear_probe
+from dlc_jax.evals.probe import Fit, linear_probe
 
-SHORT = replace(SMALL, rates=(0.1, 1.0), epochs=20, batch=32)
+SHORT = Fit(rates=(0.1, 1.0), epochs=20, batch=32)
 
 
 def _codes(count, length=4, values=5, seed=0):
@@ -68,7 +67,7 @@ def test_sgd_by_hand():
     """Two steps over the whole set: momentum 0.9, a cosine from rate to half of it, batch / 256."""
     x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
     labels = np.random.default_rng(1).integers(0, 2, (8, 1))
-    fit = replace(SMALL, rates=(2.0,), epochs=2, batch=8)
+    fit = Fit(rates=(2.0,), epochs=2, batch=8)
     weight, bias, m_weight, m_bias = np.zeros((3, 2)), np.zeros(2), 0, 0
     for rate in (2.0 * 8 / 256, 1.0 * 8 / 256):
         scores = x @ weight + bias
@@ -97,7 +96,7 @@ def test_every_rate_is_what_it_is_alone_however_many_are_trained_together():
     train, unseen = _codes(200), _codes(100, seed=3)
     rule = lambda codes: (codes[:, :1] + codes[:, 1:2] > 3).astype(int)  # noqa: E731
     share = dict(classes=(2,), shape=(4, 5), seed=0)
-    fit = replace(SMALL, rates=(0.02, 0.1, 1.0), epochs=3, batch=32, deviation=0.01)
+    fit = Fit(rates=(0.02, 0.1, 1.0), epochs=3, batch=32, deviation=0.01)
     together = probe._trained(train, rule(train), unseen, rule(unseen), fit=fit, **share)
     alone = [
         probe._trained(
@@ -134,7 +133,7 @@ def test_a_planted_linear_rule_is_found_in_codes_and_in_features():
     )
     x, y = random.normal(3, 10, (2000, 6)), random.normal(3, 10, (500, 6))
     labels = [((z - 3) @ weight.reshape(-1, 3)[:6]).argmax(-1)[:, None] for z in (x, y)]
-    high = replace(SMALL, rates=(1.0, 10.0), batch=32)
+    high = Fit(rates=(1.0, 10.0), batch=32)
     found = linear_probe(x, labels[0], y, labels[1], classes=(3,), fit=high)
     assert found.accuracy[0] > 0.95
     noise = [random.integers(0, 4, (len(codes), 1)) for codes in (train, unseen)]
@@ -195,9 +194,7 @@ def test_what_a_probe_trains_on_and_what_it_scores(monkeypatch):
 def test_the_choice_never_sees_the_unseen_labels():
     train, unseen = _codes(300, length=16), _codes(200, length=16, seed=7)
     labels, asked = ((codes[:, :1] > 2).astype(int) for codes in (train, unseen))
-    share = dict(
-        classes=(2,), values=5, fit=replace(SMALL, rates=(1e-4, 0.01, 1.0), epochs=5, batch=32)
-    )
+    share = dict(classes=(2,), values=5, fit=Fit(rates=(1e-4, 0.01, 1.0), epochs=5, batch=32))
     found = linear_probe(train, labels, unseen, asked, **share)
     wrong = linear_probe(train, labels, unseen, 1 - asked, **share)
     assert found.rate == wrong.rate and found.accuracy == pytest.approx(1 - wrong.accuracy)
@@ -211,7 +208,7 @@ def test_each_factor_gets_its_own_rate_and_is_what_it_is_alone():
         np.stack([(random.random(len(c)) > 2 / 3).astype(int), c[:, 0]], axis=1)
         for c in (train, unseen)
     )
-    share = dict(values=5, fit=replace(SMALL, rates=(1e-4, 2.0), epochs=20, batch=64))
+    share = dict(values=5, fit=Fit(rates=(1e-4, 2.0), epochs=20, batch=64))
     both = linear_probe(train, factors, unseen, asked, classes=(2, 5), **share)
     # Codes say nothing of the first and two thirds of it are 0: the lowest rate, which says 0
     # always, must win.
