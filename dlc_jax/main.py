@@ -41,7 +41,7 @@ def run(config, workdir: Path) -> None:
     with home.lock(workdir):
         entries = agenda.read(config, workdir, made)
         operational = agenda.operational(made)
-        home.remember(workdir, config.to_dict(), operational, present=recipe.present)
+        home.remember(workdir, config.to_dict(), operational, present=recipe.read_back)
         checkpoint.meet("agenda")  # before any step is marked as complete: all have read the same
         for entry in entries:
             if entry.skip:

@@ -13,7 +13,7 @@ import recipes
 from commands import ROOT, command
 from PIL import Image
 
-from dlc_jax import cli, workdir
+from dlc_jax import cli, recipe, workdir
 from dlc_jax.cli import VERBS, compose, networks
 from dlc_jax.data.shapes import Shapes
 from dlc_jax.errors import UserError
@@ -448,3 +448,10 @@ def test_a_step_that_is_not_trained_yet(trained, tmp_path):
         and "half/prior" in err
         and "train this step first" in err
     )
+
+
+def test_sampler_flags_for_a_recipe_without_a_samples_step():
+    config = recipe.expand({"steps": ("mine",), "mine.stage": "prior", "data.name": "shapes"})
+    assert "samples" not in config and networks.changed(config, []) is config
+    changed = networks.changed(config, ["--sampler.steps=3", "--code_sampler.calls=2"])
+    assert (changed.samples.sampler.steps, changed.samples.code_sampler.calls) == (3, 2)

@@ -369,3 +369,26 @@ def test_names_that_are_not_steps_are_not_followed():
     config = ConfigDict({"steps": ("a",), "data": {"name": "a"}, "a": step})
     assert recipe.upstream(config, "a") == ()
     json.dumps(recipe.upstream(config, "a"))
+
+
+def test_a_part_of_the_usual_steps_keeps_the_sections_of_all():
+    """`dlc sample` after each step was run by a command of its own finds how the recipe samples."""
+    lines = {"data.name": "shapes"}
+    whole, part = (recipe.expand(lines | more).to_dict() for more in ({}, {"steps": ("prior",)}))
+    assert part == whole | {"steps": ("prior",)}
+    other = recipe.expand({"steps": ("again",), "again.stage": "codes", "data.name": "shapes"})
+    assert "samples" not in other and "encoder" in other  # what codes read, and no more
+
+
+def test_a_config_that_is_misshapen_is_refused_in_one_line(tmp_path):
+    saved = recipe.expand(command.read("configs/quickstart.py")[1]).to_dict()
+    for section, words in (
+        ({"stage": "encoder", "model": 3}, "is damaged"),
+        ({"stage": "encoder"}, "is damaged"),
+        (saved["encoder"] | {"colour": 1}, "does not fit this version: unknown field"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(saved | {"encoder": section}))
+        with pytest.raises(UserError, match=f"config.json {words}"):
+            recipe.of_run(tmp_path)
+        with pytest.raises(UserError, match=f"config.json {words}"):
+            workdir.remember(tmp_path, saved, present=recipe.read_back)

@@ -112,7 +112,7 @@ def sem(arguments, rest) -> None:
     said = _described(params, backbone)
     prepare(out, out)
     with home.lock(out):
-        home.remember(out, config.to_dict(), present=recipe.present)
+        home.remember(out, config.to_dict(), present=recipe.read_back)
         params.update(fresh)
         _save(directory, params, step=steps, model=section.to_dict())
         if aside:

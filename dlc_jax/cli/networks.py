@@ -60,6 +60,8 @@ def changed(config, rest: Sequence[str]):
                 f"unexpected argument {argument!r}; samplers are set as --sampler.NAME=VALUE"
             )
         flags[f"samples.{name}"] = recipe.Text(value)
+    if flags and "samples" not in config:  # a recipe of other steps
+        flags["samples.stage"] = "samples"
     return recipe.changed(config, flags) if flags else config
 
 

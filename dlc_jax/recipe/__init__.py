@@ -33,9 +33,18 @@ def of_run(workdir: str | Path) -> ConfigDict:
     Raises:
       UserError: `workdir` holds no run, or its config.json is damaged or of another version.
     """
-    saved, where = home.read_config(workdir), Path(workdir) / "config.json"
+    saved = home.read_config(workdir)
+    return ConfigDict(read_back(saved, Path(workdir) / "config.json")).lock()
+
+
+def read_back(saved: dict, where: Path) -> dict:
+    """`present` of what a file holds.
+
+    Raises:
+      UserError: it is damaged or of another version; the file is named.
+    """
     try:
-        return ConfigDict(present(saved)).lock()
+        return present(saved)
     except UserError as error:
         raise UserError(f"{where} does not fit this version: {error}") from error
     except (AttributeError, TypeError, KeyError) as error:

@@ -101,7 +101,10 @@ def _full(tree: Mapping[str, Any]) -> dict[str, Any]:
     for name, field in own.items():
         if name in tree or not isinstance(field.kind, Either):  # one that is optional
             config[name] = _expanded(field, tree, name)
-    waiting = [*config["steps"], *(key for key in tree if key not in own)]
+    # A part of the usual steps is still of the whole recipe: the workdir remembers all of it, and
+    # `dlc sample` finds there how to sample.
+    steps, usual = config["steps"], own["steps"].default
+    waiting = [*(usual if set(steps) <= set(usual) else steps), *(n for n in tree if n not in own)]
     while waiting:
         name = waiting.pop(0)
         if name not in config:

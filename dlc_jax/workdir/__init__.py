@@ -59,7 +59,7 @@ def remember(
     config: Mapping[str, Any],
     operational: tuple[str, ...] = OPERATIONAL,
     *,
-    present: Callable[[dict], Mapping] = dict,
+    present: Callable[[dict, Path], Mapping] = lambda config, where: config,
 ) -> None:
     """Writes down the config of a run, or compares it with the one of the run before.
 
@@ -69,18 +69,18 @@ def remember(
     Args:
       operational: regular expressions of whole dotted names that may change; their changes are
         recorded.
-      present: a config of any version -> the same in this version's fields.
+      present: (a config of any version, its file) -> the same in this version's fields.
 
     Raises:
       UserError: anything else changed.
     """
-    directory, new = Path(directory), plain(present(dict(config)))
-    path = directory / "config.json"
+    path = Path(directory) / "config.json"
+    directory, new = Path(directory), plain(present(dict(config), path))
     saved = read(path)
     if saved is None:
         write(path, new)
         return
-    old = plain(present(saved))
+    old = plain(present(saved, path))
     # Those in one of the two only.
     sections = {key for key in old.keys() ^ new.keys() if isinstance((old | new)[key], dict)}
     before, after = (
