@@ -4,6 +4,8 @@ with it in one line.
 --config=W/config.json     is a recipe too: what made the run in W; it continues there without
                            another --workdir
 --config.codes=W/codes     is short for --config.codes.path=W/codes: the codes of another run
+--coordinator=HOST:PORT --processes=N --process=I
+                           this process is one of several, see `hosts.cluster`
 """
 
 import errno
@@ -11,13 +13,13 @@ import json
 import os
 import runpy
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from dlc_jax import stop
 from dlc_jax.errors import Interrupted, UserError
+from dlc_jax.hosts.cluster import FLAGS, NAMES
 
 # What the system says of a full or read-only disk; other OSErrors are mistakes in the code.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
@@ -120,7 +122,7 @@ def _arguments(argv: list[str]) -> tuple[str | None, str | None, dict[str, str]]
         argument = rest.pop(0)
         name, equals, value = argument.partition("=")
         name = f"--{name.lstrip('-')}" if name.startswith("-") else name
-        known = name in ("--config", "--workdir") or name.startswith("--config.")
+        known = name in ("--config", "--workdir", *FLAGS) or name.startswith("--config.")
         if not known:
             raise UserError(
                 f"command line: unexpected argument {argument!r}; fields are set as "
@@ -130,7 +132,9 @@ def _arguments(argv: list[str]) -> tuple[str | None, str | None, dict[str, str]]
             if not rest:
                 raise UserError(f"command line: {name} needs a value, {name}=VALUE")
             value = rest.pop(0)
-        if name == "--config":
+        if name in FLAGS:
+            os.environ[NAMES[FLAGS.index(name)]] = value  # JAX reads them there too
+        elif name == "--config":
             file = value
         elif name == "--workdir":
             workdir = value
@@ -172,10 +176,9 @@ def outcome(run: Callable[[], int | None], *, alone: bool = False) -> int:
         if not _several():
             raise
         traceback.print_exc()
-        code = 1
+        code, line = 1, "an error of the program, see what it printed"
     if code and _several():
-        if not sys.modules["jax"].process_index():
-            time.sleep(2)  # its end is the end of all: a mistake that all make, all may say
+        stop.tell(code, line)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,8 +1,8 @@
 """python -m dlc_jax.main --config=configs/quickstart.py [--workdir=DIR]: runs a recipe's steps.
 
-In order, each resumed or skipped. With JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-JAX_PROCESS_ID set it is one of several processes, each with devices of its own, that share the
-workdir; see `parallel.join`. Process 0 says what happens.
+In order, each resumed or skipped. It may be one of several processes, each with devices of its own,
+that share the workdir: on a TPU pod, under Kubernetes, SLURM or Open MPI, or with --coordinator,
+--processes and --process; see `hosts.cluster`. Process 0 says what happens.
 
 Exit codes: 0 complete, 2 a mistake of the user (one line says which), 75 stopped, saved and
 resumable.
@@ -26,23 +26,30 @@ def run(config, workdir: Path) -> None:
     stop.promise("what is complete is kept, the same command goes on")
     from dlc_jax import recipe
     from dlc_jax import workdir as home
+    from dlc_jax.hosts import cluster
 
     recipe.check(config)  # what can be refused before seconds are spent on jax
-    home.check(workdir)
+    home.check(workdir, alone=not cluster.may_be_several())
+    cluster.join()
     import jax
 
-    from dlc_jax import agenda, checkpoint, metrics, parallel, report, train
+    from dlc_jax import agenda, metrics, parallel, report, train
+    from dlc_jax.hosts import agreement, likeness
     from dlc_jax.stage import Stage
 
-    parallel.join()
+    likeness.check_alike("version", metrics.versions() | {"commit": home.commit()})
+    likeness.check_alike(
+        "config", home.lasting(config.to_dict(), (r"data\.(path|data_dir|cache)",))
+    )
     say = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda line: None
     mesh = parallel.make_mesh(**config.mesh)
     made = agenda.make(config, workdir, mesh)
     with home.lock(workdir):
+        likeness.check_shared(workdir)
         entries = agenda.read(config, workdir, made)
         operational = agenda.operational(made)
         home.remember(workdir, config.to_dict(), operational, present=recipe.read_back)
-        checkpoint.meet("agenda")  # before any step is marked as complete: all have read the same
+        agreement.meet("agenda")  # before any step is marked as complete: all have read the same
         for entry in entries:
             if entry.skip:
                 say(f"{entry.name}: {entry.skip}")
@@ -70,6 +77,7 @@ def run(config, workdir: Path) -> None:
         home.total_seconds(workdir)
         if jax.process_index() == 0:
             report.write(workdir, workdir / "report.html")
+        cluster.leave()
     say(f"wrote {workdir}/results.json and {workdir}/report.html")
 
 

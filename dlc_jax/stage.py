@@ -102,8 +102,9 @@ class Stage:
       batch_spec: abstract GLOBAL batch, a dict of jax.ShapeDtypeStruct. `position`, int32 [b], is
         each record's place in the global step. Random draws are folded with it, so they do not
         depend on devices, processes or accumulation.
-      batches: (split) -> checkpointable iterator of HOST-LOCAL numpy batches with `position`;
-        splits: "train", "validation".
+      batches: (split, rows) -> checkpointable iterator of HOST-LOCAL numpy batches with `position`;
+        splits: "train", "validation". `rows` names the rows of the global batch that this process
+        reads, see `parallel.rows`; None are all.
       optimizer: optim.Optimizer.
       plan: how long and how it is trained.
       prepare: (params, ema, extra, batch, frozen, step, key) -> batch. Runs once on the GLOBAL

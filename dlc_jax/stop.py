@@ -4,6 +4,11 @@ What is written here is whole or not there, as after a kill, so ending at once l
 complete. Nothing is raised in the main thread: an exception may arrive anywhere, in an import, in
 `__del__`, in a callback from C++, where it is swallowed or fatal; and the main thread may be in a
 compiler for minutes. So a thread of its own hears the signals, and ends the process.
+
+Of several processes each counts the points at which it could stop: the turns of a loop, and the
+batches of what is measured on the way. All pass the same points in the same order, one a little
+ahead of another. Whoever gets a signal tells the others; all then stop at the first point that none
+has passed yet. How they talk is `hosts`' affair, see `join`.
 """
 
 import contextlib
@@ -11,8 +16,8 @@ import os
 import signal
 import stat
 import threading
-import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from dlc_jax.errors import Interrupted
 
@@ -25,6 +30,11 @@ _saving = False  # a loop is going on that has something to save first
 _asked = False  # and has been asked to
 _helpers: list[Callable[[], None]] = []  # end the processes that this one has started
 _end_once = threading.Lock()  # either a signal ends the process or the command itself does
+_others: Any = None  # the other processes, see `join`
+_counting = threading.Lock()  # held while a point is passed, and while all agree on one
+_passed = 0  # points so far
+_last: int | None = None  # the point at which all stop
+_measuring = False  # what is done now may be given up, and done again
 
 
 def listen() -> None:
@@ -68,13 +78,77 @@ def helper(end: Callable[[], None]) -> Iterator[None]:
         _helpers.remove(end)
 
 
+def join(others: Any) -> None:
+    """From here on this process stops together with others.
+
+    Args:
+      others: has `ask()`, which makes every process call `agree`, and `tell(code, line, agreed)`,
+        which says why this process ends, just before it does; `agreed` is whether all end here.
+        Neither raises.
+    """
+    global _others
+    _others = others
+
+
+def agree(choose: Callable[[int], int]) -> None:
+    """Sets the point at which all stop: choose(the points that this process has passed)."""
+    global _last, _asked
+    with _counting:  # no point is passed meanwhile
+        _last = choose(_passed)
+    _asked = True
+
+
+def end(line: str, code: int = CODE) -> None:
+    """Ends this process at once, from whatever thread, with a line and nothing saved."""
+    _end(line, code)
+
+
+def tell(code: int, line: str) -> None:
+    """Says to the other processes, if there are any, why this one is about to end."""
+    if _others is not None:
+        _others.tell(code, line, agreed=_last is not None and code == CODE)
+
+
+class Asked(Exception):
+    """What is measured is given up: all processes are to stop, and to save first."""
+
+
+@contextlib.contextmanager
+def measuring() -> Iterator[None]:
+    """Within it `breathe` may raise Asked. For what can be done again after a restart."""
+    global _measuring
+    _measuring = True
+    try:
+        yield
+    finally:
+        _measuring = False
+
+
+def breathe() -> None:
+    """A point at which what is measured may be given up; it does nothing elsewhere.
+
+    Raises:
+      Asked: all processes stop here.
+    """
+    if _measuring and _reached():
+        raise Asked
+
+
+def _reached() -> bool:
+    global _passed
+    with _counting:
+        _passed += 1
+        return _asked if _others is None else _last is not None and _passed >= _last
+
+
 class Loop:
     """As a context, a loop that saves what it has before it ends.
 
     Until `hold` it has nothing that is not saved, and a signal ends the process at once, be it in a
-    compiler. From then on `asked` says whether a signal came, and the loop is to save and to raise
-    Interrupted; a second SIGINT, by hand, ends the process at once. Where nothing listens (see
-    `listen`) and this is the main thread, `hold` takes the signals over until the context ends.
+    compiler. From then on `reached`, called once a turn, says whether to stop here: the loop is
+    then to save and to raise Interrupted. A second SIGINT, by hand, ends the process at once. Where
+    nothing listens (see `listen`) and this is the main thread, `hold` takes the signals over until
+    the context ends.
     """
 
     def __enter__(self):
@@ -89,9 +163,9 @@ class Loop:
             if not _listening:
                 self._before = _handle(_ask)
 
-    @property
-    def asked(self) -> bool:
-        return _asked
+    def reached(self) -> bool:
+        """Whether a signal came; of several processes, whether all of them stop at this turn."""
+        return _reached()
 
     def __exit__(self, kind, *_):
         global _saving, _asked
@@ -137,9 +211,11 @@ def _hear(reading: int) -> None:
                     _end(_line("stopped"))
                 elif again and number == signal.SIGINT:
                     _end(_line("stopped at once, without saving"))
+                elif _others is not None:
+                    _others.ask()
 
 
-def _end(line: str) -> None:
+def _end(line: str, code: int = CODE) -> None:
     _end_once.acquire()
     for end in list(_helpers):
         with contextlib.suppress(Exception):
@@ -148,9 +224,8 @@ def _end(line: str) -> None:
         # Not through sys.stderr, whose lock the main thread may hold. On a terminal, below the
         # line of progress that may stand there.
         os.write(2, ("\n" * os.isatty(2) + f"dlc_jax: {line}\n").encode())
-    if os.environ.get("JAX_PROCESS_ID") == "0":
-        time.sleep(2)  # its end is the end of all, and the others have been told to stop too
-    os._exit(CODE)
+    tell(code, line)
+    os._exit(code)
 
 
 def _line(what: str) -> str:

@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from dlc_jax import metrics, parallel
+from dlc_jax import metrics, parallel, stop
 from dlc_jax.checkpoint import Checkpoints, warm_start
 from dlc_jax.errors import Interrupted, UserError
+from dlc_jax.hosts.likeness import check_alike
 from dlc_jax.stage import Stage
 from dlc_jax.step import TrainState, make_init, make_train_step, make_validation_step
-from dlc_jax.stop import Loop
 
 
 def compile_step(stage: Stage, mesh):
@@ -88,43 +88,40 @@ def train(
     )
     checkpoints = Checkpoints(directory / "checkpoints", keep=plan.keep)
     jitted, abstract = compile_step(stage, mesh)
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()) & 0x7FFFFFFF)
-    root = jax.device_put(key, parallel.replicated(mesh))
-    with jax.set_mesh(mesh), Loop() as loop, contextlib.ExitStack() as closing:
+    root = _root(seed, name, mesh)
+    check_alike(f"data or model of {name}", stage.identity)
+    with jax.set_mesh(mesh), stop.Loop() as loop, contextlib.ExitStack() as closing:
         closing.callback(checkpoints.close)
-        iterator = stage.batches("train")
+        iterator = stage.batches("train", parallel.rows(mesh, plan.batch))
         closing.callback(_close, iterator)
         restored = checkpoints.restore(abstract, iterator, stage.identity, former=stage.former)
-        state, first, _ = restored or (_initial(stage, abstract, root), 0, {})
+        state, first, meta = restored or (_initial(stage, abstract, root), 0, {})
         frozen = stage.load_frozen(mesh)
-        writer = metrics.Writer(
-            directory,
-            total=plan.steps,
-            log_every=plan.log_every,
-            name=name,
-            batch=plan.batch,
-            first=first,
-            **(log or {}),
-        )
+        shown = {"total": plan.steps, "log_every": plan.log_every, "batch": plan.batch}
+        writer = metrics.Writer(directory, name=name, first=first, **shown, **(log or {}))
         closing.callback(writer.close)
         writer.parameters(abstract.params)
-        evaluate = _Evaluation(stage, mesh, directory, root, writer, first)
+        owed = first if meta.get("unmeasured") else None
+        evaluate = _Evaluation(stage, mesh, directory, root, writer, first, owed)
         closing.callback(evaluate.close)
         for step in range(first, plan.steps + 1):
             # The order below is what makes a resumed run the same run; do not change it.
-            # 1. Evaluate: what is measured at a step belongs to the state saved at that step.
-            evaluate(step, state, frozen)
+            # 1. Evaluate: what is measured at a step belongs to the state saved at that step. A run
+            # that is asked to stop meanwhile saves, and measures when it goes on.
+            is_measured = evaluate(step, state, frozen)
+            asked = not is_measured or loop.reached()
             # 2. Save, before a batch is fetched: the iterator then stands where the saved state
             # goes on.
             last = step == plan.steps
-            due = last or loop.asked or step % plan.save_every == 0
+            due = last or asked or step % plan.save_every == 0
             if due and (step > first or restored is None):
                 # `last` puts every step up to here on file
                 _check(writer.last, plan.patience, name, checkpoints)
-                checkpoints.save(step, state, iterator, {"identity": dict(stage.identity)})
-            if last:
+                about = {"identity": dict(stage.identity), "unmeasured": not is_measured}
+                checkpoints.save(step, state, iterator, about)
+            if last and is_measured:
                 break
-            if loop.asked:
+            if asked:
                 checkpoints.wait()
                 raise Interrupted(
                     f"{name}: stopped at step {step} of {plan.steps}, saved; the same command "
@@ -133,12 +130,20 @@ def train(
             # 3. Fetch, 4. step.
             with writer.waiting():
                 batch = next(iterator)
-            state, values = jitted(state, parallel.to_global(batch, mesh), frozen, root)
+            batch = parallel.to_global(batch, mesh, plan.batch)
+            state, values = jitted(state, batch, frozen, root)
             loop.hold()  # this step is not saved; what was before it is
             # 5. Write the metrics of the step before; reading this one's would wait for it.
             _check(writer.step(step + 1, values), plan.patience, name, checkpoints)
         checkpoints.wait()
     return {**evaluate.measured, "skipped_steps": int(state.skipped[0])}
+
+
+def _root(seed: int, name: str, mesh):
+    """The key of a step of the recipe, on all devices."""
+    number = zlib.crc32(name.encode()) & 0x7FFFFFFF
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    return parallel.spread(key, parallel.replicated(mesh))
 
 
 def _initial(stage: Stage, abstract: TrainState, root) -> TrainState:
@@ -157,13 +162,27 @@ def _initial(stage: Stage, abstract: TrainState, root) -> TrainState:
 class _Evaluation:
     """What is measured on the way: validation and the stage's evaluators, each at its cadence."""
 
-    def __init__(self, stage: Stage, mesh, directory: Path, root, writer: metrics.Writer, first):
+    def __init__(
+        self, stage: Stage, mesh, directory: Path, root, writer: metrics.Writer, first, owed
+    ):
         self._stage, self._mesh, self._directory = stage, mesh, directory
-        self._writer, self._first = writer, first
+        self._writer, self._first, self._owed = writer, first, owed
         self._validation = _Validation(stage, mesh, root)
         self.measured: dict[str, float] = {}  # the newest of each
 
-    def __call__(self, step: int, state: TrainState, frozen) -> None:
+    def __call__(self, step: int, state: TrainState, frozen) -> bool:
+        """Whether all that is due at a step was measured: not if the run is asked to stop."""
+        try:
+            with stop.measuring():
+                measured = self._measure(step, state, frozen)
+        except stop.Asked:
+            return False
+        if measured:
+            self._writer.scalars(step, measured)
+            self.measured |= measured
+        return True
+
+    def _measure(self, step: int, state: TrainState, frozen) -> dict[str, float]:
         measured = {}
         if self._due(step, self._stage.plan.validate_every):
             with self._writer.paused():
@@ -178,15 +197,14 @@ class _Evaluation:
                         self._writer.images(f"{evaluator.name}/{key}", value, step)
                     else:
                         measured[f"{evaluator.name}/{key}"] = value
-        if measured:
-            self._writer.scalars(step, measured)
-            self.measured |= measured
+        return measured
 
     def close(self) -> None:
         self._validation.close()
 
     def _due(self, step: int, every: int) -> bool:
-        now = every > 0 and step > self._first and step % every == 0
+        fresh = step > self._first or step == self._owed
+        now = every > 0 and fresh and step % every == 0
         return now or step == self._stage.plan.steps
 
 
@@ -198,16 +216,19 @@ class _Validation:
 
     def __init__(self, stage: Stage, mesh, root):
         self._stage, self._mesh, self._root = stage, mesh, root
-        self._step = jax.jit(make_validation_step(stage, dtype=stage.plan.dtype))
+        step, one = make_validation_step(stage, dtype=stage.plan.dtype), parallel.replicated(mesh)
+        self._step = jax.jit(step, out_shardings=one)
         self._iterator, self._start = None, None
 
     def __call__(self, state: TrainState, frozen) -> dict[str, float]:
         if self._iterator is None:
-            self._iterator = self._stage.batches("validation")
+            rows = parallel.rows(self._mesh, self._stage.plan.batch)
+            self._iterator = self._stage.batches("validation", rows)
             self._start = self._iterator.get_state()
         results = []
         for number in range(self._stage.plan.validate_batches):
-            batch = parallel.to_global(next(self._iterator), self._mesh)
+            stop.breathe()
+            batch = parallel.to_global(next(self._iterator), self._mesh, self._stage.plan.batch)
             key = jax.random.fold_in(self._root, 2**31 - 2 - number)
             results.append(self._step(state, batch, frozen, key))
         self._iterator.set_state(self._start)  # now: what it read ahead is of no use

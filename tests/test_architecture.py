@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # `checksum` are allowed to everybody.
 LAYERS = [
     ["typing", "errors", "stop", "checksum"],
-    ["parallel", "diffusion", "data", "metrics", "optim", "workdir", "recipe"],
+    ["hosts", "parallel", "diffusion", "data", "metrics", "optim", "workdir", "recipe"],
     ["kernels", "checkpoint", "command"],
     ["models", "losses", "interop"],
     ["stage", "step"],
@@ -41,12 +41,14 @@ def below(layer):
 MAY_IMPORT = {
     **{room: set() for room in ["typing", "errors", *LAYERS[1], "stage"]},
     "stop": {"errors"},
+    "hosts": {"stop"},  # what hears signals
+    "parallel": {"stop"},
     "checksum": set(),
     "recipe": {"workdir"},  # constructors it reads as source, and imports to build
-    "command": {"stop", "recipe"},
+    "command": {"stop", "recipe", "hosts"},
     "step": {"stage"},  # the contract that it steps; it has no logic
     "kernels": {"parallel"},
-    "checkpoint": {"parallel", "checksum"},
+    "checkpoint": {"parallel", "checksum", "hosts"},
     "models": {"kernels", "parallel"},  # of parallel only two names, see models_place_nothing
     "losses": {"diffusion"},
     "interop": {"diffusion"},
@@ -55,7 +57,7 @@ MAY_IMPORT = {
     "checkup": {"parallel", "data", "stage", "evals", "networks"},
     "stages": below(8),
     "pipeline": {"recipe", "parallel", "diffusion", "evals", "networks"},
-    "train": {"stage", "step", "parallel", "checkpoint", "metrics", "stop"},
+    "train": {"stage", "step", "parallel", "checkpoint", "metrics", "stop", "hosts"},
     "report": below(10) - {"train", "pipeline"},
     "plan": below(10) - {"pipeline"},  # it compiles what `train` runs
     "agenda": below(9),
@@ -71,6 +73,7 @@ OUTSIDE = {
     "errors": set(),
     "stop": set(),
     "checksum": set(),
+    "hosts": {"jax"},
     "parallel": {"jax", "numpy"},
     "diffusion": {"jax", "jaxtyping", "numpy"},
     "data": set(

@@ -32,7 +32,7 @@ LOOP = """
     with stop.Loop() as loop:
         loop.hold()
         ready()
-        while not loop.asked: time.sleep(0.01)
+        while not loop.reached(): time.sleep(0.01)
         {saving}
         raise stop.Interrupted("saved")
 """
@@ -165,7 +165,7 @@ def test_nothing_is_changed_where_the_command_is_not_the_whole_process():
     def elsewhere():
         with stop.Loop() as loop:
             loop.hold()
-            found.append((inside(), loop.asked))
+            found.append((inside(), loop.reached()))
 
     thread = threading.Thread(target=elsewhere)
     thread.start()

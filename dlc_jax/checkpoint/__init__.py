@@ -19,7 +19,6 @@ import sys
 import traceback
 import warnings
 
-from dlc_jax.checkpoint.agreement import meet
 from dlc_jax.checkpoint.run import Checkpoints
 from dlc_jax.checkpoint.seal import clear
 from dlc_jax.checkpoint.weights import (
@@ -37,7 +36,6 @@ __all__ = [
     "identities",
     "identity_of",
     "load_params",
-    "meet",
     "warm_start",
 ]
 

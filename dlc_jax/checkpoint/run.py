@@ -10,8 +10,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from dlc_jax.checkpoint import arrays, seal
-from dlc_jax.checkpoint.agreement import agreed, meet
 from dlc_jax.errors import UserError
+from dlc_jax.hosts.agreement import agreed, meet
 from dlc_jax.typing import Tree
 
 

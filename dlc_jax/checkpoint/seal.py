@@ -20,8 +20,8 @@ from pathlib import Path
 import jax
 
 from dlc_jax import checksum
-from dlc_jax.checkpoint.agreement import agreed, gather, meet
 from dlc_jax.errors import UserError
+from dlc_jax.hosts.agreement import agreed, gather, meet
 
 log = logging.getLogger("dlc_jax.checkpoint")
 log.setLevel(logging.INFO)

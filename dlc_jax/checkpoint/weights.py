@@ -10,8 +10,8 @@ import jax
 
 from dlc_jax import checksum
 from dlc_jax.checkpoint import arrays, seal
-from dlc_jax.checkpoint.agreement import meet
 from dlc_jax.errors import UserError
+from dlc_jax.hosts.agreement import meet
 from dlc_jax.typing import Tree
 
 

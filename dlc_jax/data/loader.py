@@ -1,10 +1,10 @@
 """From a random-access source to batches, shuffled, augmented, read ahead and resumable.
 
 Built on Grain's MapDataset, whose shuffle and random generators are functions of (seed, index).
-Grain's `ElasticIterator` gives process p of P the records p, p + P, ...; here each process reads a
-contiguous block instead, so that the rows of the global array are in the same order for any number
-of processes, and groups of neighbors stay groups. The state is the same: the index of the next
-record.
+Grain's `ElasticIterator` gives process p of P the records p, p + P, ...; here each process reads the
+rows of the global batch that its devices hold instead (`parallel.rows`), so that the rows of the
+global array are in the same order for any number of processes and any mesh, and groups of neighbors
+stay groups. The state is the same: the index of the next record.
 """
 
 import sys
@@ -28,10 +28,9 @@ def batches(
     threads: int = 1,
     fields: Sequence[str] | None = None,
     grouped: Callable[[int], dict[str, np.ndarray]] | None = None,
-    process_index: int | None = None,
-    process_count: int | None = None,
+    rows: Sequence[int] | None = None,
 ) -> "Batches":
-    """Iterates over this process's share of the global batches.
+    """Iterates over the global batches, or over some rows of them.
 
     Args:
       source: random access to records, dicts of arrays and numbers; read from several threads if
@@ -49,24 +48,17 @@ def batches(
       grouped: draws more fields, for groups of `grouped.group` records at a time: grouped(number)
         -> {field: [group, ...]} of the `number`-th group of the run. A group on several processes
         is drawn by each of them, for its rows.
-      process_index, process_count: default to JAX's.
+      rows: of the global batch, ascending, that this process reads; None are all.
 
     Returns:
       A `Batches` iterator of dicts of NumPy arrays [b_local, ...]. `position`, int32 [b_local], is
       each record's place in the global batch, 0 to batch - 1. 64-bit numbers arrive as 32-bit ones.
 
     Raises:
-      UserError: for an empty source or a batch that the processes do not divide.
+      UserError: for an empty source, or a batch below 1.
     """
-    if process_index is None or process_count is None:
-        import jax
-
-        process_index, process_count = jax.process_index(), jax.process_count()
-    if batch < 1 or batch % process_count:
-        raise UserError(
-            f"a global batch of {batch} cannot be divided among {process_count} processes; choose "
-            "a multiple"
-        )
+    if batch < 1:
+        raise UserError(f"a global batch of {batch} is empty; choose at least 1")
     if not len(source):
         raise UserError("the data source is empty; check its path and split")
     # Hashed, because Grain adds the epoch to the shuffle's seed: seed 1 would begin with the second
@@ -80,12 +72,10 @@ def batches(
     # random_map even without a shuffle: it draws by the index within the whole run, so every epoch
     # draws anew.
     records = records.random_map(reader, seed=draw_seed) if transform else records.map(reader)
-    local = batch // process_count
-    rows = range(process_index * local, (process_index + 1) * local)
     return Batches(
         records,
         batch=batch,
-        rows=rows,
+        rows=np.arange(batch, dtype=np.int32) if rows is None else np.asarray(rows, np.int32),
         count=None if repeat else len(source),
         threads=threads,
         grouped=grouped,
@@ -104,7 +94,6 @@ class Batches:
         self._records, self._batch, self._rows, self._count = records, batch, rows, count
         self._threads = threads
         self._next, self._iterator, self._grouped = 0, None, grouped
-        self._position = np.arange(rows.start, rows.stop, dtype=np.int32)
 
     def __iter__(self):
         return self
@@ -128,9 +117,9 @@ class Batches:
             )
             self._iterator = iter(steps.to_iter_dataset(ahead))
         batch = next(self._iterator)
-        batch["position"] = self._position.copy()
+        batch["position"] = self._rows.copy()
         if self._count is not None:
-            batch["valid"] = self._next + self._position < self._count
+            batch["valid"] = self._next + self._rows < self._count
         self._next += self._batch
         return batch
 
@@ -174,16 +163,15 @@ class _Steps(grain.MapDataset):
 
     def __getitem__(self, step):
         first = self._first + step * self._batch
-        out = _stack([self._records[first + row] for row in self._rows])
+        out = _stack([self._records[first + int(row)] for row in self._rows])
         return out if self._grouped is None else out | self._draw(first)
 
     def _draw(self, first):
         """The grouped fields of this process's rows of the batch that begins at record `first`."""
         group = self._grouped.group
-        numbers = range(self._rows.start // group, -(-self._rows.stop // group))
-        drawn = [self._grouped(first // group + number) for number in numbers]
-        begin = numbers.start * group
-        here = slice(self._rows.start - begin, self._rows.stop - begin)
+        numbers, where = np.unique(self._rows // group, return_inverse=True)
+        drawn = [self._grouped(first // group + int(number)) for number in numbers]
+        here = where * group + self._rows % group
         return {name: np.concatenate([each[name] for each in drawn])[here] for name in drawn[0]}
 
     def __str__(self):

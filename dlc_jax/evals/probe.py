@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlc_jax import stop
 from dlc_jax.errors import UserError
 
 MOMENTUM = 0.9
@@ -173,6 +174,7 @@ def _trained(
     momentum = jax.tree.map(jnp.zeros_like, params)
     x, labels, order = jnp.asarray(x), jnp.asarray(labels, jnp.int32), np.random.default_rng(seed)
     for epoch in range(fit.epochs):
+        stop.breathe()
         rows = order.permutation(count)[: steps * batch].reshape(steps, batch)
         at = (epoch * steps + np.arange(steps)) / (fit.epochs * steps)
         rates = np.outer(0.5 * (1 + np.cos(np.pi * at)) * batch / 256, fit.rates).astype(np.float32)

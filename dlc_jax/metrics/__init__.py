@@ -13,7 +13,9 @@ numbers of a step just dispatched would make the host wait for the device.
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
+import platform
 import resource
 import sys
 import time
@@ -249,6 +251,16 @@ def peak_memory_gb() -> float:
     """
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide what is computed, by name."""
+    names = ("jax", "jaxlib", "libtpu", "numpy", "flax", "optax", "orbax-checkpoint", "grain")
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def device() -> str:

@@ -77,8 +77,9 @@ class EncoderNetwork(Network):
             self.shapes, self.full_mesh, rules=self.model.rules, strict=False
         )
         images = jnp.zeros((1, self.size, self.size, 3))
-        init = jax.jit(lambda key: self.model.init(key, images)["params"], out_shardings=shardings)
-        return self.cast(init(jax.random.key(self.config.seed)))
+        key = jax.random.key(self.config.seed)
+        init = jax.jit(lambda: self.model.init(key, images)["params"], out_shardings=shardings)
+        return self.cast(init())
 
     def codes(self, params, images):
         """Codes int32 [b, l] of images uint8 [b, y, x, 3] of the encoder's size, to be traced."""

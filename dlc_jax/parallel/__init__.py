@@ -14,19 +14,18 @@ together for that product alone, forward and backward, and sums its gradient str
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dlc_jax.errors import UserError
-from dlc_jax.parallel.mesh import AXES, few, join, make_mesh, replicas, unsplit
+from dlc_jax.parallel.arrays import BATCH, each, everywhere, replicated, rows, spread, to_global
+from dlc_jax.parallel.mesh import AXES, few, make_mesh, replicas, unsplit
 from dlc_jax.typing import Tree
 
-BATCH = P(("data", "fsdp"))  # the leading axis of every batch
 SMALLEST = 2**16  # entries of the smallest array that is worth splitting
 # Parameters of scanned layers: axis 0 counts layers, and is never split.
 STACKED = re.compile(r"(^|/)blocks/")
@@ -42,14 +41,16 @@ __all__ = [
     "check_batch",
     "constrain",
     "each",
-    "join",
+    "everywhere",
     "make_mesh",
     "matmul",
     "placement",
     "replicas",
     "replicated",
+    "rows",
     "shardings",
     "shares",
+    "spread",
     "to_global",
     "unsplit",
 ]
@@ -81,10 +82,6 @@ def check_batch(batch: int, mesh: Mesh, *, accumulate: int, where: str, group: i
             f"fsdp {mesh.shape['fsdp']} x accumulate {accumulate}{groups}); the nearest that does "
             f"is {max(1, round(batch / parts)) * parts}"
         )
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, P())
 
 
 def batch_shardings(spec: Tree, mesh: Mesh) -> Tree:
@@ -166,15 +163,6 @@ def abstract(shapes: Tree, placements: Tree) -> Tree:
     return jax.tree.map(place, shapes, placements)
 
 
-def to_global(batch: Tree, mesh: Mesh) -> Tree:
-    """Host-local numpy arrays to global arrays split over the batch axes.
-
-    Each process gives its own share.
-    """
-    where = NamedSharding(mesh, BATCH)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(where, leaf), batch)
-
-
 def constrain(x: jax.Array, spec: P = BATCH) -> jax.Array:
     """Pins the placement of an activation at a block's entry.
 
@@ -227,33 +215,3 @@ def matmul(x: jax.Array, kernel: jax.Array, name: str, rules: Rules = (), dtype=
     return jax.shard_map(
         product, in_specs=(BATCH, kept), out_specs=BATCH, axis_names={"data", "fsdp"}
     )(x, kernel)
-
-
-def each(
-    function, params, batches: Iterable[Sequence[np.ndarray]], *, mesh: Mesh, size: int
-) -> Iterator:
-    """Yields function(params, *arrays) of each batch.
-
-    While the devices work on one, the next is taken, and so may be read.
-
-    Args:
-      function: jitted; its results are arrays [size, ...], or a tree of them.
-      batches: arrays [at most size, ...]; fewer are padded with the last, and what comes of those
-        is cut off.
-    """
-    before = None
-    for arrays in batches:
-        count = len(arrays[0])
-        rows = np.minimum(np.arange(size), count - 1)
-        with jax.set_mesh(mesh):
-            batch = [jax.device_put(array[rows], NamedSharding(mesh, BATCH)) for array in arrays]
-            results = function(params, *batch)
-        if before is not None:
-            yield _cut(*before)
-        before = results, count
-    if before is not None:
-        yield _cut(*before)
-
-
-def _cut(results, count: int):
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], results)

@@ -1,7 +1,6 @@
-"""The mesh of all devices, and this process as one of several."""
+"""The mesh of all devices."""
 
 import math
-import os
 
 import jax
 import numpy as np
@@ -11,41 +10,6 @@ from jax.sharding import AxisType, Mesh
 from dlc_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
-
-
-def join() -> None:
-    """Makes this process one of several, if the environment names them; before devices are used.
-
-    It names all three: JAX_COORDINATOR_ADDRESS=HOST:PORT, a free port of process 0's host,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID. A process that dies takes the others with it: at once if
-    it is process 0, else once it was silent for half a minute.
-
-    Raises:
-      UserError: only some of the three are set, or not to numbers that go together; the others do
-        not come.
-    """
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    address, *numbers = (os.environ.get(name, "") for name in names)
-    if jax.distributed.is_initialized() or not any((address, *numbers)):
-        return
-    are_numbers = all(number.isdecimal() for number in numbers)
-    if not address or not are_numbers or int(numbers[1]) >= int(numbers[0]):
-        values = zip(names, (address, *numbers), strict=True)
-        said = " ".join(f"{name}={value}" for name, value in values)
-        raise UserError(
-            "several processes need an address and the numbers from 0 in each; the environment "
-            f"says {said}"
-        )
-    # It swallows SIGTERM; training has its own handler.
-    jax.config.update("jax_enable_preemption_service", False)
-    count, index = map(int, numbers)
-    try:
-        jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=30)
-    except RuntimeError as error:
-        raise UserError(
-            f"process {index} of {count} cannot meet the others at {address}: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
 
 
 def make_mesh(

@@ -128,12 +128,13 @@ def make(config, *, step: str, workdir) -> Stage:
         codes = CodeStore(recipe.place(config, workdir, section.codes) / split)
         return codes.checked(positions=model.positions, values=model.values, where=step)
 
-    def batches(split):
+    def batches(split, rows=None):
         source = data.source(split)
         if model.positions:
             source = WithCodes(source, store(split), identity=data.identity(split))
         fields = tuple(name for name in spec if name != "position")
-        return loader.batches(source, batch=plan.batch, seed=config.seed, fields=fields)
+        how = {"batch": plan.batch, "seed": config.seed, "rows": rows}
+        return loader.batches(source, fields=fields, **how)
 
     def reads():
         codes = {"store": store("train").origin} if model.positions else {}

@@ -55,8 +55,9 @@ def make(config, *, step: str, workdir) -> Stage:
         codes = CodeStore(recipe.place(config, workdir, section.codes) / split)
         return codes.checked(positions=model.positions, values=model.values, where=step)
 
-    def batches(split):
-        return loader.batches(store(split), batch=plan.batch, seed=config.seed, fields=("codes",))
+    def batches(split, rows=None):
+        how = {"batch": plan.batch, "seed": config.seed, "rows": rows}
+        return loader.batches(store(split), fields=("codes",), **how)
 
     return Stage(
         init=functools.partial(init, model),

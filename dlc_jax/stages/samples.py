@@ -12,6 +12,7 @@ import dataclasses
 import functools
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from dlc_jax import recipe
@@ -88,7 +89,8 @@ class Studio:
 
     def show(self, name: str, picture: np.ndarray, sentence: str) -> None:
         """Writes a picture with its caption."""
-        pictures.save_png(self.directory / "pictures" / f"{name}.png", picture)
+        if jax.process_index() == 0:
+            pictures.save_png(self.directory / "pictures" / f"{name}.png", picture)
         self.captions[f"{name}.png"] = sentence
 
     def decode(self, codes, *, seed: int, count: int | None = None) -> np.ndarray:
@@ -157,7 +159,8 @@ def fill(studio: Studio) -> dict[str, float]:
                 rebuild(studio, split, f"reconstruction{after}")
         compose(studio, 2, "composition")
         compose(studio, 3, "composition_of_three")
-    pictures.save_captions(studio.directory / "pictures", studio.captions)
+    if jax.process_index() == 0:
+        pictures.save_captions(studio.directory / "pictures", studio.captions)
     return studio.results
 
 

@@ -12,8 +12,11 @@ from dlc_jax.errors import UserError
 from dlc_jax.workdir import files
 
 
-def check(directory: str | Path) -> None:
+def check(directory: str | Path, *, alone: bool = True) -> None:
     """Refuses at once what `lock` would refuse later, and takes nothing.
+
+    Args:
+      alone: this is not one of several processes, of which the first may hold it already.
 
     Raises:
       UserError: another live run holds it; a part of its path is a file.
@@ -22,8 +25,7 @@ def check(directory: str | Path) -> None:
     nearest = next(path for path in (directory, *directory.parents) if path.exists())
     if not nearest.is_dir():
         raise UserError(f"{nearest} is not a directory; give another --workdir")
-    # One of several processes may find that the first of them holds it.
-    if "JAX_PROCESS_ID" not in os.environ and (by := holder(directory)):
+    if alone and (by := holder(directory)):
         raise UserError(_in_use(directory, by))
 
 

@@ -23,6 +23,7 @@ from dlc_jax.data.progress import Progress
 from dlc_jax.data.sources import DataSet
 from dlc_jax.data.sweep import sweep
 from dlc_jax.errors import UserError
+from dlc_jax.hosts import agreement
 from dlc_jax.models.autoencoder import Autoencoder
 from dlc_jax.networks import Networks
 
@@ -48,7 +49,7 @@ def export(config, workdir, step: str, section, mesh, directory: Path) -> float 
         if jax.process_index() == 0:
             for split in section.splits:
                 drop_others(directory / split, identity)
-        checkpoint.meet(f"{step}: begin")
+        agreement.meet(f"{step}: begin")
         views = {split: _Views(data, section, split, network.size) for split in section.splits}
         shares = [_share(len(view), section.shard_size) for view in views.values()]
         pace = _Pace()
@@ -80,7 +81,7 @@ def export(config, workdir, step: str, section, mesh, directory: Path) -> float 
                     fields={name: kind for name, kind in fields.items() if name != "codes"},
                     process_index=jax.process_index(),
                     process_count=jax.process_count(),
-                    barrier=functools.partial(checkpoint.meet, f"{step}: {split}"),
+                    barrier=functools.partial(agreement.meet, f"{step}: {split}"),
                     **about,
                 )
     return pace.count / pace.seconds * jax.process_count() if pace.count else None

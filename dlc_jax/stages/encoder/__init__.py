@@ -131,7 +131,7 @@ def batch_spec(setup: Setup, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
     return spec
 
 
-def batches(data, seed: int, setup: Setup, section: Section, view, spec, split: str):
+def batches(data, seed: int, setup: Setup, section: Section, view, spec, split: str, rows=None):
     """The iterator of a split: crops, and with iBOT masks drawn for whole groups."""
     objective = setup.objective
     drawn = None
@@ -152,6 +152,7 @@ def batches(data, seed: int, setup: Setup, section: Section, view, spec, split: 
         threads=section.threads,
         fields=tuple(name for name in spec if name.endswith(("/global", "/local"))),
         grouped=drawn,
+        rows=rows,
     )
 
 

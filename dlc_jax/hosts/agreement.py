@@ -6,15 +6,22 @@ from a background thread.
 
 import collections
 import json
+import time
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from dlc_jax.errors import Interrupted
 
-_MONTH = 30 * 24 * 3600 * 1000  # milliseconds
+MONTH = 30 * 24 * 3600 * 1000  # milliseconds
 _rounds: collections.Counter[str] = collections.Counter()
+
+
+def client() -> Any:
+    """JAX's client of the coordination service; jax has no public name for it."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
 
 
 def meet(name: str) -> None:
@@ -39,17 +46,18 @@ def gather(name: str, value: Any) -> list:
     """
     if jax.process_count() == 1:
         return [value]
-    client, me = ocp.multihost.get_jax_distributed_client(), jax.process_index()
+    service, me = client(), jax.process_index()
     key = f"dlc_jax/{name}/{_rounds[name]}"
     before = f"dlc_jax/{name}/{_rounds[name] - 1}/{me}"
     _rounds[name] += 1
     try:
-        client.key_value_set(f"{key}/{me}", json.dumps(value))
-        client.wait_at_barrier(key, _MONTH)
-        values = dict(client.key_value_dir_get(f"{key}/"))
+        service.key_value_set(f"{key}/{me}", json.dumps(value))
+        service.wait_at_barrier(key, MONTH)
+        values = dict(service.key_value_dir_get(f"{key}/"))
         if _rounds[name] > 1:
-            client.key_value_delete(before)  # every process has read it: all have come here since
+            service.key_value_delete(before)  # all have read it: they have come here since
     except jax.errors.JaxRuntimeError as error:
+        time.sleep(5)  # whoever watches the others knows more, and ends this process meanwhile
         line = f"{name}: another process has ended; the same command, in all of them, goes on"
         raise Interrupted(line) from error
     return [json.loads(values[f"{key}/{process}"]) for process in range(jax.process_count())]
