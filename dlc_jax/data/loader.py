@@ -1,10 +1,10 @@
 """From a random-access source to batches, shuffled, augmented, read ahead and resumable.
 
 Built on Grain's MapDataset, whose shuffle and random generators are functions of (seed, index).
-Grain's `ElasticIterator` gives process p of P the records p, p + P, ...; here each process reads the
-rows of the global batch that its devices hold instead (`parallel.rows`), so that the rows of the
-global array are in the same order for any number of processes and any mesh, and groups of neighbors
-stay groups. The state is the same: the index of the next record.
+Grain's `ElasticIterator` gives process p of P the records p, p + P, ...; here each process reads
+the rows of the global batch that its devices hold instead (`parallel.rows`), so that the rows of
+the global array are in the same order for any number of processes and any mesh, and groups of
+neighbors stay groups. The state is the same: the index of the next record.
 """
 
 import sys

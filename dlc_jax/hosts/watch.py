@@ -41,8 +41,12 @@ class Watch:
         self._me, self._count = jax.process_index(), jax.process_count()
         self._service, self._peers = client(), {}  # {process: its connection}, in process 0
         self._connect()
-        for function in (self._hear_ends, self._hear_stops):
-            threading.Thread(target=function, name=function.__name__, daemon=True).start()
+        self._ears = [
+            threading.Thread(target=function, daemon=True)
+            for function in (self._hear_ends, self._hear_stops)
+        ]
+        for thread in self._ears:
+            thread.start()
         self._soften_abort()
         stop.join(self)
 
@@ -52,6 +56,8 @@ class Watch:
 
     def tell(self, code: int, line: str, *, agreed: bool) -> None:
         """Says why this process ends; process 0 gives the others the time to hear it."""
+        if self._closing:  # the others know, or are gone
+            return
         self._closing = True
         if agreed:  # so all have it to say themselves
             with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -66,6 +72,11 @@ class Watch:
         """No end is a fault from here on. Waits for all processes to have come here."""
         self._closing = True
         meet("leave")
+        for what in ("end", "stop"):  # threads that still wait would abort when Python ends
+            self._say(what, "{}")
+        for thread in self._ears:
+            thread.join(LEAVE)
+        ctypes.CDLL(None).signal(int(signal.SIGABRT), ctypes.c_void_p(0))
 
     def _say(self, what: str, value: str) -> None:
         # Another was first, or the service is gone.
@@ -78,12 +89,14 @@ class Watch:
         except jax.errors.JaxRuntimeError:
             self._lost(0)
             return
-        if found["process"] != self._me:
+        if not self._closing and found["process"] != self._me:
             self._end(f"process {found['process']} ended: {found['line']}", found["code"])
 
     def _hear_stops(self) -> None:
         try:
             self._service.blocking_key_value_get("dlc_jax/stop", MONTH)
+            if self._closing:
+                return
             stop.agree(lambda passed: max(gather("stop here", passed)) + 1)
         except (jax.errors.JaxRuntimeError, stop.Interrupted):
             return  # the service is gone: the other thread says so
@@ -96,6 +109,7 @@ class Watch:
 
     def _end(self, line: str, code: int) -> None:
         if not self._closing:
+            self._closing = True
             stop.end(line, code)
 
     # ---- connections, which close when a process is gone
@@ -143,9 +157,7 @@ class Watch:
     def _follow(self, connection: socket.socket) -> None:
         while _received(connection):
             pass
-        if not self._closing:
-            time.sleep(0.02)  # an end that was said is heard first
-            self._lost(0)
+        self._lost(0)  # at once: JAX is about to abort
 
     def _keep_alive(self, connection: socket.socket) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -160,8 +172,12 @@ class Watch:
         A handler of Python's runs too late. This one runs in the thread that aborts.
         """
 
+        line = f"dlc_jax: JAX ended this process, one of {self._count}, see above; {GOES_ON}\n"
+
         def handle(number):
-            stop.end(f"JAX ended this process, one of {self._count}, see above; {GOES_ON}")
+            if not self._closing:
+                os.write(2, line.encode())
+            os._exit(stop.CODE)
 
         self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)  # kept, C calls it
         ctypes.CDLL(None).signal(int(signal.SIGABRT), self._handler)
