@@ -657,9 +657,10 @@ import json, pathlib, sys, time
 import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import multihost_utils
 from dlc_jax import checkpoint, checksum, parallel
-from dlc_jax.checkpoint import agreement, seal
+from dlc_jax.checkpoint import seal
+from dlc_jax.hosts import agreement, cluster
 
-parallel.join()
+cluster.join()
 directory, me, names, of_file = pathlib.Path(sys.argv[1]), jax.process_index(), [], checksum.of_file
 checksum.of_file = lambda path: (names.append(str(path.relative_to(directory))), of_file(path))[1]
 
@@ -689,7 +690,7 @@ if me == 0:
     data.write_bytes(bytes(byte ^ 1 for byte in data.read_bytes()))
 if me == 1:
     time.sleep(1)  # nobody gives up
-checkpoint.meet("damaged")
+agreement.meet("damaged")
 params = checkpoint.load_params(directory, abstract["params"], collection="params")
 assert all((part.data == values[part.index]).all() for part in params["w"].addressable_shards)
 told["loaded"] = hashed()

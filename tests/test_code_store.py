@@ -105,9 +105,7 @@ def test_other_fields_ride_along(tmp_path):
         np.testing.assert_array_equal(record["codes"], CODES[i])
         np.testing.assert_array_equal(record["latent"], LATENT[i])
         assert record["latent"].dtype == ml_dtypes.bfloat16 and record["flip"] == (i % 2 == 0)
-    loader = batches(
-        store, batch=4, seed=0, shuffle=False, threads=3, process_index=0, process_count=1
-    )
+    loader = batches(store, batch=4, seed=0, shuffle=False, threads=3)
     np.testing.assert_array_equal(
         np.concatenate([next(loader)["latent"] for _ in range(5)]), LATENT[:20]
     )
@@ -335,7 +333,7 @@ def test_with_codes(tmp_path):
     store = CodeStore(tmp_path)
     joined = WithCodes(Tiny(), store, identity={"name": "tiny"})
     assert len(joined) == TOTAL
-    loader = batches(joined, batch=6, seed=0, process_index=0, process_count=1)
+    loader = batches(joined, batch=6, seed=0)
     for _ in range(8):
         batch = next(loader)
         np.testing.assert_array_equal(batch["codes"], CODES[batch["index"]])

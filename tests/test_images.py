@@ -164,8 +164,6 @@ def draw(path, cache, transform, *, split="train", image=None, fields=("image", 
         transform=transform,
         threads=2,
         fields=fields,
-        process_index=0,
-        process_count=1,
     )
     found = [next(iterator) for _ in range(6)]  # two epochs
     iterator.close()

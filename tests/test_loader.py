@@ -42,6 +42,11 @@ def noisy(record, rng):
     return {"image": record["image"], "index": record["index"], "draw": rng.random(3)}
 
 
+def share(process, processes, batch=8):
+    """The rows of one of several processes whose devices are neighbors on the mesh."""
+    return np.array_split(np.arange(batch), processes)[process]
+
+
 def take(iterator, count):
     out = [next(iterator) for _ in range(count)]
     iterator.close()
@@ -62,8 +67,6 @@ def make(source=None, **options):
         "batch": 8,
         "seed": 3,
         "transform": noisy,
-        "process_index": 0,
-        "process_count": 1,
         **options,
     }
     return batches(Tiny() if source is None else source, **options)
@@ -94,7 +97,7 @@ def test_every_epoch_has_every_record_once_in_another_order():
 @pytest.mark.parametrize("processes", [2, 4])
 def test_global_batch_does_not_depend_on_processes(processes):
     whole = take(make(), 6)
-    parts = [take(make(process_index=p, process_count=processes), 6) for p in range(processes)]
+    parts = [take(make(rows=share(p, processes)), 6) for p in range(processes)]
     joined = [
         {name: np.concatenate([part[k][name] for part in parts]) for name in whole[k]}
         for k in range(6)
@@ -161,7 +164,7 @@ def test_resume_on_other_processes_and_with_another_batch():
     state = {"global_next_index": 16}
     parts = []
     for p in range(4):
-        part = make(process_index=p, process_count=4)
+        part = make(rows=share(p, 4))
         part.set_state(state)
         parts.append(take(part, 4))
     joined = [
@@ -177,8 +180,8 @@ def test_resume_on_other_processes_and_with_another_batch():
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_one_epoch_in_order_with_a_filled_last_batch(processes):
-    options = dict(transform=None, shuffle=False, repeat=False, process_count=processes)
-    parts = [list(make(process_index=p, **options)) for p in range(processes)]
+    options = dict(transform=None, shuffle=False, repeat=False)
+    parts = [list(make(rows=share(p, processes), **options)) for p in range(processes)]
     assert {len(part) for part in parts} == {3} == {make(**options).steps}
     assert all(batch["index"].shape == (8 // processes,) for part in parts for batch in part)
     index = np.concatenate([np.concatenate([part[k]["index"] for part in parts]) for k in range(3)])
@@ -206,8 +209,8 @@ def test_multi_crop_through_the_loader():
 
 
 def test_bad_arguments():
-    with pytest.raises(UserError, match="cannot be divided among 3"):
-        make(process_count=3)
+    with pytest.raises(UserError, match="a global batch of 0 is empty"):
+        make(batch=0)
     with pytest.raises(UserError, match="empty"):
         make(Tiny(0))
 
@@ -233,7 +236,7 @@ def test_bad_records_are_replaced_deterministically_and_counted():
     index = np.concatenate([b["index"] for b in want])
     assert not {3, 7} & set(index.tolist())
     again = Resilient(Tiny(broken=(3, 7)), limit=2)
-    parts = [take(make(again, process_index=p, process_count=2, threads=2), 5) for p in range(2)]
+    parts = [take(make(again, rows=share(p, 2), threads=2), 5) for p in range(2)]
     np.testing.assert_array_equal(
         np.concatenate([np.concatenate([p[k]["index"] for p in parts]) for k in range(5)]), index
     )

@@ -106,8 +106,7 @@ def collect(steps, *, batch=8, processes=1, start=0, seed=0):
             batch=batch,
             seed=seed,
             grouped=grouped,
-            process_index=process,
-            process_count=processes,
+            rows=np.array_split(np.arange(batch), processes)[process],
         )
         batches.set_state({"global_next_index": start})
         parts.append([next(batches) for _ in range(steps)])

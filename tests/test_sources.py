@@ -109,7 +109,7 @@ def test_what_is_closed_holds_no_thread_and_no_file(kind, tmp_path):
     assert not open_files()
     for _ in range(5):  # such as a run's validations
         data = sources.DataSet("images", path=str(place), image=8)
-        split = dict(seed=0, threads=2, process_index=0, process_count=1)
+        split = dict(seed=0, threads=2)
         iterator = batches(data.source("train"), batch=4, **split)
         first = next(iterator)
         assert threads() and (kind == "folder" or open_files())
@@ -127,7 +127,7 @@ def test_what_is_closed_holds_no_thread_and_no_file(kind, tmp_path):
 
 def test_an_epoch_that_ends_closes_itself():
     others = set(threading.enumerate())
-    split = dict(seed=0, threads=2, process_index=0, process_count=1, repeat=False)
+    split = dict(seed=0, threads=2, repeat=False)
     iterator = batches(sources.source("shapes", "train", count=8), batch=4, **split)
     assert len(list(iterator)) == 2
     assert iterator._iterator is None

@@ -354,8 +354,7 @@ def drawn(source, *, threads=0, processes=1, first=0):
             seed=3,
             transform=crops,
             threads=threads,
-            process_index=process,
-            process_count=processes,
+            rows=np.array_split(np.arange(8), processes)[process],
         )
         iterator.set_state({"global_next_index": 8 * first})
         parts.append([next(iterator) for _ in range(3)])

@@ -13,7 +13,7 @@ import jax
 
 from dlc_jax.errors import Interrupted
 
-MONTH = 30 * 24 * 3600 * 1000  # milliseconds
+_MONTH = 30 * 24 * 3600 * 1000  # milliseconds
 _rounds: collections.Counter[str] = collections.Counter()
 
 
@@ -52,7 +52,7 @@ def gather(name: str, value: Any) -> list:
     _rounds[name] += 1
     try:
         service.key_value_set(f"{key}/{me}", json.dumps(value))
-        service.wait_at_barrier(key, MONTH)
+        service.wait_at_barrier(key, _MONTH)
         values = dict(service.key_value_dir_get(f"{key}/"))
         if _rounds[name] > 1:
             service.key_value_delete(before)  # all have read it: they have come here since

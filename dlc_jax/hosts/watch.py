@@ -9,6 +9,7 @@ silent for too long. This is quicker and says it in a line:
 * For a process that hangs JAX's own heartbeat remains, with its text and our exit code.
 """
 
+import atexit
 import contextlib
 import ctypes
 import json
@@ -23,9 +24,10 @@ import time
 import jax
 
 from dlc_jax import stop
-from dlc_jax.hosts.agreement import MONTH, client, gather, meet
+from dlc_jax.hosts.agreement import client, gather, meet
 
 GOES_ON = "the same command, in all of them, goes on"
+TURN = 2000  # milliseconds; what is said is heard at once, and this process's own end within it
 LEAVE = 5  # seconds that process 0 waits for the others to have heard why it ends
 
 
@@ -47,6 +49,9 @@ class Watch:
         ]
         for thread in self._ears:
             thread.start()
+        atexit.register(
+            self._quiet
+        )  # before JAX leaves the service: what was begun last ends first
         self._soften_abort()
         stop.join(self)
 
@@ -72,10 +77,12 @@ class Watch:
         """No end is a fault from here on. Waits for all processes to have come here."""
         self._closing = True
         meet("leave")
-        for what in ("end", "stop"):  # threads that still wait would abort when Python ends
-            self._say(what, "{}")
+
+    def _quiet(self) -> None:
+        """Nothing of Python is called any more: it is about to end."""
+        self._closing = True
         for thread in self._ears:
-            thread.join(LEAVE)
+            thread.join()
         ctypes.CDLL(None).signal(int(signal.SIGABRT), ctypes.c_void_p(0))
 
     def _say(self, what: str, value: str) -> None:
@@ -83,21 +90,33 @@ class Watch:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._service.key_value_set(f"dlc_jax/{what}", value)
 
+    def _heard(self, what: str) -> str | None:
+        """What a process has said, or None if this one ends before.
+
+        Raises:
+          JaxRuntimeError: the service is gone.
+        """
+        while not self._closing:
+            try:
+                return self._service.blocking_key_value_get(f"dlc_jax/{what}", TURN)
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+        return None
+
     def _hear_ends(self) -> None:
         try:
-            found = json.loads(self._service.blocking_key_value_get("dlc_jax/end", MONTH))
+            found = json.loads(self._heard("end") or "null")
         except jax.errors.JaxRuntimeError:
             self._lost(0)
             return
-        if not self._closing and found["process"] != self._me:
+        if found and found["process"] != self._me:
             self._end(f"process {found['process']} ended: {found['line']}", found["code"])
 
     def _hear_stops(self) -> None:
         try:
-            self._service.blocking_key_value_get("dlc_jax/stop", MONTH)
-            if self._closing:
-                return
-            stop.agree(lambda passed: max(gather("stop here", passed)) + 1)
+            if self._heard("stop") is not None:
+                stop.agree(lambda passed: max(gather("stop here", passed)) + 1)
         except (jax.errors.JaxRuntimeError, stop.Interrupted):
             return  # the service is gone: the other thread says so
 

@@ -41,13 +41,14 @@ def rows(mesh: Mesh, batch: int, *, process: int | None = None) -> np.ndarray:
     return np.concatenate([np.arange(*block) for block in sorted(blocks)])
 
 
-def to_global(batch: Tree, mesh: Mesh, size: int) -> Tree:
+def to_global(batch: Tree, mesh: Mesh, size: int | None = None) -> Tree:
     """Host-local numpy arrays to global arrays split over the batch axes.
 
     Args:
       batch: arrays [n, ...] of those rows of the global batch that `rows` names, in their order.
-      size: of the global batch.
+      size: of the global batch; None if the arrays have all of its rows.
     """
+    size = len(jax.tree.leaves(batch)[0]) if size is None else size
     where, own = NamedSharding(mesh, BATCH), _own(mesh, size)
 
     def place(leaf):

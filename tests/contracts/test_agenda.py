@@ -33,9 +33,9 @@ class Rooms:
         train = {"save_every": 2, "log_every": 2, **config[step].train}
         stage = coupled(**train)
 
-        def batches(split):
+        def batches(split, rows=None):
             self.ran += [step] if split == "train" else []
-            return stage.batches(split)
+            return stage.batches(split, rows)
 
         identity = {"width": config[step].width}
         reads = {"batches": batches, "reads": lambda: self.reads}

@@ -74,8 +74,8 @@ class Closing:
 def dying(stage, after, **options):
     return dataclasses.replace(
         stage,
-        batches=lambda split: (
-            Stopping(8, after=after, **options) if split == "train" else stage.batches(split)
+        batches=lambda split, rows=None: (
+            Stopping(8, after=after, **options) if split == "train" else stage.batches(split, rows)
         ),
     )
 
@@ -167,7 +167,10 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
             return super().__next__()
 
     asked = dataclasses.replace(
-        stage, batches=lambda split: Asking(8) if split == "train" else stage.batches(split)
+        stage,
+        batches=lambda split, rows=None: (
+            Asking(8) if split == "train" else stage.batches(split, rows)
+        ),
     )
     with pytest.raises(Interrupted, match="stopped at step 4 of 8"):
         run(asked, tmp_path / "parts")
@@ -192,8 +195,8 @@ class Asking(Numbers):
 def run():
     stage = coupled(steps=8)
 
-    def batches(split):
-        return Asking(8) if split == "train" else stage.batches(split)
+    def batches(split, rows=None):
+        return Asking(8) if split == "train" else stage.batches(split, rows)
 
     asked = dataclasses.replace(stage, batches=batches)
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
@@ -268,8 +271,8 @@ def test_validation_is_on_the_same_records_with_the_same_draws(tmp_path):
     opened, made = [], joint(steps=8, validate_batches=2)
     still = dataclasses.replace(made, optimizer=AdamW(learning_rate=0.0).make(8))
 
-    def batches(split):
-        opened.append((split, Closing(made.batches(split))))
+    def batches(split, rows=None):
+        opened.append((split, Closing(made.batches(split, rows))))
         return opened[-1][1]
 
     run(dataclasses.replace(still, batches=batches), tmp_path)
@@ -342,8 +345,8 @@ def test_what_was_opened_is_closed_however_the_run_ends(tmp_path):
     opened = []
     stage = dying(coupled(steps=8), 5)
 
-    def batches(split):
-        opened.append(Closing(stage.batches(split)))
+    def batches(split, rows=None):
+        opened.append(Closing(stage.batches(split, rows)))
         return opened[-1]
 
     with pytest.raises(MemoryError):

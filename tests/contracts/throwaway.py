@@ -22,17 +22,18 @@ WIDTH, VALUES, POSITIONS = 8, 5, 3
 class Numbers:
     """Batches by index, with a state to save: record i is a function of i."""
 
-    def __init__(self, batch, *, start=0, seed=0):
+    def __init__(self, batch, *, rows=None, start=0, seed=0):
         self.batch, self.next, self.seed = batch, start, seed
+        self.rows = np.arange(batch, dtype=np.int32) if rows is None else rows
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        rows = np.arange(self.next, self.next + self.batch)
+        rows = self.next + self.rows
         self.next += self.batch
         x = np.stack([np.random.default_rng((self.seed, row)).normal(size=WIDTH) for row in rows])
-        return {"x": x.astype(np.float32), "position": np.arange(self.batch, dtype=np.int32)}
+        return {"x": x.astype(np.float32), "position": self.rows.astype(np.int32)}
 
     def get_state(self):
         return {"global_next_index": self.next}
@@ -89,7 +90,7 @@ def coupled(*, steps=6, batch=8, seed=0, **options) -> Stage:
         batch_spec=_spec(batch),
         frozen_spec={"offset": jax.ShapeDtypeStruct((VALUES,), jnp.float32)},
         load_frozen=lambda mesh: {"offset": jnp.arange(VALUES, dtype=jnp.float32) / VALUES},
-        batches=lambda split: Numbers(batch, seed=seed + (split != "train")),
+        batches=lambda split, rows=None: Numbers(batch, rows=rows, seed=seed + (split != "train")),
         optimizer=AdamW(learning_rate=0.1).make(steps),
         plan=plan,
         identity={"width": WIDTH, "values": VALUES},
@@ -131,7 +132,7 @@ def joint(*, steps=6, batch=8, wide=False, **options) -> Stage:
         init=init,
         loss=loss,
         batch_spec=_spec(batch),
-        batches=lambda split: Numbers(batch, seed=10 + (split != "train")),
+        batches=lambda split, rows=None: Numbers(batch, rows=rows, seed=10 + (split != "train")),
         optimizer=AdamW(learning_rate=0.02).make(steps),
         plan=plan,
         identity={"wide": wide},
