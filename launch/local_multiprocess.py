@@ -24,7 +24,6 @@ import time
 from collections.abc import Sequence
 from typing import IO, Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 DEVICES = "--xla_force_host_platform_device_count"
 
 
@@ -38,7 +37,7 @@ def variables(n: int, devices: int, flags: str = "") -> list[dict[str, str]]:
         port = probe.getsockname()[1]
     shared = {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{re.sub(rf'{DEVICES}=[^ ]*', '', flags)} {DEVICES}={devices}".strip(),
+        "XLA_FLAGS": f"{re.sub(rf' *{DEVICES}=[^ ]*', '', flags)} {DEVICES}={devices}".strip(),
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": str(n),
     }
@@ -74,7 +73,7 @@ def copy(source: IO[bytes], target: IO[bytes], prefix: bytes) -> None:
 
 def run(n: int, devices: int, command: Sequence[str]) -> int:
     asked: list[int] = []
-    for number in SIGNALS:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, frame: asked.append(number))
     # Groups of their own: Ctrl-C in a terminal reaches them once, through this process.

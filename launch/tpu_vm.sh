@@ -77,7 +77,8 @@ DLC_EXTRAS=tpu dlc/launch/local.sh true' ;;
     printf -v command ' %q' "$@"
     on all "cd dlc || exit 2
 ! kill -0 \$(cat run.pid) 2>&- || { echo 'already running; stop it first' >&2; exit 2; }
-DLC_EXTRAS=tpu setsid nohup ./launch/supervise.sh ./launch/local.sh$command </dev/null >>run.log 2>&1 &
+export DLC_EXTRAS=tpu
+setsid nohup ./launch/supervise.sh ./launch/local.sh$command </dev/null >>run.log 2>&1 &
 echo \$! >run.pid" ;;
   logs) on "$worker" 'tail -n 100 -F dlc/run.log' ;;
   stop) on all "kill -TERM \$(cat dlc/run.pid)" ;;
