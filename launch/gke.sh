@@ -46,7 +46,8 @@ done
 text=$(<"$(dirname "${BASH_SOURCE[0]}")/gke_jobset.yaml")
 text=${text//JOB_NAME/"$name"} text=${text//ACCELERATOR/"$accelerator"}
 text=${text//TOPOLOGY/"$topology"} text=${text//SLICES/"$slices"} text=${text//HOSTS/"$hosts"}
-text=${text//CHIPS/"$chips"} text=${text/IMAGE/"$image"} text=${text/COMMAND/"[$command]"}
+text=${text//CHIPS/"$chips"}
+text=${text/COMMAND/"[$command]"} text=${text/IMAGE/"$image"}  # the image's line comes first
 apply=(kubectl --context="$context" apply -f -)
 if [[ $dry ]]; then
   printf '%s\n' "$text"

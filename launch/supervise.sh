@@ -39,6 +39,7 @@ trap 'hear HUP' HUP
 # comes, and when the process is suspended.
 finish() {
   local before
+  if [[ $asked && $told != "$!" ]]; then tell; fi  # asked just before the process existed
   while before=$signals; do
     code=0; wait "$!" 2>/dev/null || code=$?
     if [[ $before != "$signals" ]]; then continue; fi
@@ -57,8 +58,6 @@ restarts=0 delay=$first code=0
 while [[ -z $asked ]]; do
   start=$(date +%s)
   DLC_RESTARTED=$restarts "$@" &
-  # asked to stop just before this process existed
-  if [[ $asked && $told != "$!" ]]; then tell; fi
   finish
   if ((code == 0 || code == 2)) || [[ $asked ]]; then break; fi
   seconds=$(($(date +%s) - start))

@@ -463,7 +463,10 @@ def clock(machine):
 
 
 def test_supervise_restarts_until_complete(machine, clock):
-    script = 'echo "run $DLC_RESTARTED"; case $DLC_RESTARTED in 0) exit 75;; 1) exit 1;; 2) kill -9 $$;; esac'
+    script = (
+        'echo "run $DLC_RESTARTED"; '
+        "case $DLC_RESTARTED in 0) exit 75;; 1) exit 1;; 2) kill -9 $$;; esac"
+    )
     code, out, err = machine.run(SUPERVISE, "bash", "-c", script)
     assert (code, out) == (0, "run 0\nrun 1\nrun 2\nrun 3\n")
     assert err.splitlines() == [
@@ -507,7 +510,10 @@ def test_supervise_passes_signals_on_and_stops(machine, number):
 
 
 def test_supervise_waits_for_a_command_that_ignores_the_first_signal(machine):
-    script = "n=0; trap 'n=$((n+1)); echo $n; ((n < 2)) || exit 0' TERM; echo ready; while :; do sleep 0.05; done"
+    script = (
+        "n=0; trap 'n=$((n + 1)); echo $n; ((n < 2)) || exit 0' TERM; "
+        "echo ready; while :; do sleep 0.05; done"
+    )
     process = machine.start(SUPERVISE, "bash", "-c", script)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
