@@ -52,12 +52,13 @@ class Machine:
     def answer(self, name, *lines):
         (self.bin / f"{name}.answers").write_text("".join(line + "\n" for line in lines))
 
-    def start(self, *command, cwd=ROOT, **env):
+    def start(self, *command, cwd=ROOT, group=None, **env):
         pipe = subprocess.PIPE
         return subprocess.Popen(
             [str(each) for each in command],
             env=self.env | env,
             cwd=cwd,
+            process_group=group,
             stdout=pipe,
             stderr=pipe,
             text=True,
@@ -619,6 +620,18 @@ def test_local_signals_reach_every_process_once(machine, number):
     process.send_signal(number)
     out, _ = process.communicate(timeout=30)
     assert sorted(out.splitlines()) == ["[0] saved", "[1] saved"] and process.returncode == 75
+
+
+@pytest.mark.parametrize("launcher", [[SUPERVISE], [*LOCAL, "-n", 1]], ids=["supervise", "local"])
+def test_ctrl_c_in_a_terminal_reaches_the_command_once(machine, launcher):
+    script = (
+        "import signal, time; signal.signal(2, lambda *_: print('heard', flush=True)); "
+        "print('ready', flush=True); time.sleep(1); exit(75)"
+    )
+    process = machine.start(*launcher, sys.executable, "-c", script, group=0)
+    assert "ready" in process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all that run in front
+    assert process.communicate(timeout=30)[0].count("heard") == 1 and process.returncode == 75
 
 
 def test_local_dry_run(machine):
