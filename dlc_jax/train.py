@@ -82,11 +82,10 @@ def train(
       Interrupted: asked to stop, see stop.py; everything is saved.
     """
     directory, plan = Path(directory), stage.plan
-    where = f"{name}.train"
     parallel.check_batch(
-        plan.batch, mesh, accumulate=plan.accumulate, group=stage.group, where=where
+        plan.batch, mesh, accumulate=plan.accumulate, group=stage.group, where=f"{name}.train"
     )
-    checkpoints = Checkpoints(directory / "checkpoints", keep=plan.keep)
+    checkpoints = Checkpoints(directory / "checkpoints", **plan.retention)
     jitted, abstract = compile_step(stage, mesh)
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()) & 0x7FFFFFFF)
     root = jax.device_put(key, parallel.replicated(mesh))
@@ -111,17 +110,18 @@ def train(
         evaluate = _Evaluation(stage, mesh, directory, root, writer, first)
         closing.callback(evaluate.close)
         for step in range(first, plan.steps + 1):
+            checkpoints.check()  # of a save that failed since, nobody should train on
             # The order below is what makes a resumed run the same run; do not change it.
             # 1. Evaluate: what is measured at a step belongs to the state saved at that step.
             evaluate(step, state, frozen)
-            # 2. Save, before a batch is fetched: the iterator then stands where the saved state
-            # goes on.
+            # 2. Save before a batch is fetched: the iterator stands where the saved state goes on.
             last = step == plan.steps
-            due = last or loop.asked or step % plan.save_every == 0
+            due = last or loop.asked or plan.saves(step)
             if due and (step > first or restored is None):
                 # `last` puts every step up to here on file
                 _check(writer.last, plan.patience, name, checkpoints)
-                checkpoints.save(step, state, iterator, {"identity": dict(stage.identity)})
+                meta = {"identity": dict(stage.identity)}
+                checkpoints.save(step, state, iterator, meta, metrics=evaluate.now)
             if last:
                 break
             if loop.asked:
@@ -162,6 +162,7 @@ class _Evaluation:
         self._writer, self._first = writer, first
         self._validation = _Validation(stage, mesh, root)
         self.measured: dict[str, float] = {}  # the newest of each
+        self.now: dict[str, float] = {}  # of this step
 
     def __call__(self, step: int, state: TrainState, frozen) -> None:
         measured = {}
@@ -178,6 +179,7 @@ class _Evaluation:
                         self._writer.images(f"{evaluator.name}/{key}", value, step)
                     else:
                         measured[f"{evaluator.name}/{key}"] = value
+        self.now = measured
         if measured:
             self._writer.scalars(step, measured)
             self.measured |= measured

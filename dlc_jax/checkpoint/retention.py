@@ -25,8 +25,6 @@ class Retention:
     def __post_init__(self):
         if self.keep < 2:
             raise UserError(f"keep={self.keep} must be at least 2: the newest may turn out damaged")
-        if self.keep_every < 0:
-            raise UserError(f"keep_every={self.keep_every} must be 0 or a number of steps")
 
     @property
     def metric(self) -> str:

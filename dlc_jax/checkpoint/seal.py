@@ -156,6 +156,12 @@ def differing(path: Path, files: Mapping[str, list], names: Iterable[str]) -> li
     return [name for name, digest in digests.items() if digest != files[name][1]]
 
 
+def changed(directory: Path, step: int) -> list[str]:
+    """The files of a sealed step whose bytes are not the sealed ones; see `damage` for the rest."""
+    files = json.loads(path_of(directory, step).read_text())["files"]
+    return differing(directory / str(step), files, files)
+
+
 def incomplete(path: Path) -> str | None:
     names = ("_CHECKPOINT_METADATA", "state", "meta")
     missing = [name for name in names if not (path / name).exists()]
