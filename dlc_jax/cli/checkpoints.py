@@ -54,8 +54,9 @@ def show(directory: Path, settings: dict, *, verify: bool) -> list[str]:
     from dlc_jax.checkpoint import arrays, seal
     from dlc_jax.checkpoint.retention import Retention
 
-    fields = ("keep", "keep_every", "keep_best")
-    retention = Retention(**{field: settings[field] for field in fields if field in settings})
+    fields = {"keep": int, "keep_every": int, "keep_best": str}  # a damaged file may hold anything
+    fields = {name: info.section(settings, name, kind) for name, kind in fields.items()}
+    retention = Retention(**{name: value for name, value in fields.items() if value})
     steps = seal.steps(directory)
     sealed = [step for step in steps if seal.path_of(directory, step).exists()]
     measured = {step: arrays.metrics_of(directory / str(step)) for step in steps}
