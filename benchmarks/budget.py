@@ -33,11 +33,12 @@ ROOMS = {
     "layers masked_transformer models networks parameters positions shardings ssl_loss vit "
     "vit_parity",
     "diffusion: processes, samplers, guidance": "flow guidance masked schedules",
-    "checkpoints, metrics, report": "boards checkpoint metrics report",
+    "checkpoints, metrics, report": "boards checkpoint cli_checkpoints failed_saves metrics report "
+    "retention",
     "pipeline, samples, verbs": "cli composition factors judge pictures pipeline samples",
     "import and export": "interop interop_cli interop_refusals tensor_files",
     "plans for other machines": "plan plan_machine plan_program",
-    "whole runs: quickstart, own images": "image_folder main",
+    "whole runs: quickstart, own images": "faults image_folder main",
 }
 ROOM = {name: room for room, names in ROOMS.items() for name in names.split()}
 

@@ -90,6 +90,7 @@ def make(config, workdir: Path, mesh) -> dict[str, Stage | Job]:
             plan = step.plan
             where = {"group": step.group, "where": f"{name}.train"}
             parallel.check_batch(plan.batch, mesh, accumulate=plan.accumulate, **where)
+            _check_best(step, name)
             if name not in recipe.unneeded(config):
                 _check_model(step, name, workdir)
             _check_codes(config, name)
@@ -116,6 +117,17 @@ def _check_model(step: Stage, name: str, workdir: Path) -> None:
             checkpoint.check_start(start, params, new=step.plan.init_new)
         except UserError as error:
             raise UserError(f"{name}.{error}") from error
+
+
+def _check_best(step: Stage, name: str) -> None:
+    """Refuses a `keep_best` that nothing measures; its evaluator's own names come with its run."""
+    best = step.plan.keep_best.removeprefix("-")
+    sources = ["validation", *(evaluator.name for evaluator in step.evals)]
+    if best and not any(best.startswith(f"{source}/") for source in sources):
+        raise UserError(
+            f"{name}.train.keep_best={step.plan.keep_best!r} is not measured here; name a metric "
+            f"such as validation/loss, of {' or '.join(sources)}"
+        )
 
 
 def _check_codes(config, name: str) -> None:

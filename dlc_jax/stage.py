@@ -32,7 +32,10 @@ class Plan:
       validate_every: steps between two validations; 0 is a quarter of `steps`. The last step is
         always validated.
       validate_batches: batches of the fixed validation split.
-      keep: checkpoints kept, at least 2.
+      keep: newest checkpoints kept, at least 2.
+      keep_every: steps between two checkpoints that are saved and kept for ever; 0 is none.
+      keep_best: metric whose best checkpoint is kept too, such as "validation/loss" (smallest); "-"
+        before it, as in "-monitor/probe/shape", keeps the largest; "" is none.
       patience: non-finite steps in a row after which the run stops.
       init_from: directory of a trained step to start from (its average if it has one); "" starts
         afresh.
@@ -50,6 +53,8 @@ class Plan:
     validate_every: int = 0
     validate_batches: int = 8
     keep: int = 2
+    keep_every: int = 0
+    keep_best: str = ""
     patience: int = 10
     init_from: str = ""
     init_new: tuple[str, ...] = ()
@@ -64,6 +69,17 @@ class Plan:
         for name in positive:
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)} must be at least 1")
+        if self.keep_every < 0:
+            raise UserError(f"train.keep_every={self.keep_every} must be at least 0")
+
+    @property
+    def retention(self) -> dict[str, Any]:
+        """Which checkpoints stay, as `Checkpoints` takes it."""
+        return {name: getattr(self, name) for name in ("keep", "keep_every", "keep_best")}
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is due at a step that is not the last."""
+        return step % self.save_every == 0 or (self.keep_every > 0 and step % self.keep_every == 0)
 
 
 @dataclasses.dataclass(frozen=True)

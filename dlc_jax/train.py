@@ -82,11 +82,10 @@ def train(
       Interrupted: asked to stop, see stop.py; everything is saved.
     """
     directory, plan = Path(directory), stage.plan
-    where = f"{name}.train"
     parallel.check_batch(
-        plan.batch, mesh, accumulate=plan.accumulate, group=stage.group, where=where
+        plan.batch, mesh, accumulate=plan.accumulate, group=stage.group, where=f"{name}.train"
     )
-    checkpoints = Checkpoints(directory / "checkpoints", keep=plan.keep)
+    checkpoints = Checkpoints(directory / "checkpoints", **plan.retention)
     jitted, abstract = compile_step(stage, mesh)
     root = _root(seed, name, mesh)
     check_alike(f"data or model of {name}", stage.identity)
@@ -105,20 +104,20 @@ def train(
         evaluate = _Evaluation(stage, mesh, directory, root, writer, first, owed)
         closing.callback(evaluate.close)
         for step in range(first, plan.steps + 1):
+            checkpoints.check()  # of a save that failed since, nobody should train on
             # The order below is what makes a resumed run the same run; do not change it.
             # 1. Evaluate: what is measured at a step belongs to the state saved at that step. A run
             # that is asked to stop meanwhile saves, and measures when it goes on.
             is_measured = evaluate(step, state, frozen)
             asked = not is_measured or loop.reached()
-            # 2. Save, before a batch is fetched: the iterator then stands where the saved state
-            # goes on.
+            # 2. Save before a batch is fetched: the iterator stands where the saved state goes on.
             last = step == plan.steps
-            due = last or asked or step % plan.save_every == 0
+            due = last or asked or plan.saves(step)
             if due and (step > first or restored is None):
                 # `last` puts every step up to here on file
                 _check(writer.last, plan.patience, name, checkpoints)
-                about = {"identity": dict(stage.identity), "unmeasured": not is_measured}
-                checkpoints.save(step, state, iterator, about)
+                meta = {"identity": dict(stage.identity), "unmeasured": not is_measured}
+                checkpoints.save(step, state, iterator, meta, metrics=evaluate.now)
             if last and is_measured:
                 break
             if asked:
@@ -169,17 +168,19 @@ class _Evaluation:
         self._writer, self._first, self._owed = writer, first, owed
         self._validation = _Validation(stage, mesh, root)
         self.measured: dict[str, float] = {}  # the newest of each
+        self.now: dict[str, float] = {}  # of this step
 
     def __call__(self, step: int, state: TrainState, frozen) -> bool:
         """Whether all that is due at a step was measured: not if the run is asked to stop."""
+        self.now = {}
         try:
             with stop.measuring():
-                measured = self._measure(step, state, frozen)
+                self.now = self._measure(step, state, frozen)
         except stop.Asked:
             return False
-        if measured:
-            self._writer.scalars(step, measured)
-            self.measured |= measured
+        if self.now:
+            self._writer.scalars(step, self.now)
+            self.measured |= self.now
         return True
 
     def _measure(self, step: int, state: TrainState, frozen) -> dict[str, float]:

@@ -454,6 +454,43 @@ def test_first_save_killed_before_its_seal_is_taken_and_sealed(tmp_path, caplog)
     assert (tmp_path / "1.sha256.json").exists() and Checkpoints(tmp_path).latest() == 1
 
 
+# A newer version's.
+
+
+def newer(directory, step, number=2):
+    """Makes a step one of another format, sealed as it is."""
+    path = directory / str(step) / "meta" / "metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": number}))
+    seal.seal(directory, step)
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused_and_nothing_is_changed(tmp_path):
+    """It is not damaged: to pass over it would go back in time, and move it aside."""
+    saved(tmp_path, 1, 2)
+    newer(tmp_path, 2)
+    before = listing(tmp_path)
+    wanted = abstract(make_state(0)).params
+    for read in (
+        lambda: restored(tmp_path),
+        lambda: checkpoint.load_params(tmp_path, wanted),
+        lambda: checkpoint.check_start(tmp_path, make_state(5).params),
+        lambda: checkpoint.warm_start(tmp_path, make_state(5).params),
+    ):
+        with pytest.raises(UserError, match=r"/2 was saved by a newer version .*format 2; .* 1\)"):
+            read()
+    assert listing(tmp_path) == before
+
+
+def test_a_checkpoint_that_names_no_format_is_of_the_first(tmp_path):
+    saved(tmp_path, 1)
+    path = tmp_path / "1" / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    assert meta.pop("format") == 1
+    path.write_text(json.dumps(meta))
+    seal.seal(tmp_path, 1)
+    assert restored(tmp_path)[1] == 1
+
+
 # Identity and shapes.
 
 

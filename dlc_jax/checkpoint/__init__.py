@@ -11,7 +11,12 @@ The rule. A step without its seal was cut short, and is skipped: the run goes on
 before and, being deterministic, makes the same step again. Only where no step has a seal (the very
 first save was cut short, or the seals were not copied along) the newest step that is complete and
 restores is taken, and sealed then. So kill -9 at any time leaves something to go on from, or
-nothing saved at all; and an older step is deleted only after `keep` newer ones were sealed.
+nothing saved at all; and an older step is deleted only after `keep` newer ones were sealed, and if
+neither `keep_every` nor `keep_best` keeps it (retention.py).
+
+A save ends alike in all processes: sealed, or with the same error, which the next step of training
+raises (together.py). A step whose meta has a larger `format` than this code knows is refused, not
+skipped.
 """
 
 import logging

@@ -10,7 +10,10 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from dlc_jax.errors import UserError
 from dlc_jax.typing import Tree
+
+FORMAT = 1  # of a checkpoint, in its meta; absent means 1. Raise it when older code would misread.
 
 
 def flat(tree: Tree) -> dict[str, Any]:
@@ -58,6 +61,29 @@ def read(path: Path, targets: Mapping[str, Any]) -> dict[str, Any]:
 def read_json(path: Path) -> dict:
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
         return reader.restore(path, args=ocp.args.JsonRestore())
+
+
+def read_meta(path: Path) -> dict:
+    """The meta of the step in `path`, read without Orbax, so by one process alone too.
+
+    Raises:
+      UserError: a newer version saved it.
+    """
+    meta = json.loads((path / "meta" / "metadata").read_text())
+    if meta.get("format", FORMAT) > FORMAT:
+        raise UserError(
+            f"{path} was saved by a newer version of dlc_jax (checkpoint format {meta['format']}; "
+            f"this version reads up to {FORMAT}); update dlc_jax, or use another --workdir"
+        )
+    return meta
+
+
+def metrics_of(path: Path) -> dict[str, float | None]:
+    """What was measured at the step in `path`; {} if nothing was, or if it cannot be read."""
+    try:
+        return dict(read_meta(path).get("metrics", {}))
+    except (OSError, ValueError, TypeError, AttributeError, UserError):
+        return {}
 
 
 def shapes(named: Mapping[str, Any]) -> dict[str, list]:

@@ -1,6 +1,8 @@
 """The checkpoints of one training run: its whole state, saved and restored."""
 
 import importlib.metadata
+import math
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,8 +12,10 @@ import jax
 import orbax.checkpoint as ocp
 
 from dlc_jax.checkpoint import arrays, seal
-from dlc_jax.errors import UserError
-from dlc_jax.hosts.agreement import agreed, meet
+from dlc_jax.checkpoint.retention import Retention
+from dlc_jax.checkpoint.together import Elsewhere, Together
+from dlc_jax.errors import Interrupted, UserError
+from dlc_jax.hosts.agreement import agreed
 from dlc_jax.typing import Tree
 
 
@@ -21,15 +25,25 @@ class Checkpoints:
     With several processes all of them call every method, in the same order, on a shared directory.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 2):
-        """Keeps the newest `keep` steps, at least 2: one stays until a newer one is sealed."""
-        if keep < 2:
-            raise UserError(f"keep={keep} must be at least 2: the newest may turn out damaged")
-        self._directory, self._keep = Path(directory).absolute(), keep
-        self._manager, self._thread, self._error = None, None, None
+    def __init__(
+        self, directory: str | Path, *, keep: int = 2, keep_every: int = 0, keep_best: str = ""
+    ):
+        """Which steps stay: see retention.py."""
+        self._retention = Retention(keep=keep, keep_every=keep_every, keep_best=keep_best)
+        self._directory = Path(directory).absolute()
+        self._writer, self._thread, self._error = None, None, None
+        self._together = None  # the meetings of the save in progress
         self._at = None  # the step restored or saved last: on disk it is as it is in memory
 
-    def save(self, step: int, state: Tree, iterator: Any, meta: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        step: int,
+        state: Tree,
+        iterator: Any,
+        meta: Mapping[str, Any],
+        *,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
         """Starts saving, and returns once the arrays are copied: they may be donated then.
 
         The step that was just restored is not saved again.
@@ -37,20 +51,23 @@ class Checkpoints:
         Args:
           iterator: anything with `get_state()`, JSON or bytes alike in every process; or None.
           meta: JSON; `restore` compares its "identity". Versions and array shapes are added here.
+          metrics: what was measured at this step, by name; `keep_best` reads one of them.
 
         Raises:
-          UserError: this or the save before could not be written; the step exists already.
+          UserError: this or the save before could not be written, in whichever process; the step
+            exists already; `keep_best` is not among the metrics (the save goes on).
         """
         self.wait()
         if step == self._at:
             return
-        if (path := self._directory / str(step)).exists():
-            raise UserError(
-                f"{path} exists already and this run did not come from it; move it away"
-            )
+        refused = self._refusal(step) if jax.process_index() == 0 else None
+        if refused := agreed("save", refused):
+            raise UserError(refused)
+        metrics = metrics or {}
         named = arrays.flat(state)
         versions = {name: importlib.metadata.version(name) for name in ("jax", "orbax-checkpoint")}
         own = {"identity": meta["identity"], "step": step, "arrays": arrays.shapes(named)}
+        own |= {"format": arrays.FORMAT, "metrics": _finite(metrics)}
         items = {
             # Orbax refuses arrays of no entries; they are made anew on restore.
             "state": ocp.args.StandardSave({k: leaf for k, leaf in named.items() if leaf.size}),
@@ -58,21 +75,28 @@ class Checkpoints:
         }
         if iterator is not None:
             items["iterator"] = ocp.args.JsonSave(arrays.pack(iterator.get_state()))
+        self._together, failed = Together(f"{self._directory.parent.name}/save"), None
         try:
-            if self._manager is None:
-                # Not before `restore` has moved damaged steps aside: it lists steps only once.
+            if self._writer is None:
                 # Directories made in the background leave threads waiting for 20 minutes when a
                 # full disk stops the save.
-                background = ocp.AsyncOptions(create_directories_asynchronously=False)
-                options = ocp.CheckpointManagerOptions(max_to_keep=None, async_options=background)
-                self._manager = ocp.CheckpointManager(self._directory, options=options)
-            # force: the caller decides when to save; without it a refusal would be a silent False.
-            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+                background = ocp.AsyncOptions(
+                    create_directories_asynchronously=False,
+                    barrier_sync_fn=lambda **barrier: self._together.barrier(**barrier),
+                )
+                self._writer = ocp.AsyncCheckpointer(
+                    ocp.CompositeCheckpointHandler(), async_options=background
+                )
+            self._writer.save(self._directory / str(step), args=ocp.args.Composite(**items))
         except Exception as error:
-            raise self._explained(step, error) from error
+            failed = error
         self._at = step
-        self._thread = threading.Thread(target=self._finish, args=(step,), name=f"seal-{step}")
+        arguments, name = (step, self._together, failed), f"seal-{step}"
+        self._thread = threading.Thread(target=self._finish, args=arguments, name=name)
         self._thread.start()
+        if failed is not None:
+            self.wait()
+        self._retention.check(metrics)
 
     def restore(
         self,
@@ -93,21 +117,23 @@ class Checkpoints:
           former: (saved identity) -> its present form, where fields were since renamed or added.
 
         Raises:
-          UserError: there are checkpoints but none is good (nothing is changed); the identity or
-            the arrays differ.
+          UserError: there are checkpoints but none is good; a newer version saved the newest; the
+            identity or the arrays differ. Nothing is changed.
         """
         refused: dict[int, str] = {}
         targets = arrays.flat(abstract)
         while (step := seal.newest(self._directory, refused)) is not None:
             path = self._directory / str(step)
             try:
-                meta = arrays.read_json(path / "meta")
+                meta = arrays.read_meta(path)
                 saved_identity, saved = meta["identity"], meta["arrays"]
                 if meta.get("step", step) != step:  # no seal has said so
                     raise ValueError(f"it is step {meta['step']} and was renamed")
                 position = None
                 if (path / "iterator").is_dir():
                     position = arrays.unpack(arrays.read_json(path / "iterator"))
+            except UserError:
+                raise
             except Exception as error:
                 seal.refuse(self._directory, refused, step, _unreadable(error))
                 continue
@@ -134,21 +160,25 @@ class Checkpoints:
         self._settle(None, refused)
         return None
 
+    def check(self) -> None:
+        """Raises like `wait` if the save in progress has failed; waits for nobody."""
+        if self._error is not None:
+            self.wait()
+
     def wait(self) -> None:
         """Waits until the save in progress is sealed.
 
         Raises:
-          UserError: it could not be written; the checkpoints before it are as they were.
+          UserError: it could not be written, in whichever process; the checkpoints before it are
+            as they were.
         """
         if self._thread is None:
             return
-        step = int(self._thread.name.split("-")[1])
         self._thread.join()
         self._thread, error, self._error = None, self._error, None
         if error is not None:
             self._at = None
-            raise self._explained(step, error) from error
-        meet("sealed")  # so that no process looks for a seal that process 0 has not written yet
+            raise error
 
     def latest(self) -> int | None:
         """The newest step that verifies, or None. It does not wait for a save in progress."""
@@ -159,21 +189,25 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            manager, self._manager = self._manager, None
-            if manager is not None:
+            writer, self._writer = self._writer, None
+            if writer is not None:
                 try:
-                    manager.close()
+                    writer.close()
                 except Exception as error:  # a failed save's once more; `wait` or `save` raised it
                     seal.log.debug("closing: %s", error)
 
-    def _finish(self, step: int) -> None:
+    def _finish(self, step: int, together: Together, failed: Exception | None) -> None:
+        """In the background; at its end all processes know how the save ended in all of them."""
         try:
-            self._manager.wait_until_finished()
-            seal.seal(self._directory, step)
+            if failed is not None:
+                raise failed
+            self._writer.wait_until_finished()
+            seal.seal(self._directory, step, together)
             if jax.process_index() == 0:
-                seal.prune(self._directory, self._keep)
+                seal.prune(self._directory, self._retention)
+            together()
         except BaseException as error:  # raised by `wait`, in the thread that can act on it
-            self._error = error
+            self._error = self._explained(step, error, together)
 
     def _check(
         self, path: Path, saved_identity, identity, saved: Mapping, targets: Mapping
@@ -203,16 +237,49 @@ class Checkpoints:
                 f"{self._directory}: {error.strerror}; make it writable, then run the same command"
             ) from error
 
-    def _explained(self, step: int, error: BaseException) -> BaseException:
-        """A UserError of one line if it is about storage, else the error itself."""
+    def _refusal(self, step: int) -> str | None:
+        """Why a step cannot be saved, as far as one process can see before all of them begin."""
+        if (path := self._directory / str(step)).exists():
+            return f"{path} exists already and this run did not come from it; move it away"
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._directory) as file:
+                file.write(bytes(512))
+        except OSError as error:
+            return self._unwritable(step, error.strerror or str(error))
+        return None
+
+    def _explained(self, step: int, error: BaseException, together: Together) -> BaseException:
+        """What this process raises: the same UserError in all if one of them failed by storage."""
         reason = seal.storage_reason(error)
-        if reason is None:
+        said = [reason is not None, reason or f"{type(error).__name__}: {error}"]
+        try:
+            failures = together.fail(said)
+        except Interrupted as ended:
+            return ended
+        full = {who: why for who, (is_storage, why) in failures.items() if is_storage}
+        who = min(full or failures)
+        by = f" by process {who}" if jax.process_count() > 1 else ""
+        if full:
+            explained: BaseException = UserError(self._unwritable(step, full[who], by))
+        elif isinstance(error, Elsewhere):
+            explained = RuntimeError(f"step {step} could not be saved{by}: {failures[who][1]}")
+        else:
             return error
-        return UserError(
-            f"the checkpoint of step {step} could not be written under {self._directory}: "
+        explained.__cause__ = error
+        return explained
+
+    def _unwritable(self, step: int, reason: str, by: str = "") -> str:
+        return (
+            f"the checkpoint of step {step} could not be written under {self._directory}{by}: "
             f"{reason}; make room, then run the same command: the checkpoints before it are "
             "untouched"
         )
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    numbers = {name: float(value) for name, value in metrics.items()}
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
 
 
 def _unreadable(error: Exception) -> str:

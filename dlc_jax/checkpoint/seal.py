@@ -1,6 +1,7 @@
 """Which steps on disk are good, by seals: the size and SHA-256 of every file of a step.
 
-A seal stands beside the directory of its step; nothing here knows arrays.
+A seal stands beside the directory of its step; of arrays nothing here knows more than the metrics
+beside them.
 
 Orbax restores a flipped byte silently, takes an empty directory for its latest step and remembers
 steps whose saving failed. So the disk is read each time, and all processes do as process 0 decides.
@@ -9,17 +10,21 @@ trusted: by all processes, a share each, and once while they stay unchanged.
 """
 
 import errno
+import functools
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from dlc_jax import checksum
+from dlc_jax.checkpoint import arrays
+from dlc_jax.checkpoint.retention import Retention
 from dlc_jax.errors import UserError
 from dlc_jax.hosts.agreement import agreed, gather, meet
 
@@ -135,8 +140,7 @@ def altered(directory: Path, step: int) -> str | None:
             before, reason = _hashed.get(path, (None, None))
             if before != stamp:
                 reason = None
-                digests = checksum.of_files(path, _share({name: files[name][0] for name in files}))
-                wrong = [name for name, digest in digests.items() if digest != files[name][1]]
+                wrong = differing(path, files, _share({name: files[name][0] for name in files}))
                 if wrong:
                     reason = f"{wrong[0]} is not what was written, its SHA-256 differs"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -144,6 +148,18 @@ def altered(directory: Path, step: int) -> str | None:
     reason = next((why for why in gather("altered", reason) if why is not None), None)
     _hashed[path] = stamp, reason
     return reason
+
+
+def differing(path: Path, files: Mapping[str, list], names: Iterable[str]) -> list[str]:
+    """Those of the named files whose bytes are not the sealed ones; it asks no other process."""
+    digests = checksum.of_files(path, names)
+    return [name for name, digest in digests.items() if digest != files[name][1]]
+
+
+def changed(directory: Path, step: int) -> list[str]:
+    """The files of a sealed step whose bytes are not the sealed ones; see `damage` for the rest."""
+    files = json.loads(path_of(directory, step).read_text())["files"]
+    return differing(directory / str(step), files, files)
 
 
 def incomplete(path: Path) -> str | None:
@@ -156,18 +172,22 @@ def path_of(directory: Path, step: int) -> Path:
     return directory / f"{step}.sha256.json"
 
 
-def seal(directory: Path, step: int) -> None:
+def seal(directory: Path, step: int, meeting: Callable[[Any], list] | None = None) -> None:
     """Hashes a complete step and writes its seal, the whole file or none of it.
 
     All processes call it: each hashes a share of the files, process 0 writes.
+
+    Args:
+      meeting: (value) -> the values of all processes.
     """
+    meeting = meeting or functools.partial(gather, f"{directory.parent.name}/seal")
     path, sizes = directory / str(step), None
     if jax.process_index() == 0:
         paths = {file.relative_to(path).as_posix(): file for file in path.rglob("*")}
         sizes = {name: paths[name].stat().st_size for name in paths if paths[name].is_file()}
-    sizes = agreed(f"{directory.parent.name}/seal", sizes)
+    sizes = meeting(sizes)[0]
     mine, digests = checksum.of_files(path, _share(sizes)), {}
-    for part in gather(f"{directory.parent.name}/digests", mine):
+    for part in meeting(mine):
         digests |= part
     files = {name: [sizes[name], digests[name]] for name in sorted(sizes)}
     if jax.process_index() == 0:
@@ -186,10 +206,11 @@ def seal_if_none(directory: Path, step: int) -> None:
         seal(directory, step)
 
 
-def prune(directory: Path, keep: int) -> None:
-    """Deletes what is older than the newest `keep` sealed steps, and what killed runs left."""
+def prune(directory: Path, retention: Retention) -> None:
+    """Deletes the sealed steps that are not to be kept, and what killed runs left."""
     sealed = [step for step in steps(directory) if path_of(directory, step).exists()]
-    for step in sealed[keep:]:
+    kept = retention.reasons(sealed, lambda step: arrays.metrics_of(directory / str(step)))
+    for step in (step for step in sealed if step not in kept):
         os.replace(directory / str(step), directory / f"{step}.deleting")
         path_of(directory, step).unlink()
     clear(directory)

@@ -30,7 +30,7 @@ def load_params(
     """
     directory = Path(directory).absolute()
     path = directory / str(_chosen(directory, step))
-    saved = arrays.part(arrays.read_json(path / "meta")["arrays"], collection)
+    saved = arrays.part(arrays.read_meta(path)["arrays"], collection)
     if not saved:
         raise UserError(
             f"{path} holds no {collection!r}; load collection='params' of a step trained without "
@@ -125,7 +125,7 @@ def _start(directory: str | Path, params: Tree, new: Sequence[str], *, hashed: b
             "dlc import"
         ) from error
     try:
-        saved = arrays.read_json(path / "meta")["arrays"]
+        saved = arrays.read_meta(path)["arrays"]
     except Exception:
         if hashed:
             raise

@@ -29,6 +29,7 @@ VERBS = {
     "config": ("a recipe's own lines, or with --all every field of it", True),
     "train": ("run the steps of a recipe, each resumed or skipped", True),
     "info": ("what a workdir holds: how far each step is, sizes, metrics, versions", False),
+    "checkpoints": ("the checkpoints of a run: which are good, and why they are kept", False),
     "codes": ("the codes of a run: what there is, and whether any byte has changed", False),
     "probe": ("what the codes and features of a run know of its images, and their health", False),
     "sample": ("draw new images from a run", True),
@@ -67,7 +68,7 @@ def _run(argv: list[str]) -> int | None:
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="…", help="dlc VERB --help tells")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "verbs:\n" + "\n".join(
-        f"  {verb:<10} {what}" for verb, (what, _) in VERBS.items()
+        f"  {verb:<11} {what}" for verb, (what, _) in VERBS.items()
     )
     verb = parser.parse_args(argv).verb
     what, recipe = VERBS[verb]

@@ -225,6 +225,19 @@ def test_another_model_is_refused_and_a_mistake_is_not_remembered(workdir, rooms
     main.run(config(), tmp_path / "new")
 
 
+def test_a_metric_to_keep_the_best_by_that_nothing_measures_is_refused_at_once(rooms, tmp_path):
+    """And which checkpoints stay may change under a workdir."""
+    misspelt = config(prior__train=dict(steps=2, batch=8, keep_best="-probe/shape"))
+    words = r"prior.train.keep_best='-probe/shape' is not measured .* validation/loss, of validati"
+    with pytest.raises(UserError, match=words):
+        main.run(misspelt, tmp_path / "new")
+    assert not (tmp_path / "new").exists() and rooms.ran == []
+    main.run(config(prior__train=dict(steps=2, batch=8, keep_best="")), tmp_path / "new")
+    kept = dict(steps=4, batch=8, keep=3, keep_every=2, keep_best="validation/loss")
+    main.run(config(prior__train=kept), tmp_path / "new")
+    assert (tmp_path / "new" / "prior" / "checkpoints" / "4").is_dir()
+
+
 def test_codes_that_are_elsewhere_need_no_encoder(rooms, workdir, tmp_path, capsys):
     main.run(config(codes__path=str(workdir / "codes")), tmp_path / "W2")
     assert rooms.ran == ["codes", "prior", "samples"]

@@ -247,6 +247,27 @@ def test_evaluators_run_at_their_cadence_and_before_the_save(tmp_path):
     assert results["count/steps"] == results["last/steps"] == 6
 
 
+def test_the_best_step_stays_and_every_nth_is_saved_between_saves(tmp_path):
+    def measure(state, frozen, mesh, directory):
+        return {"accuracy": {2: 0.5, 4: 0.9}.get(int(state.step), 0.1)}
+
+    def kept(directory):
+        return sorted(int(path.name) for path in (directory / "checkpoints").glob("*[0-9]"))
+
+    stage = coupled(steps=12, keep_best="-count/accuracy", keep_every=5)
+    stage = dataclasses.replace(stage, evals=(Evaluator("count", 2, measure),))
+    run(stage, tmp_path / "kept")
+    assert kept(tmp_path / "kept") == [0, 4, 5, 10, 12]
+    misspelt = coupled(steps=12, keep_best="count/acc")
+    misspelt = dataclasses.replace(misspelt, evals=stage.evals)
+    words = "keep_best='count/acc': count does not measure it, but count/accuracy; set it to one"
+    with pytest.raises(UserError, match=words):
+        run(misspelt, tmp_path / "misspelt")
+    assert kept(tmp_path / "misspelt") == [0, 2]  # what was trained is saved
+    run(stage, tmp_path / "misspelt")  # the same command, corrected
+    assert final(stage, tmp_path / "misspelt").step == 12
+
+
 def test_an_evaluators_pictures_are_shown_and_are_no_results(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
