@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from dlc_jax import stop
+from dlc_jax import memory, stop
 from dlc_jax.errors import Interrupted, UserError
 
 # What the system says of a full or read-only disk; other OSErrors are mistakes in the code.
@@ -201,3 +201,7 @@ def _outcome(run: Callable[[], int | None]) -> tuple[int, str]:
             2,
             f"{error.filename or 'a file'}: {error.strerror}; make room, then run the same command",
         )
+    except (MemoryError, RuntimeError) as error:  # jax's own errors are RuntimeErrors
+        if line := memory.line(error):
+            return 2, line
+        raise

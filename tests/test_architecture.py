@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Layers, and what each room may import of ours beside its own files. `typing`, `errors` and
 # `checksum` are allowed to everybody.
 LAYERS = [
-    ["typing", "errors", "stop", "checksum"],
+    ["typing", "errors", "stop", "checksum", "memory"],
     ["parallel", "diffusion", "data", "metrics", "optim", "workdir", "recipe"],
     ["kernels", "checkpoint", "command"],
     ["models", "losses", "interop"],
@@ -42,8 +42,9 @@ MAY_IMPORT = {
     **{room: set() for room in ["typing", "errors", *LAYERS[1], "stage"]},
     "stop": {"errors"},
     "checksum": set(),
+    "memory": {"errors"},
     "recipe": {"workdir"},  # constructors it reads as source, and imports to build
-    "command": {"stop", "recipe"},
+    "command": {"stop", "memory", "recipe"},
     "step": {"stage"},  # the contract that it steps; it has no logic
     "kernels": {"parallel"},
     "checkpoint": {"parallel", "checksum"},
@@ -71,6 +72,7 @@ OUTSIDE = {
     "errors": set(),
     "stop": set(),
     "checksum": set(),
+    "memory": {"jax"},
     "parallel": {"jax", "numpy"},
     "diffusion": {"jax", "jaxtyping", "numpy"},
     "data": set(
