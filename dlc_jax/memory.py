@@ -120,7 +120,9 @@ def _bytes(number: str, unit: str) -> int:
 def line(error: BaseException) -> str | None:
     """The line for an error of any command; None if it is not about memory."""
     found = shortage(error)
-    return found and f"{_said(found)}; lower the batch, or how much is computed at once"
+    if found is None:
+        return None
+    return f"{_said(*_counted(found))}; lower the batch, or how much is computed at once"
 
 
 @contextlib.contextmanager
@@ -143,23 +145,29 @@ def during(name: str, step: Any, section: Any, *, mesh: Any, workdir: Any) -> It
         found = shortage(error)
         if found is None:
             raise
+        found, owner = _counted(found)
         advice = _advice(found, name, step, section, dict(mesh.shape))
         if not found.is_host:
             plan = f"dlc plan --config={workdir}/config.json --topology={topology()} --step={name}"
             advice += f"; `{plan} --search` compares"
-        raise UserError(f"{name}: {_said(found)}; {advice}") from error
+        raise UserError(f"{name}: {_said(found, owner)}; {advice}") from error
 
 
-def _said(found: Shortage) -> str:
-    """What was asked for and what there is."""
+def _counted(found: Shortage) -> tuple[Shortage, str]:
+    """(the same with what the device or host has, where the error did not say; which it is)."""
     owner, amount = ("the host", _host_bytes()) if found.is_host else _device()
+    return dataclasses.replace(found, available=found.available or amount), owner
+
+
+def _said(found: Shortage, owner: str) -> str:
+    """What was asked for and what there is."""
     numbers = []
     if found.wanted is not None:
         numbers.append(f"{size(found.wanted)} {'needed' if found.is_program else 'asked for'}")
     if found.is_free:
         numbers.append(f"{size(found.available)} free")
-    elif available := found.available or amount:
-        numbers.append(f"{owner} has {size(available)}")
+    elif found.available:
+        numbers.append(f"{owner} has {size(found.available)}")
     return "out of memory" + (": " + ", ".join(numbers) if numbers else f" of {owner}")
 
 
@@ -184,7 +192,7 @@ def _advice(found: Shortage, name: str, step: Any, section: Any, mesh: Mapping[s
 def _parts(found: Shortage, plan: Any, *, each: int) -> int | None:
     """The least number of microbatches that may fit; `each` divides the examples of one."""
     least = plan.accumulate + 1
-    if found.is_program and found.wanted and found.available:
+    if found.wanted and found.available and not found.is_free:
         least = max(least, math.ceil(plan.accumulate * found.wanted / found.available))
     counts = range(least, plan.batch // each + 1)
     return next((parts for parts in counts if plan.batch % (each * parts) == 0), None)
