@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from dlc_jax import stop
+from dlc_jax import memory, stop
 from dlc_jax.errors import Interrupted, UserError
 from dlc_jax.hosts.cluster import FLAGS, NAMES
 
@@ -204,3 +204,7 @@ def _outcome(run: Callable[[], int | None]) -> tuple[int, str]:
             2,
             f"{error.filename or 'a file'}: {error.strerror}; make room, then run the same command",
         )
+    except (MemoryError, RuntimeError) as error:  # jax's own errors are RuntimeErrors
+        if line := memory.line(error):
+            return 2, line
+        raise

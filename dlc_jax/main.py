@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from dlc_jax import command, stop
+from dlc_jax import command, memory, stop
 
 
 def run(config, workdir: Path) -> None:
@@ -60,13 +60,15 @@ def run(config, workdir: Path) -> None:
             if isinstance(step, Stage):
                 step = dataclasses.replace(step, identity={**step.identity, **step.reads()})
                 log = {**config.log, "about": config.to_dict()} if "log" in config else {}
-                found = train.train(
-                    step, directory, mesh=mesh, seed=config.seed, name=name, log=log
-                )
+                with memory.during(name, step, config[name], mesh=mesh, workdir=workdir):
+                    found = train.train(
+                        step, directory, mesh=mesh, seed=config.seed, name=name, log=log
+                    )
                 found = {f"{name}/{key}": value for key, value in found.items()}
             else:
                 say(f"{name} ...")
-                found = dict(step.run(mesh, directory))
+                with memory.during(name, step, config[name], mesh=mesh, workdir=workdir):
+                    found = dict(step.run(mesh, directory))
             found[f"seconds/{name}"] = home.seconds(directory, time.monotonic() - started)
             home.merge_results(workdir, found)
             home.mark_done(directory, entry.facts)
@@ -83,6 +85,8 @@ def run(config, workdir: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code; without `argv` the command is this process's own."""
+    if argv is None:
+        memory.reserve()
 
     def call():
         from absl import logging  # when signals are heard

@@ -148,7 +148,8 @@ def _root(seed: int, name: str, mesh):
 def _initial(stage: Stage, abstract: TrainState, root) -> TrainState:
     placements = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     init = jax.jit(make_init(stage), out_shardings=placements)
-    state = init(jax.random.fold_in(root, 2**31 - 1))
+    # Where it does not fit, the error must come here: saving such a state would wait for ever.
+    state = jax.block_until_ready(init(jax.random.fold_in(root, 2**31 - 1)))
     plan = stage.plan
     if not plan.init_from:
         return state

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Layers, and what each room may import of ours beside its own files. `typing`, `errors` and
 # `checksum` are allowed to everybody.
 LAYERS = [
-    ["typing", "errors", "stop", "checksum"],
+    ["typing", "errors", "stop", "checksum", "memory"],
     ["hosts", "parallel", "diffusion", "data", "metrics", "optim", "workdir", "recipe"],
     ["kernels", "checkpoint", "command"],
     ["models", "losses", "interop"],
@@ -44,8 +44,9 @@ MAY_IMPORT = {
     "hosts": {"stop"},  # what hears signals
     "parallel": {"stop"},
     "checksum": set(),
+    "memory": {"errors"},
     "recipe": {"workdir"},  # constructors it reads as source, and imports to build
-    "command": {"stop", "recipe", "hosts"},
+    "command": {"stop", "memory", "recipe", "hosts"},
     "step": {"stage"},  # the contract that it steps; it has no logic
     "kernels": {"parallel"},
     "checkpoint": {"parallel", "checksum", "hosts"},
@@ -73,6 +74,7 @@ OUTSIDE = {
     "errors": set(),
     "stop": set(),
     "checksum": set(),
+    "memory": {"jax"},
     "hosts": {"jax"},
     "parallel": {"jax", "numpy"},
     "diffusion": {"jax", "jaxtyping", "numpy"},

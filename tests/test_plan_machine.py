@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dlc_jax import parallel
+from dlc_jax import memory, parallel
 from dlc_jax.errors import UserError
-from dlc_jax.plan import machine, program
+from dlc_jax.plan import machine
 from dlc_jax.plan.chip import examples
 
 tpu = pytest.mark.skipif(
@@ -80,8 +80,8 @@ def test_gpu(name, hosts):
 def test_a_gpu_has_the_memory_that_jax_takes(monkeypatch):
     whole = machine.GPU["h200"].hbm_bytes
     found = machine.find("h200:1")
-    assert found.hbm_bytes == int(0.75 * whole)
-    assert "75%" in found.hbm_note and "XLA_CLIENT_MEM_FRACTION" in found.hbm_note
+    assert found.hbm_bytes == int(0.92 * whole)
+    assert "92%" in found.hbm_note and "XLA_CLIENT_MEM_FRACTION" in found.hbm_note
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", ".95")
     assert machine.find("h200:1").hbm_bytes == int(0.95 * whole)
     for wrong in ("most", "0", "nan"):
@@ -169,7 +169,7 @@ def test_memory_of_the_table_is_the_compilers(kind):
     )
     with pytest.raises(jax.errors.JaxRuntimeError) as caught:
         jax.jit(lambda x: x * 2).lower(x).compile()
-    refusal = program.out_of_memory(caught.value)
+    refusal = memory.refusal(caught.value)
     # the refusal has two digits after the point
     assert abs(refusal.available - found.hbm_bytes) < 0.006 * 2**30
     assert abs(refusal.wanted - 2 * size) < 0.01 * 2**30

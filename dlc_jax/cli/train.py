@@ -1,6 +1,6 @@
 """dlc train --config=FILE.py[:VARIANT] [--workdir=DIR]: the same as python -m dlc_jax.main."""
 
-from dlc_jax import command, main
+from dlc_jax import command, main, memory
 
 EXAMPLE = "dlc train --config=configs/quickstart.py --workdir=runs/quickstart"
 
@@ -19,5 +19,6 @@ def arguments(parser) -> None:
 def run(arguments, rest) -> None:
     from absl import logging
 
+    memory.reserve()
     logging.set_verbosity(logging.ERROR)
     main.run(*command.parse([*command.given(arguments), *rest]))

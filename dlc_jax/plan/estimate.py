@@ -15,6 +15,7 @@ import jax
 
 from dlc_jax import metrics, parallel, train
 from dlc_jax.errors import UserError
+from dlc_jax.memory import refusal
 from dlc_jax.plan import program
 from dlc_jax.plan.machine import Machine
 from dlc_jax.stage import Program, Stage
@@ -118,7 +119,7 @@ def estimate(config, *, step: str, name: str, machine: Machine) -> Estimate:
     try:
         compiled = lowered.compile(compiler_options=machine.compiler_options or None)
     except jax.errors.JaxRuntimeError as error:
-        refused = program.out_of_memory(error)
+        refused = refusal(error)
         if refused is None:
             reason = " ".join(str(error).split())[:300]
             raise UserError(

@@ -19,6 +19,7 @@ import re
 import sys
 import tempfile
 
+from dlc_jax import memory
 from dlc_jax.errors import UserError
 from dlc_jax.plan.chip import GIB, GPU, GPUS_PER_HOST, MOST_GPUS, TPU, Chip, count, examples, form
 
@@ -187,15 +188,15 @@ def _find_gpu(name: str, kind: str, gpus: int) -> Machine:
     return dataclasses.replace(
         found,
         hbm_bytes=int(chip.hbm_bytes * share),
-        hbm_note=f"JAX takes {share:.0%} of {chip.hbm_bytes / GIB:.1f} GiB{more}",
+        hbm_note=f"training takes {share:.0%} of {chip.hbm_bytes / GIB:.1f} GiB{more}",
         compiler_options=dict(_GPU_OPTIONS),
     )
 
 
 def _memory_share() -> float:
-    """The part of a GPU's memory that JAX's allocator gives to programs in this environment."""
-    names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
-    given = next((os.environ[name] for name in names if os.environ.get(name)), "0.75")
+    """The part of a GPU's memory that training takes in this environment."""
+    given = (os.environ[name] for name in memory.FRACTION if os.environ.get(name))
+    given = next(given, str(memory.SHARE))
     try:
         share = float(given)
     except ValueError:
@@ -263,7 +264,7 @@ def listing() -> str:
     lines += [_row(kind, chip) for kind, chip in GPU.items()]
     lines += [
         "  1 to 8 on one host, or a multiple of 8: hosts of 8.",
-        f"  JAX takes {_memory_share():.0%} of the memory by default.",
+        f"  Training takes {_memory_share():.0%} of the memory by default.",
     ]
     return "\n".join(lines)
 

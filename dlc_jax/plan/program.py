@@ -53,14 +53,6 @@ class Memory:
     peak: int
 
 
-@dataclasses.dataclass(frozen=True)
-class OutOfMemory:
-    """A compiler's refusal: bytes that the program wants on one device, and bytes available."""
-
-    wanted: int
-    available: int
-
-
 def text(compiled) -> str | None:
     """The optimized HLO; None where this jaxlib cannot read the compiler's (some of libtpu's)."""
     import jax
@@ -86,30 +78,6 @@ def memory(compiled) -> Memory:
         "code": found.generated_code_size_in_bytes,
     }
     return Memory(**parts, peak=sum(parts.values()) - 2 * parts["aliased"])
-
-
-_SIZE = r"([\d.]+)([KMGTP]?)i?B?"
-_REFUSALS = (
-    # libtpu 0.0.42: the total, although it says temporaries
-    re.compile(rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
-    re.compile(rf"memory space hbm\. Used {_SIZE} of {_SIZE} hbm"),  # libtpu before
-)
-
-
-def out_of_memory(error: BaseException) -> OutOfMemory | None:
-    """What a compiler's refusal says, or None for another error, such as too little on-chip memory.
-
-    GPU compilers never refuse.
-    """
-    for pattern in _REFUSALS:
-        if match := pattern.search(str(error)):
-            wanted, available = match.groups()[:2], match.groups()[2:]
-            return OutOfMemory(wanted=_bytes_of(*wanted), available=_bytes_of(*available))
-    return None
-
-
-def _bytes_of(number, unit):
-    return int(float(number) * 1024 ** " KMGTP".index(unit or " "))
 
 
 def collectives(text: str | None) -> dict[str, Collective] | None:

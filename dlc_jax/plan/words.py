@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from dlc_jax.memory import size
 from dlc_jax.plan.estimate import Estimate, bytes_here
 from dlc_jax.plan.machine import Machine
 
-GIB = 2**30
 WIDTH, INDENT = 100, " " * 12
 
 
@@ -100,13 +100,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = np.max([[len(cell) for cell in row] for row in (head, *rows)], axis=0)
     lines = ((cell.ljust(width) for cell, width in zip(row, widths)) for row in (head, *rows))
     return "\n".join("  ".join(line).rstrip() for line in lines)
-
-
-def size(count: int) -> str:
-    for unit, name in ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if count >= unit:
-            return f"{count / unit:.2f} {name}"
-    return f"{count} B"
 
 
 def duration(seconds: float) -> str:
