@@ -311,3 +311,21 @@ def test_peak_memory():
     held = metrics.peak_memory_gb()
     subprocess.run([sys.executable, "-c", "x = bytearray(3_000_000_000)"], check=True)
     assert metrics.peak_memory_gb() < held + 1
+
+
+def test_goodput_counts_lost_steps_and_restarts(tmp_path):
+    """Six of ten steps are kept: what the other four took was not useful."""
+    run(writer(tmp_path, total=10, log_every=1), wait=0.0)
+    noted = json.loads((tmp_path / "seconds.json").read_text())
+    before = lines(tmp_path)[-1]
+    assert before["restarts"] == 0 and 0.3 < before["goodput"] <= 1
+    assert noted["useful"] == pytest.approx(before["goodput"] * noted["seconds"], rel=0.2)
+    made = writer(tmp_path, total=10, log_every=1, first=6)
+    for step in (7, 8):
+        made.step(step, {"loss": 1.0})
+    made.close()
+    again = lines(tmp_path)[-1]
+    assert again["step"] == 8 and again["restarts"] == 1
+    now = json.loads((tmp_path / "seconds.json").read_text())
+    assert now["useful"] == pytest.approx(0.6 * noted["useful"], abs=0.02)
+    assert again["goodput"] < before["goodput"]

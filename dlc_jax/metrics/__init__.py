@@ -7,7 +7,8 @@ numbers of a step just dispatched would make the host wait for the device.
                                   kills; a line per evaluation
     <directory>/tensorboard/      the same, and pictures; so in W&B, see boards.py
     <directory>/seconds.json      seconds spent up to "step": {"before": in runs before this one,
-                                  "seconds": in all, "step"}
+                                  "seconds": in all, "useful": of these in steps that count,
+                                  "restarts": runs before this one, "step"}
     <directory>/parameters.txt    the table of the parameters, as the last run placed them
 """
 
@@ -84,12 +85,13 @@ class Writer:
         self._last: dict[str, Any] = {"step": first}
         self._old: dict[str, Any] = {}  # what is already written for step `first`
         self._start, self._before = time.monotonic(), 0.0
+        self._useful, self._restarts = 0.0, 0
         self._mark: tuple[float, int] | None = None  # time and step since which rates are taken
         self._waited, shown = 0.0, Log(**log)
         if self._main:
             with self._writing():
                 self._directory.mkdir(parents=True, exist_ok=True)
-                self._before = files.seconds(self._directory)
+                self._begin(files.noted(self._directory))
                 self._old = files.trim(self._directory / "metrics.jsonl", first)
                 if shown.tensorboard:
                     self._boards.append(TensorBoard(self._directory, first=first))
@@ -98,6 +100,13 @@ class Writer:
                     self._boards.append(board)
                 self._file = open(self._directory / "metrics.jsonl", "a")
                 self._note(first)
+
+    def _begin(self, noted: Mapping[str, float]) -> None:
+        """Goes on from what the runs before noted; steps that were lost have not been useful."""
+        self._before = noted["seconds"]
+        self._restarts = 0 if noted["is_first"] else int(noted["restarts"]) + 1
+        kept = min(1.0, self._first / noted["step"]) if noted["step"] else 0.0
+        self._useful = noted["useful"] * kept
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Takes the metrics of the step just dispatched; writes and returns those before, `last`.
@@ -197,6 +206,7 @@ class Writer:
         line = values | (rates if due else {})
         self._last = {**line, "step": step}
         if due:
+            self._useful += (now - self._mark[0]) if rates else 0.0
             self._write(step, line)
             self._show(step, line)
             self._note(step)
@@ -212,6 +222,7 @@ class Writer:
         span = max(now - self._mark[0], 1e-9)
         pace = span / (step - self._mark[1])
         rates = {"seconds_per_step": pace, "data_wait": min(1.0, self._waited / span)}
+        rates |= {"goodput": (self._useful + span) / self._seconds(), "restarts": self._restarts}
         return rates | ({"images_per_second": self._batch / pace} if self._batch else {})
 
     def _write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -227,10 +238,14 @@ class Writer:
             for board in self._boards:
                 board.scalars(numbers, step)
 
+    def _seconds(self) -> float:
+        """Spent in this step of the recipe so far, over all runs."""
+        return self._before + time.monotonic() - self._start
+
     def _note(self, step: int) -> None:
         if self._main:
-            total = self._before + time.monotonic() - self._start
-            facts = {"before": self._before, "seconds": total, "step": step}
+            facts = {"before": self._before, "seconds": self._seconds(), "step": step}
+            facts |= {"useful": self._useful, "restarts": self._restarts}
             with self._writing():
                 files.replace(self._directory / "seconds.json", json.dumps(facts) + "\n")
 

@@ -33,12 +33,14 @@ def trim(path: Path, first: int) -> dict[str, Any]:
     return kept.get(first, {})
 
 
-def seconds(directory: Path) -> float:
-    """Those of the runs before, from seconds.json; 0 without it."""
+def noted(directory: Path) -> dict[str, float]:
+    """What the runs before noted in seconds.json; zeros without it, and of what it does not say."""
+    names = ("seconds", "step", "useful", "restarts")
     try:
-        return float(json.loads((directory / "seconds.json").read_text())["seconds"])
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
-        return 0.0
+        found = json.loads((directory / "seconds.json").read_text())
+        return {name: float(found.get(name, 0)) for name in names} | {"is_first": False}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return dict.fromkeys(names, 0.0) | {"is_first": True}
 
 
 def replace(path: Path, text: str) -> None:
