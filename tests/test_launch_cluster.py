@@ -625,8 +625,8 @@ def test_local_signals_reach_every_process_once(machine, number):
 @pytest.mark.parametrize("launcher", [[SUPERVISE], [*LOCAL, "-n", 1]], ids=["supervise", "local"])
 def test_ctrl_c_in_a_terminal_reaches_the_command_once(machine, launcher):
     script = (
-        "import signal, time; signal.signal(2, lambda *_: print('heard', flush=True)); "
-        "print('ready', flush=True); time.sleep(1); exit(75)"
+        "import os, signal, time; signal.signal(2, lambda *_: os.write(1, b'heard\\n')); "
+        "os.write(1, b'ready\\n'); time.sleep(1); exit(75)"
     )
     process = machine.start(*launcher, sys.executable, "-c", script, group=0)
     assert "ready" in process.stdout.readline()
