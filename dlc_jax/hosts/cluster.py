@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dlc_jax import stop
 from dlc_jax.errors import UserError
 
 # The address of process 0, how many processes there are, and which this is.
@@ -54,8 +55,8 @@ def join() -> None:
     `watch`: at once, or where its machine fell silent within DLC_HEARTBEAT seconds.
 
     Raises:
-      UserError: only some of the three are set, or not to numbers that go together; the others do
-        not come, or process 0's port is taken.
+      UserError: only some of the three are set, or not to numbers that go together; process 0's
+        port is taken. If the others do not come in time, the process ends with exit code 75.
     """
     global _watch
     import jax
@@ -69,7 +70,8 @@ def join() -> None:
     # It swallows SIGTERM, and knows of no other signal; see stop.py.
     jax.config.update("jax_enable_preemption_service", False)
     timeout, heartbeat = (_seconds(name) for name in (JOIN_TIMEOUT, HEARTBEAT))
-    settings = {"initialization_timeout": timeout}
+    # JAX aborts when its time is over; ours is over before, see `_patience`.
+    settings = {"initialization_timeout": timeout + 60}
     # A process whose sockets close is noticed at once, see `watch`. This is for one that hangs.
     settings["heartbeat_timeout_seconds"] = max(10, heartbeat)
     if by == "Open MPI" and "OMPI_MCA_orte_hnp_uri" not in os.environ:  # of Open MPI 5
@@ -80,17 +82,14 @@ def join() -> None:
     who = f"process {named[2]} of {named[1]}" if named else f"this process of {by}"
     where = named[0] if named else "the coordinator"
     try:
-        with _patience(f"{who} waits for the others at {where}, up to {timeout} seconds"):
+        with _patience(who, where, timeout):
             jax.distributed.initialize(**settings)
     except ValueError as error:
         if by == "a TPU pod":  # chips, but no pod
             return
         raise UserError(f"{by or where}: {_first(error)}; {_by_name()}") from error
     except (RuntimeError, OSError) as error:
-        raise UserError(
-            f"{who} cannot meet the others at {where} within {timeout} seconds ({JOIN_TIMEOUT}): "
-            f"{_first(error)}"
-        ) from error
+        raise UserError(f"{who} cannot meet the others at {where}: {_first(error)}") from error
     if jax.process_count() > 1:
         from dlc_jax.hosts.watch import Watch
 
@@ -144,14 +143,25 @@ def _seconds(name: str) -> int:
 
 
 @contextlib.contextmanager
-def _patience(line: str) -> Iterator[None]:
-    timer = threading.Timer(PATIENCE, lambda: print(f"dlc_jax: {line}", file=sys.stderr))
-    timer.daemon = True
-    timer.start()
+def _patience(who: str, where: str, timeout: int) -> Iterator[None]:
+    """Says what is waited for, and after the time-out ends the process: JAX would abort it."""
+    late = f"waits for the others at {where}, up to {timeout} seconds"
+    over = (
+        f"cannot meet the others at {where} within {timeout} seconds ({JOIN_TIMEOUT}); start all "
+        "of them with the address of process 0, then the same command goes on"
+    )
+    timers = [
+        threading.Timer(PATIENCE, lambda: print(f"dlc_jax: {who} {late}", file=sys.stderr)),
+        threading.Timer(timeout, lambda: stop.end(f"{who} {over}")),
+    ]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
     try:
         yield
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
 
 
 def _first(error: Exception) -> str:

@@ -39,7 +39,7 @@ class Watch:
     """
 
     def __init__(self, heartbeat: int):
-        self._heartbeat, self._closing = heartbeat, False
+        self._heartbeat, self._closing, self._code = heartbeat, False, stop.CODE
         self._me, self._count = jax.process_index(), jax.process_count()
         self._service, self._peers = client(), {}  # {process: its connection}, in process 0
         self._connect()
@@ -63,7 +63,7 @@ class Watch:
         """Says why this process ends; process 0 gives the others the time to hear it."""
         if self._closing:  # the others know, or are gone
             return
-        self._closing = True
+        self._closing, self._code = True, code
         if agreed:  # so all have it to say themselves
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 self._service.wait_at_barrier("dlc_jax/stopped", 1000 * LEAVE)
@@ -128,7 +128,7 @@ class Watch:
 
     def _end(self, line: str, code: int) -> None:
         if not self._closing:
-            self._closing = True
+            self._closing, self._code = True, code
             stop.end(line, code)
 
     # ---- connections, which close when a process is gone
@@ -196,7 +196,7 @@ class Watch:
         def handle(number):
             if not self._closing:
                 os.write(2, line.encode())
-            os._exit(stop.CODE)
+            os._exit(self._code)
 
         self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)  # kept, C calls it
         ctypes.CDLL(None).signal(int(signal.SIGABRT), self._handler)
