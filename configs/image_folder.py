@@ -95,7 +95,7 @@ VARIANTS = {
     "tiny": {
         "*.train.steps": 24,
         "*.train.batch": 32,
-        "*.train.[ls]*_every": 8,  # log and save
+        "*.train.*_every": 8,
         "*.train.validate_every": 12,
         "*.train.validate_batches": 2,
         "encoder.objective.koleo_group": 32,

@@ -13,7 +13,7 @@ RECIPE = {
     "mesh.data": 1,
     "mesh.fsdp": -1,  # parameters are shared out over all devices
     "data.name": "tfds",
-    "*.train.[sv]*_every": 5000,  # save and validate
+    "*.train.*_every": 5000,
     "*.train.log_every": 100,
     "*.train.keep": 3,
     "*.train.patience": 20,

@@ -112,7 +112,7 @@ VARIANTS = {
     "tiny": {
         "data.count": 1024,
         "*.train.steps": 24,
-        "*.train.[ls]*_every": 8,  # log and save
+        "*.train.*_every": 8,
         "*.train.validate_every": 12,
         "*.train.validate_batches": 2,
         "encoder.monitor.count": 64,

@@ -33,7 +33,7 @@ class Plan:
         always validated.
       validate_batches: batches of the fixed validation split.
       keep: newest checkpoints kept, at least 2.
-      keep_every: steps between two checkpoints that are saved and kept for ever; 0 is none.
+      keep_period: steps between two checkpoints that are saved and kept for ever; 0 is none.
       keep_best: metric whose best checkpoint is kept too, such as "validation/loss" (smallest); "-"
         before it, as in "-monitor/probe/shape", keeps the largest; "" is none.
       patience: non-finite steps in a row after which the run stops.
@@ -53,7 +53,7 @@ class Plan:
     validate_every: int = 0
     validate_batches: int = 8
     keep: int = 2
-    keep_every: int = 0
+    keep_period: int = 0
     keep_best: str = ""
     patience: int = 10
     init_from: str = ""
@@ -69,17 +69,19 @@ class Plan:
         for name in positive:
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)} must be at least 1")
-        if self.keep_every < 0:
-            raise UserError(f"train.keep_every={self.keep_every} must be at least 0")
+        if self.keep_period < 0:
+            raise UserError(f"train.keep_period={self.keep_period} must be at least 0")
 
     @property
     def retention(self) -> dict[str, Any]:
         """Which checkpoints stay, as `Checkpoints` takes it."""
-        return {name: getattr(self, name) for name in ("keep", "keep_every", "keep_best")}
+        return {name: getattr(self, name) for name in ("keep", "keep_period", "keep_best")}
 
     def saves(self, step: int) -> bool:
         """Whether a checkpoint is due at a step that is not the last."""
-        return step % self.save_every == 0 or (self.keep_every > 0 and step % self.keep_every == 0)
+        return step % self.save_every == 0 or (
+            self.keep_period > 0 and step % self.keep_period == 0
+        )
 
 
 @dataclasses.dataclass(frozen=True)

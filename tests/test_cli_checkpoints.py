@@ -15,12 +15,12 @@ from dlc_jax.checkpoint import Checkpoints
 @pytest.fixture
 def run(tmp_path):
     """A run with checkpoints of two steps, the first with one that is kept for its loss."""
-    train = {"keep": 2, "keep_every": 40, "keep_best": "validation/loss", "steps": 60}
+    train = {"keep": 2, "keep_period": 40, "keep_best": "validation/loss", "steps": 60}
     config = {"steps": ["encoder", "prior", "codes"], "encoder": {"train": train}, "prior": {}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     losses = {10: 3.0, 20: 1.25, 40: 2.0, 50: 2.0, 60: 2.0}
     for name, steps in {"encoder": losses, "prior": {7: 1.0}}.items():
-        kept = {"keep_every": 40, "keep_best": "validation/loss"}
+        kept = {"keep_period": 40, "keep_best": "validation/loss"}
         checkpoints = Checkpoints(tmp_path / name / "checkpoints", **kept)
         for step, loss in steps.items():
             metrics = {"validation/loss": loss} if name == "encoder" else {}

@@ -27,10 +27,10 @@ def saved(directory, steps, metric="validation/loss", **retention):
     [
         ({}, [5, 6]),
         ({"keep": 3}, [4, 5, 6]),
-        ({"keep_every": 3}, [3, 5, 6]),
+        ({"keep_period": 3}, [3, 5, 6]),
         ({"keep_best": "validation/loss"}, [2, 5, 6]),
         ({"keep_best": "-validation/loss"}, [1, 5, 6]),
-        ({"keep_every": 4, "keep_best": "validation/loss"}, [2, 4, 5, 6]),
+        ({"keep_period": 4, "keep_best": "validation/loss"}, [2, 4, 5, 6]),
     ],
 )
 def test_the_last_every_and_the_best_stay(tmp_path, retention, left):

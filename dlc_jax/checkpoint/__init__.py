@@ -12,7 +12,7 @@ before and, being deterministic, makes the same step again. Only where no step h
 first save was cut short, or the seals were not copied along) the newest step that is complete and
 restores is taken, and sealed then. So kill -9 at any time leaves something to go on from, or
 nothing saved at all; and an older step is deleted only after `keep` newer ones were sealed, and if
-neither `keep_every` nor `keep_best` keeps it (retention.py).
+neither `keep_period` nor `keep_best` keeps it (retention.py).
 
 A save ends alike in all processes: sealed, or with the same error, which the next step of training
 raises (together.py). A step whose meta has a larger `format` than this code knows is refused, not

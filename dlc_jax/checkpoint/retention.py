@@ -13,13 +13,13 @@ class Retention:
 
     Attributes:
       keep: newest steps, at least 2: one stays until a newer one is sealed.
-      keep_every: steps that are multiples of it are never deleted; 0 is none.
+      keep_period: steps that are multiples of it are never deleted; 0 is none.
       keep_best: a metric, such as "validation/loss": the step where it was smallest stays; with "-"
         before it, as in "-monitor/probe/shape", the step where it was largest; "" is none.
     """
 
     keep: int = 2
-    keep_every: int = 0
+    keep_period: int = 0
     keep_best: str = ""
 
     def __post_init__(self):
@@ -41,9 +41,9 @@ class Retention:
           measured: (step) -> its metrics; asked only for `keep_best`. Of equals the newest is best.
         """
         kept = {step: ["last"] for step in steps[: self.keep]}
-        if self.keep_every:
+        if self.keep_period:
             for step in steps:
-                if step % self.keep_every == 0:
+                if step % self.keep_period == 0:
                     kept.setdefault(step, []).append("every")
         if self.keep_best:
             sign = -1 if self.keep_best.startswith("-") else 1

@@ -26,10 +26,10 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory: str | Path, *, keep: int = 2, keep_every: int = 0, keep_best: str = ""
+        self, directory: str | Path, *, keep: int = 2, keep_period: int = 0, keep_best: str = ""
     ):
         """Which steps stay: see retention.py."""
-        self._retention = Retention(keep=keep, keep_every=keep_every, keep_best=keep_best)
+        self._retention = Retention(keep=keep, keep_period=keep_period, keep_best=keep_best)
         self._directory = Path(directory).absolute()
         self._writer, self._thread, self._error = None, None, None
         self._together = None  # the meetings of the save in progress

@@ -54,7 +54,7 @@ def show(directory: Path, settings: dict, *, verify: bool) -> list[str]:
     from dlc_jax.checkpoint import arrays, seal
     from dlc_jax.checkpoint.retention import Retention
 
-    fields = {"keep": int, "keep_every": int, "keep_best": str}  # a damaged file may hold anything
+    fields = {"keep": int, "keep_period": int, "keep_best": str}  # a damaged file may hold anything
     fields = {name: info.section(settings, name, kind) for name, kind in fields.items()}
     retention = Retention(**{name: value for name, value in fields.items() if value})
     steps = seal.steps(directory)

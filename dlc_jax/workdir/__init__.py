@@ -48,7 +48,7 @@ OPERATIONAL = (
     r"[^.]+\.batch",  # of a job; a stage's is in its `train`, and is learned from
     r"[^.]+\.(grid|monitor)\..*",
     r".*\.train\.(steps|accumulate|log_every|save_every|validate_every|validate_batches)",
-    r".*\.train\.(keep|keep_every|keep_best|patience)",
+    r".*\.train\.(keep|keep_period|keep_best|patience)",
     r"(.*\.)?(path|data_dir|directory|cache|cache_gb|limit|threads|workers|prefetch)",
 )
 _ABSENT = "absent"

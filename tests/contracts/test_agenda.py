@@ -233,7 +233,7 @@ def test_a_metric_to_keep_the_best_by_that_nothing_measures_is_refused_at_once(r
         main.run(misspelt, tmp_path / "new")
     assert not (tmp_path / "new").exists() and rooms.ran == []
     main.run(config(prior__train=dict(steps=2, batch=8, keep_best="")), tmp_path / "new")
-    kept = dict(steps=4, batch=8, keep=3, keep_every=2, keep_best="validation/loss")
+    kept = dict(steps=4, batch=8, keep=3, keep_period=2, keep_best="validation/loss")
     main.run(config(prior__train=kept), tmp_path / "new")
     assert (tmp_path / "new" / "prior" / "checkpoints" / "4").is_dir()
 

@@ -254,7 +254,7 @@ def test_the_best_step_stays_and_every_nth_is_saved_between_saves(tmp_path):
     def kept(directory):
         return sorted(int(path.name) for path in (directory / "checkpoints").glob("*[0-9]"))
 
-    stage = coupled(steps=12, keep_best="-count/accuracy", keep_every=5)
+    stage = coupled(steps=12, keep_best="-count/accuracy", keep_period=5)
     stage = dataclasses.replace(stage, evals=(Evaluator("count", 2, measure),))
     run(stage, tmp_path / "kept")
     assert kept(tmp_path / "kept") == [0, 4, 5, 10, 12]
