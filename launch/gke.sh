@@ -3,7 +3,7 @@
 #
 #   ./launch/gke.sh --context=gke_PROJECT_ZONE_CLUSTER --name=run1 --image=REGISTRY/dlc:1 \
 #     --accelerator=tpu-v6e-slice --topology=8x8 --hosts=16 --chips=4 [--slices=1] -- \
-#     python -m dlc_jax.main --config=configs/imagenet256.py --workdir=gs://MY_BUCKET/run1
+#     python -m dlc_jax.main --config=configs/imagenet256.py --workdir=/shared/run1
 #
 # --hosts and --chips are of one slice and of one host: hosts x chips is the product of the
 # topology. The image holds the checkout as its working directory, with `pip install -e .[tpu]`.

@@ -6,7 +6,7 @@
 #   ./launch/tpu_vm.sh wait   $tpu         # until it is ACTIVE
 #   ./launch/tpu_vm.sh setup  $tpu         # this checkout's last commit, on every worker
 #   ./launch/tpu_vm.sh run    $tpu -- \
-#     python -m dlc_jax.main --config=configs/imagenet256.py --workdir=gs://MY_BUCKET/run1
+#     python -m dlc_jax.main --config=configs/imagenet256.py --workdir=/shared/run1
 #   ./launch/tpu_vm.sh logs   $tpu [--worker=0]
 #   ./launch/tpu_vm.sh stop   $tpu         # SIGTERM: it saves and ends; `run` resumes
 #   ./launch/tpu_vm.sh delete $tpu         # the machines too

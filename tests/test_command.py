@@ -171,3 +171,9 @@ def test_a_python_file_without_a_recipe_is_refused(tmp_path):
     (tmp_path / "like.py").write_text('RECIPE = {"like": "mine.py"}\n')
     with pytest.raises(UserError, match=r"^\S*mine\.py has no RECIPE"):
         parse(f"--config={tmp_path / 'like.py'}")
+
+
+def test_a_workdir_on_an_object_store_is_refused_and_no_folder_of_that_name_is_made():
+    for place in ("gs://bucket/run", "s3://bucket/run"):
+        with pytest.raises(UserError, match=f"--workdir={place} is not a path; object stores"):
+            command.parse(["x", "--config=configs/quickstart.py", f"--workdir={place}"])
