@@ -42,8 +42,8 @@ def parse(argv: list[str]):
         raise UserError(f"command line: seed={config.seed} is not in 0 to {2**31 - 1}")
     if workdir and "://" in workdir:
         raise UserError(
-            f"command line: --workdir={workdir} is not a path; object stores are not supported yet: "
-            "mount the bucket as a file system, or give a folder that all processes share"
+            f"command line: --workdir={workdir} is not a path; object stores are not supported "
+            "yet: mount the bucket as a file system, or give a folder that all processes share"
         )
     usual = path.parent if path.name == "config.json" else Path("runs") / path.stem
     return config, Path(workdir or usual)
