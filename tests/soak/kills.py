@@ -31,6 +31,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "launch")]
 import local_multiprocess  # noqa: E402
 
+TINY = ("--config=configs/quickstart.py:tiny",)
 STEPS = ("encoder", "codes", "probe", "prior", "generator", "samples")
 HEARTBEAT = 20  # seconds within which the others notice a killed process
 BOUND = 20  # seconds from SIGTERM to the end of every process
@@ -93,24 +94,24 @@ def hooked(situation, mark, arguments):
 
 
 class Job:
-    """The processes of one start of the command; their output is in files beside the workdir."""
+    """The processes of one start of the command; what they say is in files beside the workdir.
 
-    def __init__(self, workdir, count, fields=(), hook=(), **environment):
-        self.workdir, self.count = workdir, count
-        recipe = "configs/quickstart.py:tiny"
-        if any(field.startswith("steps=") for field in fields):
-            fields = [field for field in fields if not field.startswith("steps=")]
-            recipe += ",encoder"
+    Args:
+      arguments: of the command, but for the workdir.
+      hook: the situation at which `mark` appears, see `hooked`; "" for the command itself.
+      environment: what is added to that of every process.
+    """
+
+    def __init__(self, workdir, count, arguments=TINY, hook="", **environment):
+        self.workdir = workdir
         self.mark = workdir.with_name(f"{workdir.name}.mark")
         self.mark.unlink(missing_ok=True)
         program = [str(pathlib.Path(__file__)), "hooked", hook, str(self.mark)] if hook else []
-        given = [f"--config={recipe}", f"--workdir={workdir}"]
-        given += [f"--config.{field}" for field in fields]
-        words = [sys.executable, *(program or ["-m", "dlc_jax.main"]), *given]
+        program = program or ["-m", "dlc_jax.main"]
+        words = [sys.executable, *program, *arguments, f"--workdir={workdir}"]
         usual = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "DLC_HEARTBEAT": str(HEARTBEAT)}
         names = [workdir.with_name(f"{workdir.name}.{index}.err") for index in range(count)]
-        self.errors, self.started = names, time.monotonic()
-        self.processes = []
+        self.errors, self.started, self.processes = names, time.monotonic(), []
         variables = local_multiprocess.variables(count, 1, os.environ.get("XLA_FLAGS", ""))
         for name, added in zip(names, variables, strict=True):
             with open(name, "wb") as error:
@@ -175,9 +176,9 @@ class Job:
         return [line for line in lines if line.startswith("dlc_jax:")]
 
 
-def finish(workdir, count, fields=()):
+def finish(workdir, count, arguments=TINY):
     """Runs the command to its end; raises RuntimeError if it does not end well."""
-    job = Job(workdir, count, fields)
+    job = Job(workdir, count, arguments)
     codes = job.codes()
     if any(codes):
         raise RuntimeError(f"exit codes {codes}: {job.errors[0].read_text()[-2000:]}")
@@ -360,12 +361,12 @@ def terminated(folder, draw):
 
 
 def elastic(folder):
-    fields = ("steps=encoder", "encoder.train.log_every=1")
-    reference = finish(folder / "reference", 1, fields)
+    arguments = (f"{TINY[0]},encoder", "--config.encoder.train.log_every=1")
+    reference = finish(folder / "reference", 1, arguments)
     workdir, changes = folder / "run", []
     table = Table("processes", "stopped at step", "exit codes", "seconds")
     for count in (2, 4):
-        job = Job(workdir, count, fields, hook="training")
+        job = Job(workdir, count, arguments, hook="training")
         come = job.wait_for(job.mark.exists)
         job.processes[-1].send_signal(signal.SIGTERM)
         at = time.monotonic()
@@ -376,7 +377,7 @@ def elastic(folder):
         table.add(good, count, changes[-1], codes, f"{time.monotonic() - at:.1f}")
         if not good:
             print(job.errors[0].read_text()[-1500:], flush=True)
-    finish(workdir, 1, fields)
+    finish(workdir, 1, arguments)
     table.add(True, 1, "complete", [0], "-")
     found, wanted = (
         {step: value for (step, key), value in rows(path, "encoder").items() if key == "loss"}
