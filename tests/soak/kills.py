@@ -261,8 +261,8 @@ class Table:
 # ---- modes
 
 
-def killed(count, folder, kills, draw):
-    reference = finish(folder / "reference", count)
+def killed(count, folder, kills, draw, reference):
+    reference = reference or finish(folder / "reference", count)
     results = json.loads((reference / "results.json").read_text())
     lasted = {name: results[f"seconds/{name}"] for name in STEPS}
     said = ", ".join(f"{name} {lasted[name]:.0f} s" for name in STEPS)
@@ -320,7 +320,7 @@ def kept(situation, workdir):
     directory = workdir / "encoder" / "checkpoints"
     steps = sorted(int(p.name.split(".")[0]) for p in directory.glob("*.sha256.json"))
     if situation == "compiling":
-        return ("nothing was there to save", True) if not steps else (f"saved {steps}", False)
+        return f"steps {steps}", steps in ([], [0])  # step 0 is saved before the first compiles
     if situation in ("codes", "samples"):
         return "-", True
     meta = json.loads((directory / str(steps[-1]) / "meta" / "metadata").read_text())
@@ -396,6 +396,11 @@ def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--mode", required=True, choices=("one", "two", "term", "elastic"))
     parser.add_argument("--kills", type=int, help="default: 20 of mode one, 8 of mode two")
+    parser.add_argument(
+        "--reference",
+        type=pathlib.Path,
+        help="of modes one and two: a complete uninterrupted run (default: it is made)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     given = parser.parse_args()
     folder, started = pathlib.Path(tempfile.mkdtemp(prefix="dlc_jax_kills_")), time.monotonic()
@@ -410,7 +415,7 @@ def main():
     try:
         if given.mode in ("one", "two"):
             count = 1 if given.mode == "one" else 2
-            bad = killed(count, folder, given.kills or {1: 20, 2: 8}[count], draw)
+            bad = killed(count, folder, given.kills or {1: 20, 2: 8}[count], draw, given.reference)
         else:
             bad = terminated(folder, draw) if given.mode == "term" else elastic(folder)
         print(f"{time.monotonic() - started:.0f} s, {bad} not as expected", flush=True)
