@@ -261,17 +261,29 @@ class Table:
 # ---- modes
 
 
+def spans(reference):
+    """{step: seconds} that it lasts once its programs are compiled, rather less than more."""
+    results = json.loads((reference / "results.json").read_text())
+    found = {name: 0.4 * results[f"seconds/{name}"] for name in STEPS}
+    for name in STEPS:
+        if (reference / name / "metrics.jsonl").exists():
+            lines = (reference / name / "metrics.jsonl").read_text().splitlines()
+            logged = [row for row in map(json.loads, lines) if "seconds_per_step" in row]
+            paces = sorted(row["seconds_per_step"] for row in logged)
+            found[name] = logged[-1]["step"] * paces[len(paces) // 2]
+    return found
+
+
 def killed(count, folder, kills, draw, reference):
     reference = reference or finish(folder / "reference", count)
-    results = json.loads((reference / "results.json").read_text())
-    lasted = {name: results[f"seconds/{name}"] for name in STEPS}
+    lasted = spans(reference)
     said = ", ".join(f"{name} {lasted[name]:.0f} s" for name in STEPS)
-    print(f"uninterrupted: {said}\n", flush=True)
+    print(f"moments are drawn within: {said}\n", flush=True)
     aims = sorted((STEPS[number % len(STEPS)] for number in range(kills)), key=STEPS.index)
     workdir, hit, longest = folder / "run", [], 0.0
     table = Table("kill", "during", "seconds into it", "killed", "the others")
     for number, aim in enumerate(aims):
-        job, moment = Job(workdir, count), draw.uniform(0, 0.9 * lasted[aim])
+        job, moment = Job(workdir, count), draw.uniform(0, lasted[aim])
         come = job.reached(aim) and job.goes_on_for(moment)
         name, victim = current(workdir), draw.randrange(count)
         job.processes[victim].kill()
