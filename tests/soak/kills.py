@@ -84,6 +84,8 @@ def hooked(situation, mark, arguments):
         train.compile_step = compiled
     if situation == "evaluating":  # past the two batches of validation: in the monitor
         before(stop, "breathe", 4, 2.0, only=lambda: stop._measuring)
+    if situation == "codes":
+        before(stop, "breathe", 2, 2.0, only=lambda: not stop._measuring)
     if situation == "saving":  # in the background
         before(Checkpoints, "_finish", 1, 2.0)
     sys.argv = ["dlc_jax.main", *arguments]
@@ -318,9 +320,8 @@ def killed(count, folder, kills, draw, reference):
 
 def come_to(job, situation, draw):
     """Waits for the situation; False if it does not come."""
-    if situation in ("codes", "samples"):
-        pause = {"codes": (0.3, 1.5), "samples": (1.0, 5.0)}[situation]
-        ready = job.reached(situation) and job.goes_on_for(draw.uniform(*pause))
+    if situation == "samples":
+        ready = job.reached(situation) and job.goes_on_for(draw.uniform(0.5, 2.5))
         return ready and current(job.workdir) == situation
     ready = job.wait_for(job.mark.exists)
     time.sleep(draw.uniform(0.5, 4.0) if situation == "compiling" else 0.0)
@@ -350,7 +351,7 @@ def terminated(folder, draw):
         table = Table("SIGTERM while", "to", "exit codes", "lines", "seconds", "on disk")
         for situation in SITUATIONS:
             fresh = {"JAX_COMPILATION_CACHE_DIR": str(folder / f"none_{count}")}
-            hook = "" if situation in ("codes", "samples") else situation
+            hook = "" if situation == "samples" else situation
             job = Job(workdir, count, hook=hook, **(fresh if situation == "compiling" else {}))
             come, victim = come_to(job, situation, draw), draw.randrange(count)
             job.processes[victim].send_signal(signal.SIGTERM)
