@@ -13,6 +13,7 @@ import json
 import os
 import runpy
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from dlc_jax import memory, stop
 from dlc_jax.errors import Interrupted, UserError
 from dlc_jax.hosts.cluster import FLAGS, NAMES
 
+PATIENCE = 5  # seconds that an error of one of several processes waits for an explanation
 # What the system says of a full or read-only disk; other OSErrors are mistakes in the code.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
@@ -172,16 +174,20 @@ def outcome(run: Callable[[], int | None], *, alone: bool = False) -> int:
     """
     if alone:
         stop.listen()
+    text = ""
     try:
         code, line = _outcome(run)
-        stop.done()
-        if line:
-            print(f"dlc_jax: {line}", file=sys.stderr)
     except BaseException:
         if not _several():
             raise
-        traceback.print_exc()
+        # A collective fails where another process has ended, and while this one is being ended:
+        # whoever does so knows more, and says it meanwhile.
+        time.sleep(PATIENCE)
         code, line = 1, "an error of the program, see what it printed"
+        text = traceback.format_exc()
+    stop.done()
+    if line:
+        print(text or f"dlc_jax: {line}", file=sys.stderr)
     if code and _several():
         stop.tell(code, line)
         sys.stdout.flush()
