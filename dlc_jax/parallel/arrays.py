@@ -57,9 +57,16 @@ def to_global(batch: Tree, mesh: Mesh, size: int | None = None) -> Tree:
             first = int(np.searchsorted(own, start))
             return leaf[first : first + end - start]
 
-        return jax.make_array_from_callback((size, *leaf.shape[1:]), where, share)
+        return _placed((size, *leaf.shape[1:]), where, share)
 
     return jax.tree.map(place, batch)
+
+
+def _placed(shape: tuple[int, ...], where: NamedSharding, share) -> jax.Array:
+    """The array of which share(index) is what is at an index; said to be sent, to be allowed to."""
+    places = where.addressable_devices_indices_map(shape)
+    pieces = jax.device_put([share(index) for index in places.values()], list(places))
+    return jax.make_array_from_single_device_arrays(shape, where, pieces)
 
 
 @functools.lru_cache(maxsize=8)
@@ -74,7 +81,7 @@ def spread(array, where: NamedSharding) -> jax.Array:
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(spread(jax.random.key_data(array), where))
     whole = np.asarray(array)
-    return jax.make_array_from_callback(whole.shape, where, lambda index: whole[index])
+    return _placed(whole.shape, where, lambda index: whole[index])
 
 
 def everywhere(results: Tree) -> Tree:
