@@ -33,6 +33,7 @@ def run():
     me = jax.process_index()
     agreement.meet("begin")
     say("ready")
+    agreement.meet("said")
     {body}
     cluster.leave()
 sys.exit(command.outcome(run, alone=True))

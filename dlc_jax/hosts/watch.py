@@ -28,7 +28,7 @@ from dlc_jax.hosts.agreement import client, gather, meet
 
 GOES_ON = "the same command, in all of them, goes on"
 TURN = 2000  # milliseconds; what is said is heard at once, and this process's own end within it
-LEAVE = 5  # seconds that process 0 waits for the others to have heard why it ends
+LEAVE = 10  # seconds that process 0 waits for the others to have heard why it ends
 
 
 class Watch:
