@@ -65,8 +65,8 @@ BREAKS = {
          "test_parameters_are_drawn_from_the_key_of_no_step",
          "(jax.random.fold_in(root, 2**31 - 1))", "(root)"),
         ("validation is on the training split",
-         "test_validation_is_on_the_same_records_with_the_same_draws", 'batches("validation", rows)',
-         'batches("train", rows)'),
+         "test_validation_is_on_the_same_records_with_the_same_draws",
+         'batches("validation", rows)', 'batches("train", rows)'),
         ("validation is the first batch's",
          "test_validation_is_the_mean_over_batches_each_with_draws_of_its_own", "np.mean(values)",
          "values[0]"),
@@ -81,6 +81,22 @@ BREAKS = {
         ("one step more of patience",
          "test_non_finite_steps_in_a_row_stop_the_run_and_name_the_last_good_step",
          "in_a_row >= patience", "in_a_row > patience"),
+    ],
+    ("dlc_jax/hosts/watch.py", "tests/test_hosts.py"): [
+        ("processes stop at the smallest of their counts",
+         "test_a_signal_in_one_process_stops_both_at_one_point", "max(gather", "min(gather"),
+        ("who ends in order does not say so",
+         "test_whoever_ends_says_why_and_the_other_ends_with_it",
+         'self._say("end", json.dumps({"process": self._me,',
+         'self._say("nothing", json.dumps({"process": self._me,'),
+    ],
+    ("dlc_jax/hosts/likeness.py", "tests/test_hosts.py"): [
+        ("differences are not compared", "test_what_differs_between_processes_is_refused_in_all",
+         "first.get(name) != mine.get(name)", "False"),
+    ],
+    ("dlc_jax/parallel/arrays.py", "tests/test_several.py"): [
+        ("a process reads others' rows", "test_every_row_is_read_where_its_devices_are",
+         "device.process_index == process", "device.process_index != process"),
     ],
     ("dlc_jax/data/loader.py", "tests/test_loader.py"): [
         ("order and draws from one seed", "test_order_and_draws_are_seeded_apart",

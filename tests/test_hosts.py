@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 
@@ -178,6 +179,24 @@ def test_a_signal_in_one_process_stops_both_at_one_point():
     processes[1].send_signal(signal.SIGTERM)
     assert ended(processes[1]) == (75, ["dlc_jax: stopped"])
     assert ended(processes[0]) == (75, ["dlc_jax: process 1 ended: stopped"])
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_collective_that_fails_because_of_an_end_is_no_error_of_the_program(victim):
+    """What jax raises then is no news: whoever ended has said why, or is about to."""
+    body = """
+    while pathlib.Path(sys.argv[1]).exists(): time.sleep(0.001)
+    raise RuntimeError("Gloo AllGather failed: Connection closed by peer")
+    """
+    with tempfile.NamedTemporaryFile() as flag:
+        processes = job(body, flag.name)
+        ready(processes)
+        time.sleep(0.5)
+        processes[victim].send_signal(signal.SIGTERM)
+        os.unlink(flag.name)
+        codes = [ended(process)[0] for process in processes]
+        pathlib.Path(flag.name).touch()
+    assert codes == [75, 75]
 
 
 def test_a_complete_run_ends_quietly():

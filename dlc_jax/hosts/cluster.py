@@ -89,7 +89,9 @@ def join() -> None:
             return
         raise UserError(f"{by or where}: {_first(error)}; {_by_name()}") from error
     except (RuntimeError, OSError) as error:
-        raise UserError(f"{who} cannot meet the others at {where}: {_first(error)}") from error
+        raise UserError(
+            f"{who} cannot meet the others at {where}: {_first(error)}; {_by_name()}"
+        ) from error
     if jax.process_count() > 1:
         from dlc_jax.hosts.watch import Watch
 
