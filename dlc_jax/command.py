@@ -15,7 +15,7 @@ import runpy
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dlc_jax import memory, stop
@@ -124,6 +124,23 @@ def read(file: str) -> tuple[Path, dict]:
 def _arguments(argv: list[str]) -> tuple[str | None, str | None, dict[str, str]]:
     """(recipe, workdir, {field: text}) of a command line; `--name VALUE` is `--name=VALUE`."""
     file, workdir, changes = None, None, {}
+    for name, value in _pairs(argv):
+        if name == "--config":
+            file = value
+        elif name == "--workdir":
+            workdir = value
+        elif name not in FLAGS:
+            changes[name.removeprefix("--config.")] = value
+    return file, workdir, changes
+
+
+def processes(argv: list[str]) -> dict[str, str]:
+    """{variable of JAX: text} of the flags that make this process one of several."""
+    return {NAMES[FLAGS.index(name)]: value for name, value in _pairs(argv) if name in FLAGS}
+
+
+def _pairs(argv: list[str]) -> Iterator[tuple[str, str]]:
+    """(--name, value) of every argument."""
     rest = list(argv[1:])
     while rest:
         argument = rest.pop(0)
@@ -139,15 +156,7 @@ def _arguments(argv: list[str]) -> tuple[str | None, str | None, dict[str, str]]
             if not rest:
                 raise UserError(f"command line: {name} needs a value, {name}=VALUE")
             value = rest.pop(0)
-        if name in FLAGS:
-            os.environ[NAMES[FLAGS.index(name)]] = value  # JAX reads them there too
-        elif name == "--config":
-            file = value
-        elif name == "--workdir":
-            workdir = value
-        else:
-            changes[name.removeprefix("--config.")] = value
-    return file, workdir, changes
+        yield name, value
 
 
 def given(arguments) -> list[str]:

@@ -10,6 +10,7 @@ resumable.
 
 import dataclasses
 import functools
+import os
 import sys
 import time
 from pathlib import Path
@@ -83,18 +84,23 @@ def run(config, workdir: Path) -> None:
     say(f"wrote {workdir}/results.json and {workdir}/report.html")
 
 
+def start(argv: list[str]) -> None:
+    """Runs what a command line says; its flags of several processes become JAX's variables."""
+    from absl import logging  # when signals are heard
+
+    logging.set_verbosity(logging.ERROR)
+    config, workdir = command.parse(argv)
+    os.environ.update(command.processes(argv))
+    run(config, workdir)
+
+
 def main(argv: list[str] | None = None) -> int:
     """The exit code; without `argv` the command is this process's own."""
     if argv is None:
         memory.reserve()
 
-    def call():
-        from absl import logging  # when signals are heard
-
-        logging.set_verbosity(logging.ERROR)
-        run(*command.parse(sys.argv if argv is None else argv))
-
-    return command.outcome(call, alone=argv is None)
+    line = sys.argv if argv is None else argv
+    return command.outcome(lambda: start(line), alone=argv is None)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 # other code, or a signal, it waits and starts the command again: first after 5 seconds, then after
 # twice as long each time, up to 5 minutes, and after 5 seconds again once a run lasted 10 minutes.
 # SIGTERM, SIGINT and SIGHUP are passed on to the command; when it has ended, this script ends with
-# its code. The command finds in DLC_RESTARTED how often it was restarted.
+# its code.
 #
 #   --dry-run          as the first argument: print the command and run nothing
 #   DLC_RESTARTS=N     give up after N restarts, with the last code (default: never)
@@ -57,7 +57,7 @@ reason() {
 restarts=0 delay=$first code=0
 while [[ -z $asked ]]; do
   start=$(date +%s)
-  DLC_RESTARTED=$restarts "$@" &
+  "$@" &
   finish
   if ((code == 0 || code == 2)) || [[ $asked ]]; then break; fi
   seconds=$(($(date +%s) - start))

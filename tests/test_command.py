@@ -5,6 +5,7 @@ What can be wrong with it is in test_errors.py.
 
 import ast
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,16 @@ def test_a_workdir_on_an_object_store_is_refused_and_no_folder_of_that_name_is_m
     for place in ("gs://bucket/run", "s3://bucket/run"):
         with pytest.raises(UserError, match=f"--workdir={place} is not a path; object stores"):
             command.parse(["x", "--config=configs/quickstart.py", f"--workdir={place}"])
+
+
+def test_flags_of_several_processes_are_jaxs_variables_and_reading_them_changes_nothing():
+    line = ["x", "--config=configs/quickstart.py", "--coordinator=host0:1234", "--processes", "2"]
+    line += ["--process=0"]
+    before = dict(os.environ)
+    command.parse(line)
+    assert command.processes(line) == {
+        "JAX_COORDINATOR_ADDRESS": "host0:1234",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": "0",
+    }
+    assert dict(os.environ) == before

@@ -320,7 +320,6 @@ def test_gke_a_mistake_fails_the_jobset_and_the_rest_restarts_it(machine):
     exit_codes = {"containerName": container["name"], "operator": "In", "values": [2]}
     assert job["podFailurePolicy"] == {"rules": [{"action": "FailJob", "onExitCodes": exit_codes}]}
     assert pod["terminationGracePeriodSeconds"] >= 300
-    assert container["env"][0]["name"] == "DLC_RESTARTED"
 
 
 def test_gke_dry_run_prints_the_file_and_the_command(machine):
@@ -408,11 +407,9 @@ def test_slurm_gives_up(machine, checkout):
 
 
 def test_slurm_tells_the_tasks_their_environment(machine, checkout):
-    machine.program(
-        "srun", '#!/usr/bin/env bash\necho "$DLC_EXTRAS $DLC_RESTARTED $SRUN_CPUS_PER_TASK"\n'
-    )
-    more = {"SLURM_RESTART_COUNT": "3", "SLURM_CPUS_PER_TASK": "12"}
-    assert "cuda 3 12\n" in slurm(machine, checkout, *TRAIN, **JOB, **more)[1]
+    machine.program("srun", '#!/usr/bin/env bash\necho "$DLC_EXTRAS $SRUN_CPUS_PER_TASK"\n')
+    more = {"SLURM_CPUS_PER_TASK": "12"}
+    assert "cuda 12\n" in slurm(machine, checkout, *TRAIN, **JOB, **more)[1]
 
 
 def test_slurm_dry_run(machine, checkout):
@@ -463,10 +460,13 @@ def clock(machine):
     return lambda: [int(line) for line in (machine.bin / "waits").read_text().split()]
 
 
+# Which run of the command it is, from 0.
+COUNTED = 'run=$(cat "$FAKE/runs" 2>/dev/null || echo 0); echo $((run + 1)) >"$FAKE/runs"; '
+
+
 def test_supervise_restarts_until_complete(machine, clock):
-    script = (
-        'echo "run $DLC_RESTARTED"; '
-        "case $DLC_RESTARTED in 0) exit 75;; 1) exit 1;; 2) kill -9 $$;; esac"
+    script = COUNTED + (
+        'echo "run $run"; case $run in 0) exit 75;; 1) exit 1;; 2) kill -9 $$;; esac'
     )
     code, out, err = machine.run(SUPERVISE, "bash", "-c", script)
     assert (code, out) == (0, "run 0\nrun 1\nrun 2\nrun 3\n")
@@ -491,7 +491,8 @@ def test_supervise_waits_longer_each_time_and_gives_up(machine, clock):
 
 @pytest.mark.parametrize(("seconds", "waits"), [(599, [2, 4, 8]), (600, [2, 4, 2])])
 def test_supervise_waits_little_after_a_long_run(machine, clock, seconds, waits):
-    script = f'((DLC_RESTARTED != 2)) || echo $(($(<"$FAKE/now") + {seconds})) >"$FAKE/now"; exit 1'
+    later = f'echo $(($(<"$FAKE/now") + {seconds})) >"$FAKE/now"'
+    script = f"{COUNTED}((run != 2)) || {later}; exit 1"
     limits = {"DLC_RESTARTS": "3", "DLC_BACKOFF": "2"}
     assert machine.run(SUPERVISE, "bash", "-c", script, **limits)[0] == 1
     assert clock() == waits

@@ -17,8 +17,5 @@ def arguments(parser) -> None:
 
 
 def run(arguments, rest) -> None:
-    from absl import logging
-
     memory.reserve()
-    logging.set_verbosity(logging.ERROR)
-    main.run(*command.parse([*command.given(arguments), *rest]))
+    main.start([*command.given(arguments), *rest])
