@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 
 import pytest
@@ -122,6 +123,25 @@ def test_a_port_that_is_taken_and_a_coordinator_that_does_not_answer():
         assert code == 75, lines
         assert "process 1 of 2 cannot meet the others at" in lines[-1]
         assert "within 3 seconds (DLC_JOIN_TIMEOUT)" in lines[-1]
+
+
+def test_another_program_at_the_port_is_not_process_0():
+    """It closes the connection, and nobody takes that for the end of process 0."""
+    from dlc_jax.hosts import watch
+
+    def answer(server, text):
+        connection, _ = server.accept()
+        connection.recv(64)
+        connection.sendall(text)
+        connection.close()
+
+    for text, is_ours in [(b"", False), (b"HTTP/1.1 400\r\n", False), (b"token", True)]:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            threading.Thread(target=answer, args=(server, text), daemon=True).start()
+            found = watch.reach(["127.0.0.1"], server.getsockname()[1], "token", 1)
+            assert (found is not None) == is_ours
+            if found:
+                found.close()
 
 
 # ---- ending

@@ -87,7 +87,8 @@ def join() -> None:
     except ValueError as error:
         if by == "a TPU pod":  # chips, but no pod
             return
-        raise UserError(f"{by or where}: {_first(error)}; {_by_name()}") from error
+        more = "pip install kubernetes, " if by == "Kubernetes" else ""
+        raise UserError(f"{by or where}: {_first(error)}; {more}{_by_name()}") from error
     except (RuntimeError, OSError) as error:
         raise UserError(
             f"{who} cannot meet the others at {where}: {_first(error)}; {_by_name()}"

@@ -49,9 +49,8 @@ class Watch:
         ]
         for thread in self._ears:
             thread.start()
-        atexit.register(
-            self._quiet
-        )  # before JAX leaves the service: what was begun last ends first
+        # Before JAX leaves the service: what was begun last ends first.
+        atexit.register(self._quiet)
         self._soften_abort()
         stop.join(self)
 
@@ -143,11 +142,10 @@ class Watch:
             thread = threading.Thread(target=self._serve, args=(listener, where["token"]))
         else:
             where = json.loads(self._service.blocking_key_value_get("dlc_jax/watch", 60_000))
-            connection = _reach(where["hosts"], where["port"])
+            connection = reach(where["hosts"], where["port"], where["token"], self._me)
             if connection is None:
                 return
             self._keep_alive(connection)
-            connection.sendall(f"{where['token']} {self._me}\n".encode())
             thread = threading.Thread(target=self._follow, args=(connection,))
         thread.daemon = True
         thread.start()
@@ -166,10 +164,12 @@ class Watch:
                 if text.startswith(token.encode()):  # anything else is nobody's
                     key.data.append(int(text.split()[1]))
                     self._peers[key.data[0]] = key.fileobj
+                    with contextlib.suppress(OSError):  # it is gone already
+                        key.fileobj.sendall(token.encode())
                 elif not text:
                     selector.unregister(key.fileobj)
                     for process in key.data:
-                        del self._peers[process]
+                        self._peers.pop(process, None)
                         # Whoever ends in order has said why: its line is heard first.
                         threading.Timer(1, self._lost, (process,)).start()
 
@@ -222,12 +222,18 @@ def _own_addresses() -> list[str]:
     return [host.strip("[]") for host in dict.fromkeys(found) if host]
 
 
-def _reach(hosts: list[str], port: int) -> socket.socket | None:
+def reach(hosts: list[str], port: int, token: str, process: int) -> socket.socket | None:
+    """A connection of this process to process 0, at the first of the hosts where it answers.
+
+    Another program may have the port there, such as on this machine under 127.0.0.1: its end is not
+    process 0's. So whoever answers has to know the token.
+    """
     for host in hosts:
-        try:
+        with contextlib.suppress(OSError):
             connection = socket.create_connection((host, port), timeout=5)
-            connection.settimeout(None)
-            return connection
-        except OSError:
-            continue
+            connection.sendall(f"{token} {process}\n".encode())
+            if connection.recv(64) == token.encode():
+                connection.settimeout(None)
+                return connection
+            connection.close()
     return None
