@@ -38,7 +38,10 @@ BOUND = 20  # seconds from SIGTERM to the end of every process
 TIMEOUT = 600  # seconds that one start of a command may take
 CLOSE = 1e-5  # relative difference of losses
 SITUATIONS = ("compiling", "training", "evaluating", "saving", "codes", "samples")
-UNLIKE = r"seconds/.*|seconds_per_step|data_wait|.*images_per_s(econd)?|peak_memory_gb|commit"
+UNLIKE = (
+    r"seconds/.*|seconds_per_step|data_wait|.*images_per_s(econd)?|peak_memory_gb|commit"
+    r"|goodput|restarts"
+)
 
 
 # ---- within the process: a file says that a situation has come
