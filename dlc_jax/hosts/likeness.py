@@ -56,6 +56,7 @@ def check_shared(directory: Path) -> None:
     blind = [process for process, sees in enumerate(gather("seen", seen)) if not sees]
     if jax.process_index() == 0:
         path.unlink(missing_ok=True)
+    meet("removed")  # before anyone ends, which would end process 0 too
     if blind:
         raise UserError(
             f"{directory} is not the same folder in process {blind[0]} as in process 0; give a "
