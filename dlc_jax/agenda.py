@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import jax
 
-from dlc_jax import checkpoint, metrics, parallel, recipe
+from dlc_jax import checkpoint, metrics, parallel, recipe, remote
 from dlc_jax import workdir as home
 from dlc_jax.data.sources import SOURCES
 from dlc_jax.errors import UserError
@@ -111,7 +111,9 @@ def _check_model(step: Stage, name: str, workdir: Path) -> None:
         raise UserError(f"{name}.model: {error}") from error
     start = step.plan.init_from
     has_checkpoint = any((workdir / name / "checkpoints").glob("*"))  # it is resumed from that
-    is_made_here = workdir.resolve() in Path(start).resolve().parents  # so it is not there yet
+    is_made_here = (
+        workdir.resolve() in remote.local(start).resolve().parents
+    )  # so it is not there yet
     if start and not has_checkpoint and not is_made_here:
         try:
             checkpoint.check_start(start, params, new=step.plan.init_new)

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dlc_jax import memory, stop
+from dlc_jax import memory, remote, stop
 from dlc_jax.errors import Interrupted, UserError
 from dlc_jax.hosts.cluster import FLAGS, NAMES
 
@@ -29,6 +29,8 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 def parse(argv: list[str]):
     """(config, workdir) of a command line; the config is expanded and locked.
+
+    The workdir is a Path, or the URL of a folder of an object store.
 
     Raises:
       UserError: no recipe, an unknown one, an unknown field, a value of another type.
@@ -42,13 +44,8 @@ def parse(argv: list[str]):
         raise UserError(f"command line: {error}") from error
     if not 0 <= config.seed < 2**31:  # NumPy takes none below, jax none above
         raise UserError(f"command line: seed={config.seed} is not in 0 to {2**31 - 1}")
-    if workdir and "://" in workdir:
-        raise UserError(
-            f"command line: --workdir={workdir} is not a path; object stores are not supported "
-            "yet: mount the bucket as a file system, or give a folder that all processes share"
-        )
     usual = path.parent if path.name == "config.json" else Path("runs") / path.stem
-    return config, Path(workdir or usual)
+    return config, workdir if remote.is_url(workdir) else Path(workdir or usual)
 
 
 def read_line(argv: list[str]) -> tuple[Path, dict, str | None]:
@@ -195,6 +192,7 @@ def outcome(run: Callable[[], int | None], *, alone: bool = False) -> int:
         code, line = 1, "an error of the program, see what it printed"
         text = traceback.format_exc()
     stop.done()
+    text, line = remote.shown(text), remote.shown(line)
     if line:
         print(text or f"dlc_jax: {line}", file=sys.stderr)
     if code and _several():

@@ -1,8 +1,9 @@
 """python -m dlc_jax.main --config=configs/quickstart.py [--workdir=DIR]: runs a recipe's steps.
 
-In order, each resumed or skipped. It may be one of several processes, each with devices of its own,
-that share the workdir: on a TPU pod, under Kubernetes, SLURM or Open MPI, or with --coordinator,
---processes and --process; see `hosts.cluster`. Process 0 says what happens.
+In order, each resumed or skipped. The workdir may be the URL of a folder in an object store, gs://…
+or s3://…. This may be one of several processes, each with devices of its own, that share the
+workdir: on a TPU pod, under Kubernetes, SLURM or Open MPI, or with --coordinator, --processes and
+--process; see `hosts.cluster`. Process 0 says what happens.
 
 Exit codes: 0 complete, 2 a mistake of the user (one line says which), 75 stopped, saved and
 resumable.
@@ -15,11 +16,14 @@ import sys
 import time
 from pathlib import Path
 
-from dlc_jax import command, memory, stop
+from dlc_jax import command, memory, remote, stop
 
 
-def run(config, workdir: Path) -> None:
+def run(config, workdir: str | Path) -> None:
     """Runs every step of `config.steps`, then writes results.json and report.html.
+
+    Args:
+      workdir: a folder, or the URL of one in an object store.
 
     Raises:
       UserError, Interrupted: see errors.py; what is complete stays complete.
@@ -30,12 +34,13 @@ def run(config, workdir: Path) -> None:
     from dlc_jax.hosts import cluster
 
     recipe.check(config)  # what can be refused before seconds are spent on jax
+    place, workdir = workdir, remote.local(workdir)
     home.check(workdir, alone=not cluster.may_be_several())
     cluster.join()
     import jax
 
     from dlc_jax import agenda, metrics, parallel, report, train
-    from dlc_jax.hosts import agreement, likeness
+    from dlc_jax.hosts import agreement, likeness, sharing
     from dlc_jax.stage import Stage
 
     likeness.check_alike("version", metrics.versions() | {"commit": home.commit()})
@@ -46,7 +51,8 @@ def run(config, workdir: Path) -> None:
     mesh = parallel.make_mesh(**config.mesh)
     made = agenda.make(config, workdir, mesh)
     with home.lock(workdir):
-        likeness.check_shared(workdir)
+        sharing.check_shared(workdir)
+        sharing.share(workdir, "locked")
         entries = agenda.read(config, workdir, made)
         operational = agenda.operational(made)
         home.remember(workdir, config.to_dict(), operational, present=recipe.read_back)
@@ -76,12 +82,14 @@ def run(config, workdir: Path) -> None:
             about = {"peak_memory_gb": metrics.peak_memory_gb(), "device": metrics.device()}
             about |= {"commit": home.commit()}
             home.merge_results(workdir, {name: value for name, value in about.items() if value})
+            sharing.share(workdir, f"{name}: complete")
             stop.check()
         home.total_seconds(workdir)
         if jax.process_index() == 0:
             report.write(workdir, workdir / "report.html")
+        sharing.share(workdir, "report")
         cluster.leave()
-    say(f"wrote {workdir}/results.json and {workdir}/report.html")
+    say(f"wrote {place}/results.json and {place}/report.html")
 
 
 def start(argv: list[str]) -> None:

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # `checksum` are allowed to everybody.
 LAYERS = [
     ["typing", "errors", "stop", "checksum", "memory"],
-    ["hosts", "parallel", "diffusion", "data", "metrics", "optim", "workdir", "recipe"],
+    ["hosts", "parallel", "diffusion", "data", "metrics", "optim", "workdir", "recipe", "remote"],
     ["kernels", "checkpoint", "command"],
     ["models", "losses", "interop"],
     ["stage", "step"],
@@ -41,20 +41,22 @@ def below(layer):
 MAY_IMPORT = {
     **{room: set() for room in ["typing", "errors", *LAYERS[1], "stage"]},
     "stop": {"errors"},
-    "hosts": {"stop"},  # what hears signals
+    "hosts": {"stop", "remote"},  # what hears signals; what processes share
+    "workdir": {"remote"},
+    "data": {"remote"},
     "parallel": {"stop"},
     "checksum": set(),
     "memory": {"errors"},
-    "recipe": {"workdir"},  # constructors it reads as source, and imports to build
-    "command": {"stop", "memory", "recipe", "hosts"},
+    "recipe": {"workdir", "remote"},  # constructors it reads as source, and imports to build
+    "command": {"stop", "memory", "recipe", "hosts", "remote"},
     "step": {"stage"},  # the contract that it steps; it has no logic
     "kernels": {"parallel"},
-    "checkpoint": {"parallel", "checksum", "hosts"},
+    "checkpoint": {"parallel", "checksum", "hosts", "remote"},
     "models": {"kernels", "parallel"},  # of parallel only two names, see models_place_nothing
     "losses": {"diffusion"},
     "interop": {"diffusion"},
     "evals": below(5),
-    "networks": {"recipe", "parallel", "data", "diffusion", "checkpoint", "models", "stage"},
+    "networks": {"recipe", "remote", "parallel", "data", "diffusion", "checkpoint", "models", "stage"},
     "checkup": {"parallel", "data", "stage", "evals", "networks"},
     "stages": below(8),
     "pipeline": {"recipe", "parallel", "diffusion", "evals", "networks"},
@@ -84,6 +86,7 @@ OUTSIDE = {
     "metrics": {"jax", "numpy", "clu", "tensorboardX", "wandb"},
     "optim": {"jax", "numpy", "optax"},
     "workdir": {"jax"},
+    "remote": {"fsspec"},
     "recipe": {"ml_collections"},
     "command": set(),
     "kernels": {"jax", "jaxtyping", "numpy"},

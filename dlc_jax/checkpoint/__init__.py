@@ -24,8 +24,8 @@ import sys
 import traceback
 import warnings
 
+from dlc_jax.checkpoint.clearing import clear
 from dlc_jax.checkpoint.run import Checkpoints
-from dlc_jax.checkpoint.seal import clear
 from dlc_jax.checkpoint.weights import (
     check_start,
     identities,

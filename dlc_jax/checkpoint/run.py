@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from dlc_jax.checkpoint import arrays, seal
+from dlc_jax.checkpoint import arrays, clearing, seal
 from dlc_jax.checkpoint.retention import Retention
 from dlc_jax.checkpoint.together import Elsewhere, Together
 from dlc_jax.errors import Interrupted, UserError
@@ -75,7 +75,12 @@ class Checkpoints:
         }
         if iterator is not None:
             items["iterator"] = ocp.args.JsonSave(arrays.pack(iterator.get_state()))
-        self._together, failed = Together(f"{self._directory.parent.name}/save"), None
+        name, path, failed = (
+            f"{self._directory.parent.name}/save",
+            self._directory / str(step),
+            None,
+        )
+        self._together = Together(name, path)
         try:
             if self._writer is None:
                 # Directories made in the background leave threads waiting for 20 minutes when a
@@ -87,7 +92,8 @@ class Checkpoints:
                 self._writer = ocp.AsyncCheckpointer(
                     ocp.CompositeCheckpointHandler(), async_options=background
                 )
-            self._writer.save(self._directory / str(step), args=ocp.args.Composite(**items))
+            self._together.begin(["state"])
+            self._writer.save(path, args=ocp.args.Composite(**items))
         except Exception as error:
             failed = error
         self._at = step
@@ -204,7 +210,8 @@ class Checkpoints:
             self._writer.wait_until_finished()
             seal.seal(self._directory, step, together)
             if jax.process_index() == 0:
-                seal.prune(self._directory, self._retention)
+                clearing.prune(self._directory, self._retention)
+            together.clear()
             together()
         except BaseException as error:  # raised by `wait`, in the thread that can act on it
             self._error = self._explained(step, error, together)
@@ -231,7 +238,7 @@ class Checkpoints:
 
     def _settle(self, step: int | None, refused: Mapping[int, str]) -> None:
         try:
-            seal.settle(self._directory, step, refused)
+            clearing.settle(self._directory, step, refused)
         except OSError as error:
             raise UserError(
                 f"{self._directory}: {error.strerror}; make it writable, then run the same command"

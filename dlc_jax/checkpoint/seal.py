@@ -14,19 +14,15 @@ import functools
 import json
 import logging
 import os
-import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from dlc_jax import checksum
-from dlc_jax.checkpoint import arrays
-from dlc_jax.checkpoint.retention import Retention
+from dlc_jax import checksum, remote
 from dlc_jax.errors import UserError
-from dlc_jax.hosts.agreement import agreed, gather, meet
+from dlc_jax.hosts.agreement import agreed, gather
 
 log = logging.getLogger("dlc_jax.checkpoint")
 log.setLevel(logging.INFO)
@@ -71,11 +67,14 @@ def newest(
     Args:
       hashed: reads the files whole; otherwise seals, sizes and what was hashed before decide.
     """
+    remote.fetch(directory)
     while True:
         chosen = None
         if jax.process_index() == 0:
             chosen = _newest_by_size(directory, refused, log_refused)
         chosen = agreed("newest", chosen)
+        if chosen is not None:
+            remote.fetch(directory / str(chosen), whole=True)
         if chosen is None or not hashed or (reason := altered(directory, chosen)) is None:
             return chosen
         refuse(directory, refused, chosen, reason, log_it=log_refused)
@@ -86,6 +85,7 @@ def _newest_by_size(directory: Path, refused: dict[int, str], log_refused: bool)
     sealed = any(path_of(directory, step).exists() for step in numbers)
     for step in numbers:
         if step not in refused:
+            remote.fetch(directory / str(step), whole=True)
             reason = damage(directory, step)
             if reason == UNSEALED and not sealed:
                 reason = incomplete(directory / str(step))
@@ -185,8 +185,12 @@ def seal(directory: Path, step: int, meeting: Callable[[Any], list] | None = Non
     if jax.process_index() == 0:
         paths = {file.relative_to(path).as_posix(): file for file in path.rglob("*")}
         sizes = {name: paths[name].stat().st_size for name in paths if paths[name].is_file()}
-    sizes = meeting(sizes)[0]
-    mine, digests = checksum.of_files(path, _share(sizes)), {}
+    sizes, digests = meeting(sizes)[0], {}
+    if not remote.is_copy(directory):
+        names = _share(sizes)
+    else:  # until it is sent, process 0's copy alone has it
+        names = sizes if jax.process_index() == 0 else []
+    mine = checksum.of_files(path, names)
     for part in meeting(mine):
         digests |= part
     files = {name: [sizes[name], digests[name]] for name in sorted(sizes)}
@@ -197,7 +201,9 @@ def seal(directory: Path, step: int, meeting: Callable[[Any], list] | None = Non
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path_of(directory, step))
-    _hashed[path] = _stamp(path, files), None
+        remote.send(directory.parent)  # with what was measured up to here, and the seal last
+    if path.exists():
+        _hashed[path] = _stamp(path, files), None
 
 
 def seal_if_none(directory: Path, step: int) -> None:
@@ -206,58 +212,14 @@ def seal_if_none(directory: Path, step: int) -> None:
         seal(directory, step)
 
 
-def prune(directory: Path, retention: Retention) -> None:
-    """Deletes the sealed steps that are not to be kept, and what killed runs left."""
-    sealed = [step for step in steps(directory) if path_of(directory, step).exists()]
-    kept = retention.reasons(sealed, lambda step: arrays.metrics_of(directory / str(step)))
-    for step in (step for step in sealed if step not in kept):
-        os.replace(directory / str(step), directory / f"{step}.deleting")
-        path_of(directory, step).unlink()
-    clear(directory)
-
-
-def clear(directory: Path) -> None:
-    """Removes what killed runs left half written or half deleted.
-
-    Process 0 does it, while nothing is saved there.
-    """
-    for path in directory.iterdir() if directory.is_dir() and jax.process_index() == 0 else ():
-        if match := re.fullmatch(r"(\d+)\.(deleting|orbax-checkpoint-tmp.*)", path.name):
-            if match[2] == "deleting" and not (directory / match[1]).exists():
-                # the kill came between directory and seal
-                path_of(directory, int(match[1])).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def settle(directory: Path, step: int | None, refused: Mapping[int, str]) -> None:
-    """Moves skipped steps aside, out of the way of the next saves; seals the one restored.
-
-    What killed runs left half done is removed.
-    """
-    if jax.process_index() == 0:
-        for bad in refused:
-            aside, number = directory / f"{bad}.damaged", 0
-            while aside.exists():
-                number += 1
-                aside = directory / f"{bad}.damaged.{number}"
-            os.replace(directory / str(bad), aside)
-            if path_of(directory, bad).exists():
-                os.replace(path_of(directory, bad), directory / f"{aside.name}.sha256.json")
-        clear(directory)
-    if step is not None:
-        seal_if_none(directory, step)
-        if refused and jax.process_index() == 0:
-            line = "going on from %s, the newest good one; what was skipped is kept as *.damaged"
-            log.warning(line, directory / str(step))
-    meet("settled")
-
-
 def storage_reason(error: BaseException | None) -> str | None:
     """What the system said, if the error or one of its causes is about storage.
 
     TensorStore has it only in its text.
     """
     while error is not None:
+        if isinstance(error, remote.StoreError):
+            return str(error)
         if isinstance(error, OSError):
             return error.strerror or str(error)
         for number in _STORAGE:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from dlc_jax import checksum
+from dlc_jax import checksum, remote
 from dlc_jax.checkpoint import arrays, seal
 from dlc_jax.errors import UserError
 from dlc_jax.hosts.agreement import meet
@@ -28,7 +28,7 @@ def load_params(
     Raises:
       UserError: no good checkpoint; no such part in it; other names or shapes.
     """
-    directory = Path(directory).absolute()
+    directory = remote.local(directory).absolute()
     path = directory / str(_chosen(directory, step))
     saved = arrays.part(arrays.read_meta(path)["arrays"], collection)
     if not saved:
@@ -93,13 +93,14 @@ def identity_of(directory: str | Path) -> str:
     Raises:
       UserError: no good checkpoint.
     """
-    directory = Path(directory).absolute()
+    directory = remote.local(directory).absolute()
     return _identity(seal.path_of(directory, _chosen(directory, None, hashed=False)))
 
 
 def identities(directory: str | Path) -> set[str]:
     """`identity_of` of every step that has a seal: by the seals alone, without other processes."""
-    directory = Path(directory).absolute()
+    directory = remote.local(directory).absolute()
+    remote.fetch(directory)
     paths = [seal.path_of(directory, step) for step in seal.steps(directory)]
     hashes = set()
     for path in paths:
@@ -113,7 +114,7 @@ def _identity(path: Path) -> str:
 
 
 def _start(directory: str | Path, params: Tree, new: Sequence[str], *, hashed: bool):
-    where, directory = f"train.init_from={directory}", Path(directory).absolute()
+    where, directory = f"train.init_from={directory}", remote.local(directory).absolute()
     if (directory / "checkpoints").is_dir():
         directory = directory / "checkpoints"
     try:

@@ -17,7 +17,7 @@ import keyword
 import os
 import sys
 
-from dlc_jax import command
+from dlc_jax import command, remote
 from dlc_jax.errors import UserError
 
 # verb -> (what it does, whether it takes a recipe: --config=FILE --config.NAME=VALUE)
@@ -85,4 +85,6 @@ def _run(argv: list[str]) -> int | None:
     arguments, rest = inner.parse_known_args(argv[1:])
     if rest and not recipe:
         raise UserError(f"dlc {verb}: unexpected argument {rest[0]!r}; see dlc {verb} --help")
+    if "workdir" in arguments and remote.is_url(arguments.workdir) and verb != "train":
+        arguments.workdir = str(remote.local(arguments.workdir))
     return module.run(arguments, rest)

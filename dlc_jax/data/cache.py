@@ -1,13 +1,16 @@
-"""The cache: images that are slow to read at random, converted once to records."""
+"""The cache: images that are slow to read at random, converted once to records, or downloaded."""
 
 import contextlib
 import fcntl
 import os
 import pathlib
 
+from dlc_jax import remote
 from dlc_jax.data import listing, naming, record_writer, records, shard
 from dlc_jax.data.progress import Progress
 from dlc_jax.errors import UserError
+
+TOGETHER = 64  # objects that are downloaded at once
 
 
 def folder_of(cache):
@@ -55,6 +58,49 @@ def convert(found, path, *, folder, cache_gb):
         with Progress("converting", "images") as progress:
             record_writer.write(directory, found, progress=progress)
         return records.open_records(directory)
+
+
+def download(url, *, folder, cache_gb):
+    """What is at a URL of an object store, as a file or folder in the cache; one that is there is
+    kept until an object in the store changes.
+
+    Args:
+      folder: of the cache, see `folder_of`.
+      cache_gb: the most that it may take, in 10^9 bytes.
+
+    Raises:
+      UserError: nothing is there, it takes more, or the disk refuses.
+      StoreError: see `remote.Store`.
+    """
+    store = remote.Store(url)
+    objects = store.versions()
+    if not objects:
+        raise UserError(f"no images: {url} does not exist")
+    size = sum(size for size, _ in objects.values())
+    if size > cache_gb * 1e9:
+        raise UserError(
+            f"{url} has {size / 1e9:.3g} GB, to be downloaded, and cache_gb allows {cache_gb:g}; "
+            "raise it, or mount the bucket as a file system and give the mounted folder"
+        )
+    identity = listing.digest([url, *(f"{name} {objects[name]}" for name in sorted(objects))])
+    last = store.url.rpartition("/")[2]
+    directory = folder / f"{last}-{identity[:12]}"
+    with _locked(directory):
+        if not directory.exists():
+            print(f"downloading {url} once: {size / 1e6:.1f} MB, to {directory}", flush=True)
+            unfinished = directory.with_name(f"{directory.name}.tmp")
+            _download(store, objects, unfinished / last)
+            unfinished.rename(directory)
+    return directory / last
+
+
+def _download(store, objects, place):
+    """The objects that are not there yet; a single one has the name ""."""
+    names = [name for name in objects if shard.wrong_size(place / name, objects[name][0])]
+    with shard.disk(f"the cache {place.parent}"), Progress("downloading", "files") as progress:
+        for start in range(0, len(names), TOGETHER):
+            progress(start, len(names))
+            store.get(names[start : start + TOGETHER], place)
 
 
 def _stamps(place):

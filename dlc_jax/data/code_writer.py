@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from dlc_jax import remote
 from dlc_jax.data import shard
 from dlc_jax.data.codes import FORMAT, code_dtype, record_dtype
 from dlc_jax.errors import UserError
@@ -66,6 +67,7 @@ def write(
             with shard.disk(what):
                 records = _records(encode, start, stop, description)
                 shard.write_shard(path, records, description=description)
+            remote.send(directory)
         except _Encoding as failed:
             raise failed.__cause__ from None
     if barrier is not None:
@@ -73,6 +75,9 @@ def write(
     if process_index == 0:
         with shard.disk(what):
             shard.finish(directory, names, PREFIX, description, what=PREFIX)
+        remote.send(directory)
+        for name in names:
+            remote.remove(directory / f"{name}.json")
     if barrier is not None:
         barrier()
     return json.loads((directory / "manifest.json").read_text())

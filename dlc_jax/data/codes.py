@@ -16,7 +16,7 @@ import ml_dtypes  # noqa: F401  makes "bfloat16" a NumPy type
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from dlc_jax import checksum
+from dlc_jax import checksum, remote
 from dlc_jax.data import shard
 from dlc_jax.errors import UserError
 
@@ -62,6 +62,7 @@ class CodeStore:
 
     def __init__(self, directory: str | pathlib.Path, identity=None):
         self.directory = pathlib.Path(directory)
+        remote.fetch(self.directory, whole=True)
         try:
             self.manifest = json.loads((self.directory / "manifest.json").read_text())
             if self.manifest["format"] != FORMAT:

@@ -4,6 +4,7 @@ import math
 import pathlib
 import threading
 
+from dlc_jax import remote
 from dlc_jax.data import archives, idx, listing, naming, npz, parquet, records, tfds, webdataset
 from dlc_jax.data import cache as conversions
 from dlc_jax.data.folder import MAX_BYTES, FolderReader, list_folder
@@ -78,7 +79,8 @@ def scan(
       path: a folder of image files; `.tar`, `.zip`, `.tar.xz`, `.tar.gz`, `.tar.bz2`, or a folder
         of `.tar` and `.zip`; a folder of IDX pairs, or the images file of one; a `.npz` or
         `.parquet` file, or a folder of these; a folder that `dlc data convert` wrote; "tfds:NAME",
-        or the folder of a prepared TFDS data set.
+        or the folder of a prepared TFDS data set; or the URL of any of these in an object store,
+        which is downloaded to the cache once.
       cache, field: see `Place`.
       cache_gb: the most that a compressed archive may decompress to, in 10^9 bytes.
 
@@ -87,13 +89,11 @@ def scan(
     """
     if str(path).startswith("tfds:"):
         found = tfds.open_tfds(str(path).removeprefix("tfds:"), field=field)
-    elif "://" in str(path):
-        raise UserError(
-            f"{path}: remote paths are not read; mount the bucket (for gs://, by gcsfuse) and give "
-            "the mounted folder"
-        )
     else:
         place = pathlib.Path(path).expanduser()
+        if remote.is_url(path):
+            folder = conversions.folder_of(cache)
+            place = conversions.download(str(path), folder=folder, cache_gb=cache_gb)
         if not place.exists():
             raise UserError(f"no images: {path} does not exist")
         with listing.reading(path, OSError):

@@ -10,7 +10,7 @@ the `Networks` that it came from.
 
 from pathlib import Path
 
-from dlc_jax import parallel
+from dlc_jax import parallel, remote
 from dlc_jax.errors import UserError
 from dlc_jax.networks.encoder import EncoderNetwork
 from dlc_jax.networks.generator import GeneratorNetwork
@@ -39,7 +39,7 @@ class Networks:
         self, config, workdir: str | Path, mesh, *, batch: int = 128, dtype: str | None = None
     ):
         parallel.check_batch(batch, mesh, accumulate=1, where="samples")
-        self.config, self.workdir, self.mesh = config, Path(workdir), mesh
+        self.config, self.workdir, self.mesh = config, remote.local(workdir), mesh
         self.batch, self.dtype = batch, dtype
         self._loaded: dict[str, Network] = {}
 

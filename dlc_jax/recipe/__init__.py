@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from dlc_jax import remote
 from dlc_jax import workdir as home
 from dlc_jax.errors import UserError
 from dlc_jax.recipe.expansion import changed as changed
@@ -33,8 +34,9 @@ def of_run(workdir: str | Path) -> ConfigDict:
     Raises:
       UserError: `workdir` holds no run, or its config.json is damaged or of another version.
     """
+    workdir = remote.local(workdir)
     saved = home.read_config(workdir)
-    return ConfigDict(read_back(saved, Path(workdir) / "config.json")).lock()
+    return ConfigDict(read_back(saved, workdir / "config.json")).lock()
 
 
 def read_back(saved: dict, where: Path) -> dict:

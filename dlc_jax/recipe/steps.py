@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from dlc_jax import remote
 from dlc_jax.errors import UserError
 
 
@@ -33,7 +34,7 @@ def of_stage(config, stage: str) -> list[str]:
 
 def place(config, workdir: str | Path, name: str) -> Path:
     """The directory of step `name`: its `path` if it has one, else the one in the workdir."""
-    return Path(config[name].path) if _elsewhere(config, name) else Path(workdir) / name
+    return remote.local(config[name].path) if _elsewhere(config, name) else Path(workdir) / name
 
 
 def trained(config, workdir: str | Path, name: str) -> Path:
@@ -42,8 +43,14 @@ def trained(config, workdir: str | Path, name: str) -> Path:
     if not directory.is_dir():
         for given in config:
             if _elsewhere(config, given) and name in _named(config, given):
-                return Path(config[given].path).parent / name
+                return _beside(config[given].path, name)
     return directory
+
+
+def _beside(path: str, name: str) -> Path:
+    """The folder `name` beside a path or URL."""
+    above = path.rstrip("/").rpartition("/")[0]
+    return remote.local(f"{above}/{name}") if remote.is_url(path) else Path(path).parent / name
 
 
 def codes_dtype(config, encoder: str) -> str:

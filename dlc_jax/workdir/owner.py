@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from dlc_jax import remote
 from dlc_jax.errors import UserError
 from dlc_jax.workdir import files
 
@@ -39,6 +40,10 @@ def lock(directory: str | Path) -> Iterator[Path]:
     directory = Path(directory).absolute()
     if not files.writes():
         yield directory
+        return
+    if remote.is_copy(directory):
+        with remote.hold(directory):
+            yield directory
         return
     with contextlib.ExitStack() as stack:
         with files.writing(directory):

@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlc_jax import checkpoint, parallel, recipe
+from dlc_jax import checkpoint, parallel, recipe, remote
 from dlc_jax.data import code_writer, codes, inputs
 from dlc_jax.data.progress import Progress
 from dlc_jax.data.sources import DataSet
 from dlc_jax.data.sweep import sweep
 from dlc_jax.errors import UserError
-from dlc_jax.hosts import agreement
+from dlc_jax.hosts import sharing
 from dlc_jax.models.autoencoder import Autoencoder
 from dlc_jax.networks import Networks
 
@@ -49,7 +49,7 @@ def export(config, workdir, step: str, section, mesh, directory: Path) -> float 
         if jax.process_index() == 0:
             for split in section.splits:
                 drop_others(directory / split, identity)
-        agreement.meet(f"{step}: begin")
+        sharing.share(directory, f"{step}: begin", whole=True)
         views = {split: _Views(data, section, split, network.size) for split in section.splits}
         shares = [_share(len(view), section.shard_size) for view in views.values()]
         pace = _Pace()
@@ -81,7 +81,9 @@ def export(config, workdir, step: str, section, mesh, directory: Path) -> float 
                     fields={name: kind for name, kind in fields.items() if name != "codes"},
                     process_index=jax.process_index(),
                     process_count=jax.process_count(),
-                    barrier=functools.partial(agreement.meet, f"{step}: {split}"),
+                    barrier=functools.partial(
+                        sharing.share, directory / split, f"{step}: {split}", whole=True
+                    ),
                     **about,
                 )
     return pace.count / pace.seconds * jax.process_count() if pace.count else None
@@ -135,7 +137,7 @@ def _moments(config, step: str, section, mesh):
     image = jnp.zeros((1, config.data.image, config.data.image, 3))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image)["params"])
     abstract = parallel.abstract(shapes, parallel.shardings(shapes, mesh, strict=False))
-    params = checkpoint.load_params(Path(config[name].path) / "checkpoints", abstract)
+    params = checkpoint.load_params(remote.local(config[name].path) / "checkpoints", abstract)
 
     def moments(params, images):
         pixels = images / jnp.float32(127.5) - 1
@@ -149,7 +151,7 @@ def _view(config, section) -> dict:
     """Which view of the images the codes and latents are of, for the manifest."""
     found = recipe.view(section)
     if section.autoencoder:
-        where = Path(config[section.autoencoder].path) / "checkpoints"
+        where = remote.local(config[section.autoencoder].path) / "checkpoints"
         latents = {"autoencoder": checkpoint.identity_of(where), "image": config.data.image}
         found |= {"latents": latents}
     return found
@@ -212,4 +214,5 @@ def drop_others(directory: Path, identity: str) -> None:
             continue  # none, or damaged: `code_writer.write` sees to it
         if of != identity:
             shutil.rmtree(directory)
+            remote.remove(directory)
             return
