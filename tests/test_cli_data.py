@@ -313,7 +313,7 @@ def test_hostile_archives(tmp_path):
         (["info", "images", "--out", "sheet.jpg"], "sheet.jpg is not a .png file"),
         (["info", "images", "--out", "no/sheet.png"], "no does not exist"),
         (["info", "images", "--sample", "0"], "'0' is not a whole number above 0"),
-        (["info", "gs://bucket/images"], "mount"),
+        (["info", "https://host/images"], "https:// is unknown"),
         (["info", "images", "--samples", "3"], "unexpected argument '--samples'"),
         (["convert", "images"], "DST"),
         (["convert", "images", "images/records"], "is inside of"),

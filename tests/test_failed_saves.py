@@ -21,7 +21,7 @@ import dataclasses, os, sys, time
 import jax
 from throwaway import Numbers, coupled
 from dlc_jax import command, parallel
-from dlc_jax.checkpoint import seal
+from dlc_jax.checkpoint import clearing, seal
 from dlc_jax.train import train
 
 sealed, seal_step = [], seal.seal
@@ -93,7 +93,7 @@ SEVERAL = """
 import json, pathlib, resource, sys, time
 import jax, numpy as np
 from dlc_jax import checkpoint, parallel
-from dlc_jax.checkpoint import seal
+from dlc_jax.checkpoint import clearing, seal
 from dlc_jax.hosts import agreement, cluster
 
 cluster.join()
@@ -116,7 +116,7 @@ if me == 1 and kind == "write":
 elif me == 1 and kind in ("hash", "code"):
     seal.checksum.of_files = broken
 elif me == 0 and kind == "prune":
-    seal.prune = broken
+    clearing.prune = broken
 started = time.monotonic()
 try:
     checkpoints.save(2, {"params": {"w": w}}, None, {"identity": {}})

@@ -31,7 +31,7 @@ def say(*words):
 def run():
     cluster.join()
     import jax
-    from dlc_jax.hosts import agreement, likeness
+    from dlc_jax.hosts import agreement, likeness, sharing
     me = jax.process_index()
     agreement.meet("begin")
     say("ready")
@@ -239,7 +239,7 @@ def test_what_differs_between_processes_is_refused_in_all(tmp_path):
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
-    body = "likeness.check_shared(pathlib.Path(sys.argv[1 + me]))"
+    body = "sharing.check_shared(pathlib.Path(sys.argv[1 + me]))"
     for places, code in [(folders, 2), ([folders[0]] * 2, 0)]:
         found = [ended(process, 60) for process in job(body, *places)]
         assert {each for each, _ in found} == {code}

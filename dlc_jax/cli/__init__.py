@@ -12,7 +12,9 @@ before jax is loaded.
 """
 
 import argparse
+import contextlib
 import importlib
+import io
 import keyword
 import os
 import sys
@@ -44,6 +46,22 @@ VERBS = {
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+class _Shown(io.TextIOBase):
+    """Writes URLs in place of the paths of their local copies."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text):
+        return self._stream.write(remote.shown(text))
+
+    def flush(self):
+        self._stream.flush()
+
+    def isatty(self):
+        return self._stream.isatty()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,4 +105,6 @@ def _run(argv: list[str]) -> int | None:
         raise UserError(f"dlc {verb}: unexpected argument {rest[0]!r}; see dlc {verb} --help")
     if "workdir" in arguments and remote.is_url(arguments.workdir) and verb != "train":
         arguments.workdir = str(remote.local(arguments.workdir))
+        with contextlib.redirect_stdout(_Shown(sys.stdout)):
+            return module.run(arguments, rest)
     return module.run(arguments, rest)

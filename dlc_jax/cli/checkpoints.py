@@ -7,6 +7,7 @@ import textwrap
 import time
 from pathlib import Path
 
+from dlc_jax import remote
 from dlc_jax.cli import info
 from dlc_jax.errors import UserError
 from dlc_jax.report.words import number
@@ -54,6 +55,7 @@ def show(directory: Path, settings: dict, *, verify: bool) -> list[str]:
     from dlc_jax.checkpoint import arrays, seal
     from dlc_jax.checkpoint.retention import Retention
 
+    remote.fetch(directory, whole=True)
     fields = {"keep": int, "keep_period": int, "keep_best": str}  # a damaged file may hold anything
     fields = {name: info.section(settings, name, kind) for name, kind in fields.items()}
     retention = Retention(**{name: value for name, value in fields.items() if value})
@@ -104,7 +106,9 @@ def state(directory: Path, step: int, *, verify: bool) -> list[str]:
 
 
 def saved(path: Path) -> str:
-    """When the step was written, in local time; "" if it has just been deleted."""
+    """When the step was written, in local time; "" if it has just been deleted, or of a copy."""
+    if remote.is_copy(path):
+        return ""
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
     except OSError:

@@ -10,7 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from dlc_jax import workdir
+from dlc_jax import remote, workdir
 from dlc_jax.errors import UserError
 from dlc_jax.report.curves import read_metrics
 from dlc_jax.report.words import duration, finite, number, words
@@ -177,8 +177,8 @@ def versions(directory: Path, steps: list[str]) -> list[str]:
 
 
 def size(path: Path) -> str:
-    total = 0.0
-    for file in path.rglob("*"):
+    total = float(remote.size(path) or 0)
+    for file in path.rglob("*") if not remote.is_copy(path) else ():
         try:
             total += file.stat().st_size if file.is_file() else 0
         except OSError:  # a running step has just moved it

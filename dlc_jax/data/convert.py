@@ -144,7 +144,7 @@ def _images(source, *, split, field):
 
 
 def _place(path):
-    """A path as `files` takes it: names such as tfds:NAME and gs:// stay as they are."""
+    """A path as `files` takes it: names such as tfds:NAME and gs://… stay as they are."""
     if str(path).startswith("tfds:") or "://" in str(path):
         return path
     return pathlib.Path(path).expanduser()
@@ -157,8 +157,8 @@ def _check(source, destination):
     """
     if not isinstance(destination, pathlib.Path):
         raise UserError(
-            f"{destination} is not a folder of this machine; mount it, or convert into a folder "
-            "and copy that"
+            f"{destination} is not a folder of this machine; convert into a folder and copy that "
+            "there"
         )
     if isinstance(source, pathlib.Path) and destination.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{destination} is inside of {source}; give a folder outside of it")

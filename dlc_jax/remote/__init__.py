@@ -16,7 +16,7 @@ credentials its own way. What was downloaded lies in `DLC_SCRATCH`, or the syste
 folder, until the process ends.
 """
 
-from dlc_jax.remote.copies import fetch, hold, is_copy, local, remove, send, shown, url_of
+from dlc_jax.remote.copies import fetch, hold, holder, is_copy, local, remove, send, shown, size
 from dlc_jax.remote.store import Store, StoreError, is_url
 
 __all__ = [
@@ -24,11 +24,12 @@ __all__ = [
     "StoreError",
     "fetch",
     "hold",
+    "holder",
     "is_copy",
     "is_url",
     "local",
     "remove",
     "send",
     "shown",
-    "url_of",
+    "size",
 ]

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dlc_jax.errors import UserError
-from dlc_jax.remote.lease import NAME, Lease
+from dlc_jax.remote.lease import NAME, Lease, has_ended, named
 from dlc_jax.remote.store import Store, is_url
 
 TOGETHER = 2**26  # bytes of small files that are sent in one call
 
 # Large, and not everybody's: these come when they, or a folder of theirs, are fetched `whole`.
-_LARGE = re.compile(r"(^|/)(checkpoints/[^/]+/|tensorboard/)|\.arrayrecord$")
+_LARGE = re.compile(r"(^|/)(checkpoints/[^/]+/(?!meta/)|tensorboard/)|\.arrayrecord$")
 # Never changed once written under their names, so they need not be read at once to be sent.
 _FIXED = re.compile(r"(^|/)checkpoints/[^/]+/|\.arrayrecord$")
 _UNFINISHED = re.compile(r"\.tmp$|\.orbax-checkpoint-tmp|\.deleting$|^\.")
@@ -48,12 +48,6 @@ def is_copy(path: str | Path) -> bool:
     return _find(path)[0] is not None
 
 
-def url_of(path: str | Path) -> str | None:
-    """The URL of a path in a copy."""
-    copy, name = _find(path)
-    return None if copy is None else f"{copy.store.url}/{name}".rstrip("/")
-
-
 def shown(text: str) -> str:
     """A message with URLs in place of the paths of copies."""
     for url, copy in _copies.items():
@@ -77,6 +71,13 @@ def hold(path: str | Path) -> Iterator[None]:
             copy.send("")
         lease, copy.lease = copy.lease, None
         lease.release()
+
+
+def holder(path: str | Path) -> str | None:
+    """Who has, or had when it was killed, the right to write to the store of a copy, in words."""
+    copy, _ = _find(path)
+    text = None if copy is None else copy.store.read(NAME)
+    return None if text is None or has_ended(text) else named(text)
 
 
 def send(path: str | Path) -> None:
@@ -104,6 +105,12 @@ def fetch(path: str | Path, *, whole: bool = False) -> None:
     copy, name = _find(path)
     if copy is not None:
         copy.fetch(name, whole=whole)
+
+
+def size(path: str | Path) -> int | None:
+    """Bytes in the store below a path of a copy; None of what is not in one."""
+    copy, name = _find(path)
+    return None if copy is None else sum(size for size, _ in copy.store.versions(name).values())
 
 
 def remove(path: str | Path) -> None:
@@ -152,8 +159,7 @@ class _Copy:
             wanted = []
             for name, version in there.items():
                 known, stamp = self._alike.get(name, (None, None))
-                relative = name[len(prefix) :].lstrip("/")
-                if not whole and _LARGE.search(relative):
+                if not whole and _LARGE.search(name):
                     (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 elif known != version or stamp is None or _stamp(self.folder / name) is None:
                     wanted.append(name)

@@ -58,9 +58,9 @@ class Lease:
 
     def _outlive(self, seen: bytes) -> None:
         """Removes the lock of a dead run; of a live one it raises."""
-        if not _has_ended(seen):
+        if not has_ended(seen):
             self._say(
-                f"{self._store.url} is locked by {holder(seen)}; waiting {self._dead:.0f} s for a "
+                f"{self._store.url} is locked by {named(seen)}; waiting {self._dead:.0f} s for a "
                 "sign of life"
             )
             deadline = time.monotonic() + self._dead
@@ -71,7 +71,7 @@ class Lease:
                     return
                 if now != seen:
                     raise UserError(
-                        f"{self._store.url} is in use by {holder(now)}; wait for it, stop it, or "
+                        f"{self._store.url} is in use by {named(now)}; wait for it, stop it, or "
                         "give another --workdir"
                     )
         if self._store.read(NAME) == seen:
@@ -100,7 +100,7 @@ class Lease:
         return self._token.encode() in (text or b"")
 
 
-def holder(text: bytes) -> str:
+def named(text: bytes) -> str:
     """Who wrote a lock, in words."""
     try:
         facts = json.loads(text)
@@ -109,7 +109,7 @@ def holder(text: bytes) -> str:
         return "another run"
 
 
-def _has_ended(text: bytes) -> bool:
+def has_ended(text: bytes) -> bool:
     """Whether the run that wrote a lock was on this machine and is no more."""
     try:
         facts = json.loads(text)

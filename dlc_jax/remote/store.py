@@ -47,8 +47,9 @@ class Store:
         except ImportError as error:
             package = SCHEMES[scheme]
             raise UserError(f"{url} needs the package {package}: pip install {package}") from error
-        # Google's library says on each call that it cannot ask what kind of bucket it is.
-        logging.getLogger("gcsfs").setLevel(logging.ERROR)
+        # What matters is raised; they log tracebacks before, and that there was a second try.
+        for name in ("gcsfs", "s3fs", "google.auth"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         with self._reaching():
             self._files = kind(use_listings_cache=False, skip_instance_cache=True)
         self._root = path
@@ -102,7 +103,13 @@ class Store:
             parent.mkdir(parents=True, exist_ok=True)
         if names:
             with self._reaching():
-                self._files.get([self._path(name) for name in names], [str(f) for f in files])
+                try:
+                    self._files.get([self._path(name) for name in names], [str(f) for f in files])
+                except FileNotFoundError as error:
+                    raise StoreError(
+                        f"{self.url}: objects were removed while they were read; run the same "
+                        "command again"
+                    ) from error
 
     def put(self, names: Sequence[str], folder: Path) -> None:
         """Uploads files that nobody changes meanwhile."""

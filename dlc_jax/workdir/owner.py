@@ -26,6 +26,8 @@ def check(directory: str | Path, *, alone: bool = True) -> None:
     nearest = next(path for path in (directory, *directory.parents) if path.exists())
     if not nearest.is_dir():
         raise UserError(f"{nearest} is not a directory; give another --workdir")
+    if remote.is_copy(directory):  # a lock there may be of a killed run: `lock` waits for it
+        return
     if alone and (by := holder(directory)):
         raise UserError(_in_use(directory, by))
 
@@ -72,6 +74,8 @@ def holder(directory: str | Path) -> str | None:
     It takes the lock for no longer than asking.
     """
     directory = Path(directory)
+    if remote.is_copy(directory):
+        return remote.holder(directory)
     try:
         with open(directory / ".lock", "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

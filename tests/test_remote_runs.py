@@ -1,0 +1,98 @@
+"""Whole commands on a workdir in an object store: killed, in two processes, and looked at."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from buckets import KINDS, bucket
+from commands import ROOT
+from test_several import ended, job, losses, until
+
+from dlc_jax.data.codes import CodeStore
+from dlc_jax.remote.store import Store
+
+SMALL = [
+    "--config.encoder.train.steps=12",
+    "--config.encoder.train.save_every=4",
+    "--config.encoder.train.log_every=4",
+    "--config.data.count=256",
+    "--config.codes.shard_size=64",
+]
+
+
+def dlc(*words):
+    line = [sys.executable, "-m", "dlc_jax.cli", *words]
+    return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=200)
+
+
+def downloaded(url, folder):
+    store = Store(url)
+    store.get(list(store.versions()), folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_in_a_store_give_what_one_gives_in_a_folder(kind, tmp_path, monkeypatch):
+    """With one killed on the way; the store holds all that the folder holds."""
+    monkeypatch.setenv("DLC_SCRATCH", str(tmp_path / "scratch"))
+    recipe, folder = "tiny,encoder,codes", tmp_path / "folder"
+    with bucket(kind) as (url, _):
+        url += "/runs/W"
+        processes = job(url, 2, *SMALL, recipe=recipe)
+        until(processes[0], "encoder 8")
+        processes[1].kill()
+        codes, said = ended(processes)
+        assert codes == [75, -9] and "dlc_jax: process 1 of 2 was killed" in said
+        left = Store(url).versions()
+        assert any(name.endswith(".sha256.json") for name in left)
+        codes, said = ended(job(url, 2, *SMALL, recipe=recipe))
+        assert codes == [0, 0], said
+        there = downloaded(url, tmp_path / "there")
+        listed = dlc("checkpoints", url, "--verify")
+        shown, verified = dlc("info", url), dlc("codes", "verify", url)
+    assert ended(job(folder, 1, *SMALL, recipe=recipe))[0] == [0]
+    assert losses(there, "encoder") == pytest.approx(losses(folder, "encoder"), rel=1e-5)
+    for split in ("train", "validation"):
+        stores = [CodeStore(place / "codes" / split).codes() for place in (folder, there)]
+        assert (stores[0] == stores[1]).mean() > 0.99, split
+    kinds = [
+        {re.sub(r"\d+|[0-9a-f]{32}", "N", path.relative_to(place).as_posix().split("/state/")[0])
+         for path in place.rglob("*") if path.is_file() and "tensorboard" not in path.parts}
+        - {".lock"}
+        for place in (folder, there)
+    ]  # fmt: skip
+    assert kinds[0] == kinds[1]
+    assert listed.returncode == 0 and re.search(r"\b12\b.*good", listed.stdout), listed
+    assert shown.returncode == 0 and url in shown.stdout, shown
+    assert verified.returncode == 0, verified
+    assert not [path for path in (tmp_path / "scratch").iterdir() if _is_alive(path)]
+
+
+def _is_alive(path):
+    return os.path.exists(f"/proc/{path.name.split('-')[1]}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_stopped_in_a_store_it_goes_on_and_a_second_run_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("DLC_SCRATCH", str(tmp_path / "scratch"))
+    with bucket("s3") as (url, _):
+        url += "/W"
+        (first,) = job(url, 1, *SMALL, recipe="tiny,encoder")
+        until(first, "encoder 4")
+        (second,) = job(url, 1, *SMALL, recipe="tiny,encoder")
+        codes, said = ended([second])
+        assert codes == [2] and f"dlc_jax: {url} is in use by process {first.pid} on" in said
+        first.send_signal(signal.SIGTERM)
+        codes, said = ended([first])
+        assert codes == [75] and "dlc_jax: encoder: stopped at step" in said
+        shutil.rmtree(tmp_path / "scratch")
+        (third,) = job(url, 1, *SMALL, recipe="tiny,encoder")
+        assert ended([third])[0] == [0]
+        assert Store(url).read("encoder/done.json") and Store(url).read("report.html")
