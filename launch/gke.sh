@@ -3,10 +3,10 @@
 #
 #   ./launch/gke.sh --context=gke_PROJECT_ZONE_CLUSTER --name=run1 --image=REGISTRY/dlc:1 \
 #     --accelerator=tpu-v6e-slice --topology=8x8 --hosts=16 --chips=4 [--slices=1] -- \
-#     python -m dlc_jax.main --config=configs/imagenet256.py --workdir=/shared/run1
+#     python -m dlc_jax.main --config=configs/imagenet256.py --workdir=gs://BUCKET/run1
 #
 # --hosts and --chips are of one slice and of one host: hosts x chips is the product of the
-# topology. The image holds the checkout as its working directory, with `pip install -e .[tpu]`.
+# topology. The image holds the checkout as its working directory, with `pip install -e .[tpu,gs]`.
 # `kubectl --context=… logs -f -l jobset.sigs.k8s.io/jobset-name=run1` reads along, and
 # `kubectl --context=… delete jobset run1` stops: each pod gets SIGTERM, and 5 minutes to save.
 # --dry-run prints the filled-in file and the command, and runs nothing.

@@ -6,7 +6,7 @@
 #   ./launch/tpu_vm.sh wait   $tpu         # until it is ACTIVE
 #   ./launch/tpu_vm.sh setup  $tpu         # this checkout's last commit, on every worker
 #   ./launch/tpu_vm.sh run    $tpu -- \
-#     python -m dlc_jax.main --config=configs/imagenet256.py --workdir=/shared/run1
+#     python -m dlc_jax.main --config=configs/imagenet256.py --workdir=gs://BUCKET/run1
 #   ./launch/tpu_vm.sh logs   $tpu [--worker=0]
 #   ./launch/tpu_vm.sh stop   $tpu         # SIGTERM: it saves and ends; `run` resumes
 #   ./launch/tpu_vm.sh delete $tpu         # the machines too
@@ -71,13 +71,13 @@ case $verb in
     on all 'set -e; mkdir -p dlc; tar -xzf dlc.tar.gz -C dlc
 python3 -c "import sys, ensurepip; assert sys.version_info >= (3, 11)" 2>/dev/null ||
   sudo apt-get -qqy -o DPkg::Lock::Timeout=300 install python3.11-venv
-DLC_EXTRAS=tpu dlc/launch/local.sh true' ;;
+DLC_EXTRAS=tpu,gs dlc/launch/local.sh true' ;;
   run)
     [[ $# -gt 0 ]] || die "give the command to run after --"
     printf -v command ' %q' "$@"
     on all "cd dlc || exit 2
 ! kill -0 \$(cat run.pid) 2>&- || { echo 'already running; stop it first' >&2; exit 2; }
-export DLC_EXTRAS=tpu
+export DLC_EXTRAS=tpu,gs
 setsid nohup ./launch/supervise.sh ./launch/local.sh$command </dev/null >>run.log 2>&1 &
 echo \$! >run.pid" ;;
   logs) on "$worker" 'tail -n 100 -F dlc/run.log' ;;

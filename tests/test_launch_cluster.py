@@ -155,7 +155,7 @@ def test_tpu_setup_sends_the_last_commit_and_installs(machine):
         *["-C", str(ROOT), "archive", "--format=tar.gz", f"--output={tar}", "HEAD"]
     ]
     assert copy == [*TPUS, "tpu-vm", "scp", tar, "n:", "--worker=all", *WHERE]
-    assert ssh[-3].endswith("DLC_EXTRAS=tpu dlc/launch/local.sh true")
+    assert ssh[-3].endswith("DLC_EXTRAS=tpu,gs dlc/launch/local.sh true")
 
 
 def test_tpu_setup_says_that_changes_stay_behind(machine):
@@ -188,7 +188,7 @@ def test_tpu_run_goes_on_by_itself_under_the_supervisor_and_stop_ends_it(machine
     assert tpu(machine, "stop")[0] == 0
     assert worker(remote(machine))[0] == 0
     wait_for(lambda: "saved" in log.read_text())
-    assert log.read_text() == "tpu|" + "|".join(TRAIN) + "|\nsaved\n"
+    assert log.read_text() == "tpu,gs|" + "|".join(TRAIN) + "|\nsaved\n"
     pid = int((tmp_path / "dlc" / "run.pid").read_text())
     wait_for(lambda: not is_alive(pid))
 

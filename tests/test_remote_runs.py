@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from buckets import KINDS, bucket
+from buckets import bucket
 from commands import ROOT
 from test_several import ended, job, losses, until
 
@@ -37,12 +37,11 @@ def downloaded(url, folder):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_in_a_store_give_what_one_gives_in_a_folder(kind, tmp_path, monkeypatch):
+def test_two_processes_in_a_store_give_what_one_gives_in_a_folder(tmp_path, monkeypatch):
     """With one killed on the way; the store holds all that the folder holds."""
     monkeypatch.setenv("DLC_SCRATCH", str(tmp_path / "scratch"))
     recipe, folder = "tiny,encoder,codes", tmp_path / "folder"
-    with bucket(kind) as (url, _):
+    with bucket("gs") as (url, _):
         url += "/runs/W"
         processes = job(url, 2, *SMALL, recipe=recipe)
         until(processes[0], "encoder 8")
