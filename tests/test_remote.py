@@ -164,6 +164,19 @@ def test_what_is_large_comes_when_it_is_asked_for(url):
     assert not (folder / "codes/train/c.arrayrecord").exists() and (folder / "mine").exists()
 
 
+def test_what_is_removed_while_it_is_fetched_does_not_matter(url, monkeypatch):
+    store, versions = Store(url), Store.versions
+    store.write({"a": b"1", "b": b"2"})
+
+    def listing(self, *prefix):
+        found = versions(self, *prefix)
+        self.remove(["b"])  # by another process
+        return found
+
+    monkeypatch.setattr(Store, "versions", listing)
+    assert [path.name for path in remote.local(url).iterdir() if path.exists()] == ["a"]
+
+
 def test_a_folder_of_a_copy_is_in_it_and_messages_show_urls(url, tmp_path):
     folder = remote.local(url)
     assert remote.local(f"{url}/encoder") == folder / "encoder" and remote.is_copy(folder / "x/y")

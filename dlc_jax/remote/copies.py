@@ -12,8 +12,9 @@ from pathlib import Path
 
 from dlc_jax.errors import UserError
 from dlc_jax.remote.lease import NAME, Lease, has_ended, named
-from dlc_jax.remote.store import Store, is_url
+from dlc_jax.remote.store import Removed, Store, is_url
 
+TRIES = 5
 TOGETHER = 2**26  # bytes of small files that are sent in one call
 
 # Large, and not everybody's: these come when they, or a folder of theirs, are fetched `whole`.
@@ -151,6 +152,12 @@ class _Copy:
             self._alike |= {name: (there.get(name), found[name]) for name in changed}
 
     def fetch(self, prefix: str, *, whole: bool = False) -> None:
+        for _ in range(TRIES):  # another process may remove what was just listed
+            with contextlib.suppress(Removed):
+                return self._fetch(prefix, whole)
+        self._fetch(prefix, whole)
+
+    def _fetch(self, prefix: str, whole: bool) -> None:
         with self._lock:
             there = self.store.versions(prefix)
             there.pop(NAME, None)

@@ -16,6 +16,10 @@ class StoreError(UserError):
     """The store refuses, or cannot be reached; the message names the URL."""
 
 
+class Removed(StoreError):
+    """What was listed is not there any more."""
+
+
 def is_url(text) -> bool:
     """Whether it names a place that is reached by a protocol: gs://bucket/folder."""
     return "://" in str(text)
@@ -97,7 +101,11 @@ class Store:
             return self._files.cat_file(self._path(name)) == value
 
     def get(self, names: Sequence[str], folder: Path) -> None:
-        """Downloads objects to files of the same names; their folders are made."""
+        """Downloads objects to files of the same names; their folders are made.
+
+        Raises:
+          Removed: one of them is not there.
+        """
         files = [folder / name for name in names]
         for parent in {file.parent for file in files}:
             parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +114,7 @@ class Store:
                 try:
                     self._files.get([self._path(name) for name in names], [str(f) for f in files])
                 except FileNotFoundError as error:
-                    raise StoreError(
+                    raise Removed(
                         f"{self.url}: objects were removed while they were read; run the same "
                         "command again"
                     ) from error
