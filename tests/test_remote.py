@@ -139,6 +139,17 @@ def test_what_is_new_is_sent_and_what_vouches_for_it_comes_last(url, monkeypatch
     assert "step/done.json" in names(url)
 
 
+def test_what_does_not_arrive_whole_is_an_error_before_its_seal(url, monkeypatch):
+    folder, write = remote.local(url), Store.write
+    cut = {"x": b"ab"}
+    monkeypatch.setattr(Store, "write", lambda self, some: write(self, some | cut))
+    for name in ("x", "done.json"):
+        (folder / name).write_text("abc")
+    with pytest.raises(StoreError, match="/x has 2 bytes after 3 were sent"):
+        remote.send(folder)
+    assert names(url) == ["x"]
+
+
 def test_what_is_large_comes_when_it_is_asked_for(url):
     store = Store(url)
     store.write(

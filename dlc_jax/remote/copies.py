@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dlc_jax.errors import UserError
 from dlc_jax.remote.lease import NAME, Lease, has_ended, named
-from dlc_jax.remote.store import Removed, Store, is_url
+from dlc_jax.remote.store import Removed, Store, StoreError, is_url
 
 TRIES = 5
 TOGETHER = 2**26  # bytes of small files that are sent in one call
@@ -147,9 +147,21 @@ class _Copy:
             if self.lease is not None:
                 self.lease.check()
             for rank in sorted({_rank(name) for name in changed}):
-                self._put([name for name in changed if _rank(name) == rank])
-            there = self.store.versions(prefix)
-            self._alike |= {name: (there.get(name), found[name]) for name in changed}
+                names = [name for name in changed if _rank(name) == rank]
+                self._put(names)
+                there = self.store.versions(prefix)
+                for name in names:
+                    self._check(name, found[name], there.get(name))
+                    self._alike[name] = there.get(name), found[name]
+
+    def _check(self, name: str, stamp: tuple, there: tuple[int, str] | None) -> None:
+        """Refuses what did not arrive whole, before anything vouches for it."""
+        size = None if there is None else there[0]
+        if size != stamp[0] and _stamp(self.folder / name) == stamp:  # and has not changed since
+            raise StoreError(
+                f"{self.store.url}/{name} has {size} bytes after {stamp[0]} were sent; run the "
+                "same command again"
+            )
 
     def fetch(self, prefix: str, *, whole: bool = False) -> None:
         for _ in range(TRIES):  # another process may remove what was just listed
