@@ -10,13 +10,23 @@ READ = 4096  # rows held at a time
 
 
 def blocks(features: np.ndarray, size: int = READ) -> Iterator[tuple[int, np.ndarray]]:
-    """Pairs (first row, float32 [<= size, d]) of features [n, d], which may be a memory map."""
+    """Pairs (first row, rows [<= size, d]) of features [n, d], which may be a memory map.
+
+    They are float32, or float64 where the features are.
+    """
+    kind = np.result_type(features.dtype, np.float32)
     for start in range(0, len(features), size):
-        yield start, np.asarray(features[start : start + size], np.float32)
+        yield start, np.asarray(features[start : start + size], kind)
 
 
 def check(
-    features: np.ndarray, name: str, *, least: int = 1, varied: bool = False, first: int = 0
+    features: np.ndarray,
+    name: str,
+    *,
+    least: int = 1,
+    varied: bool = False,
+    first: int = 0,
+    width: int | None = None,
 ) -> None:
     """Refuses features [n, d] that a metric cannot use; `name` says whose they are.
 
@@ -24,18 +34,23 @@ def check(
       least: rows that the metric needs.
       varied: whether the metric is undefined when all rows are equal.
       first: the number of the first row, in the stream of which these are a part.
+      width: d, if it is given by others.
 
     Raises:
-      UserError: not a matrix; fewer rows; NaN or infinite rows; all rows equal.
+      UserError: not a matrix; another width; fewer rows; NaN or infinite rows; all rows equal.
     """
-    if np.ndim(features) != 2:
-        raise UserError(f"{name}: features must be [images, width], not {np.shape(features)}")
+    shape = np.shape(features)
+    if len(shape) != 2 or width not in (None, shape[1]):
+        raise UserError(
+            f"{name} must be [images, {width or 'width'}], not {list(shape)}; "
+            "compute all with one feature network"
+        )
     if len(features) < least:
         raise UserError(f"{name}: {len(features)} rows, the metric needs {least}; give more images")
-    wrong, equal = [], varied
+    wrong, equal = [np.zeros(0, int)], varied
     for start, block in blocks(features):
         wrong.append(start + np.flatnonzero(~np.isfinite(block).all(axis=1)))
-        equal = equal and bool((block == np.asarray(features[:1], np.float32)).all())
+        equal = equal and bool((block == features[:1]).all())
     wrong = np.concatenate(wrong)
     if len(wrong):
         raise UserError(
@@ -56,9 +71,4 @@ def check_pair(samples: np.ndarray, reference: np.ndarray, **needs) -> None:
       UserError: as `check`; or the widths differ.
     """
     check(samples, "samples", **needs)
-    check(reference, "reference", **needs)
-    if samples.shape[1] != reference.shape[1]:
-        raise UserError(
-            f"samples have {samples.shape[1]} features and the reference {reference.shape[1]}; "
-            "compute both with one feature network"
-        )
+    check(reference, "reference", width=np.shape(samples)[1], **needs)

@@ -6,7 +6,6 @@ With Inception's features it is FID (Heusel et al., arXiv 1706.08500).
 import dataclasses
 
 import numpy as np
-import scipy.linalg
 
 from dlc_jax.data import rows
 from dlc_jax.errors import UserError
@@ -54,14 +53,9 @@ class Moments:
         Raises:
           UserError: NaN or infinity, named with its row in the stream; another width.
         """
-        features = np.asarray(features, np.float64)
-        if features.ndim != 2 or features.shape[1] != len(self.mean):
-            raise UserError(
-                f"features must be [images, {len(self.mean)}], not {features.shape}: "
-                "they are of another feature network"
-            )
+        rows.check(features, "features", least=0, first=self.count, width=len(self.mean))
         if len(features):
-            rows.check(features, "features", first=self.count)
+            features = np.asarray(features, np.float64)
             mean = features.mean(axis=0)
             self._join(len(features), mean, features - mean)
 
@@ -121,14 +115,10 @@ def distance(mu1, sigma1, mu2, sigma2) -> float:
       UserError: moments are not finite, differ in width, or a covariance is zero: all of a set's
         features were equal.
     """
-    mu1, sigma1 = _statistics(mu1, sigma1, "the first set")
-    mu2, sigma2 = _statistics(mu2, sigma2, "the second set")
-    if len(mu1) != len(mu2):
-        raise UserError(
-            f"the first set has {len(mu1)} features and the second {len(mu2)}; "
-            "compute both with one feature network"
-        )
-    cross = scipy.linalg.svdvals(_roots(sigma2)[0] @ _roots(sigma1)[0]).sum()
+    mu1, sigma1, mu2, sigma2 = _pair(mu1, sigma1, mu2, sigma2)
+    (s1, v1), (s2, v2) = _eigen(sigma1), _eigen(sigma2)
+    roots = (v2 * np.sqrt(s2)).T @ (v1 * np.sqrt(s1))  # S2^(1/2) S1^(1/2), in other bases
+    cross = np.linalg.svd(roots, compute_uv=False).sum()
     apart = np.square(mu1 - mu2).sum()
     return float(max(0.0, apart + np.trace(sigma1) + np.trace(sigma2) - 2 * cross))
 
@@ -152,10 +142,10 @@ def bias(sigma: np.ndarray, count: int) -> float:
     from the second-order expansion; together they agree with it to order 1/n, where the bias is
     tr S / n + (sum_ij s_i s_j / (s_i + s_j) + sum_i s_i / 2) / (2 n).
 
-    It holds for n < d. In simulations of Gaussians it is within 3 % down to n = d / 2; heavy tails
-    raise the truth, by 15 % for exponential features. It is not reliable where `sigma` itself is
-    of fewer images than about 10 d: its large eigenvalues are then too large, its small ones too
-    small.
+    It holds for n < d. In simulations of Gaussians it is within 3 % down to n = d / 2. Heavy tails
+    raise the truth: independent exponential features by 25 % where there are 32, by 50 % of 8. It
+    is not reliable where `sigma` itself is of fewer images than about 10 d: its large eigenvalues
+    are then too large, its small ones too small.
 
     Args:
       sigma: [d, d], covariance of the reference.
@@ -178,12 +168,17 @@ def bias(sigma: np.ndarray, count: int) -> float:
             more = (a / (a + np.exp(middle))).sum() > free
             below, above = (middle, above) if more else (below, middle)
         low = np.exp(above)
-    # Even steps in log (k - k0): the integrand falls as a power at both ends.
+    # Even steps in log (k - k0): the integrand falls as a power at both ends. sum s is the same
+    # integral for infinite n from 0, so that the steps' error cancels in the difference.
     u = np.linspace(np.log(a[0]) - 20, np.log(a[-1]) + 40, POINTS)
-    k = (low + np.exp(u))[:, None]
-    root = np.sqrt(k[:, 0] * np.clip(1 - (a / (a + k)).sum(axis=1) / free, 0, None))
-    trace = 2 / np.pi * np.trapezoid(root * (a / (a + k) ** 2).sum(axis=1) * np.exp(u), u)
-    return float(s.sum() / count + 2 * (s.sum() - trace) + s.sum() / (4 * free))
+
+    def trace(k, free):
+        root = np.sqrt(k * np.clip(1 - (a / (a + k[:, None])).sum(axis=1) / free, 0, None))
+        density = (a / (a + k[:, None]) ** 2).sum(axis=1)
+        return 2 / np.pi * np.trapezoid(root * density * np.exp(u), u)
+
+    lost = trace(np.exp(u), np.inf) - trace(low + np.exp(u), free)
+    return float(s.sum() / count + 2 * lost + s.sum() / (4 * free))
 
 
 def influence(features: np.ndarray, mu1, sigma1, mu2, sigma2) -> np.ndarray:
@@ -205,18 +200,19 @@ def influence(features: np.ndarray, mu1, sigma1, mu2, sigma2) -> np.ndarray:
     Raises:
       UserError: as `distance`; NaN or infinite features.
     """
-    mu1, sigma1 = _statistics(mu1, sigma1, "the first set")
-    mu2, sigma2 = _statistics(mu2, sigma2, "the second set")
-    rows.check(features, "features")
-    (root1, inverse), (root2, _) = _roots(sigma1), _roots(sigma2)
-    _, s, right = scipy.linalg.svd(root2 @ root1)
-    half = inverse @ (right.T * np.sqrt(s))  # T = half half^T
+    mu1, sigma1, mu2, sigma2 = _pair(mu1, sigma1, mu2, sigma2)
+    rows.check(features, "features", width=len(mu1))
+    s1, v1 = _eigen(sigma1)
+    root = v1 * np.sqrt(s1)
+    values, vectors = np.linalg.eigh(root.T @ sigma2 @ root)
+    s = np.sqrt(np.clip(values, 0, None))
+    half = (v1 / np.sqrt(s1)) @ (vectors * np.sqrt(s))  # T = half half^T
     found = []
     for _, block in rows.blocks(features):
         x = block - mu1
         moved = np.square(x).sum(axis=1) - np.square(x @ half).sum(axis=1)
         found.append(2 * x @ (mu1 - mu2) + moved)
-    return np.concatenate(found) - np.trace(sigma1) + np.square(half.T @ root1).sum()
+    return np.concatenate(found) - np.trace(sigma1) + s.sum()
 
 
 def standard_error(influences: np.ndarray) -> float:
@@ -225,14 +221,26 @@ def standard_error(influences: np.ndarray) -> float:
     The infinitesimal jackknife (Jaeckel, 1972): the influences' deviation / sqrt(n). It takes no
     distribution for granted and one pass over the features, and no moments of blocks need be kept:
     ten blocks of 2048 features would take 335 MB. The reference stays as it is. This is spread,
-    not bias. In simulations the interval of +-1.96 holds the mean distance of that n in 92 to 96 %
-    of sets where the two distributions differ. Where they are equal the error is too large, up to
-    1.6 times, never too small: at n images the distance is then all bias.
+    not bias. In simulations of 1000 and more images +-1.96 errors hold the mean distance of that n
+    in 93 to 96 % of sets where the two distributions differ (90 % for 300 images of exponential
+    features). Where they are equal, and the distance is all bias, the error is 1.2 to 1.4 times too
+    large, 1.6 times for n as small as d: never too small.
 
     Args:
       influences: [n], of `influence`, all of the first set's.
     """
     return float(np.std(influences, ddof=1) / np.sqrt(len(influences)))
+
+
+def _pair(mu1, sigma1, mu2, sigma2):
+    mu1, sigma1 = _statistics(mu1, sigma1, "the first set")
+    mu2, sigma2 = _statistics(mu2, sigma2, "the second set")
+    if len(mu1) != len(mu2):
+        raise UserError(
+            f"the first set has {len(mu1)} features and the second {len(mu2)}; "
+            "compute both with one feature network"
+        )
+    return mu1, sigma1, mu2, sigma2
 
 
 def _statistics(mu, sigma, name):
@@ -255,9 +263,8 @@ def _statistics(mu, sigma, name):
     return mu, sigma
 
 
-def _roots(sigma):
-    """S^(1/2) and its pseudo-inverse; what is below rounding error counts as zero."""
+def _eigen(sigma):
+    """Eigenvalues [r] and vectors [d, r], without those that are zero up to rounding."""
     values, vectors = np.linalg.eigh((sigma + sigma.T) / 2)
     real = values > len(values) * np.finfo(float).eps * np.abs(values).max()
-    root = np.sqrt(np.where(real, values, 1))
-    return (vectors * (root * real)) @ vectors.T, (vectors * (real / root)) @ vectors.T
+    return values[real], vectors[:, real]

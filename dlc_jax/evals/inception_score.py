@@ -57,19 +57,14 @@ class InceptionScore:
         Raises:
           UserError: NaN or infinity; another number of classes.
         """
-        logits = np.asarray(logits, np.float64)
-        rows.check(logits, "logits", least=0, first=self.count)
-        if self.second is not None and logits.shape[1] != len(self.second) - 1:
-            raise UserError(
-                f"logits of {logits.shape[1]} classes after {len(self.second) - 1}: "
-                "they are of another network"
-            )
+        width = None if self.second is None else len(self.second) - 1
+        rows.check(logits, "logits", least=0, first=self.count, width=width)
         places = np.arange(self.count, self.count + len(logits)) if places is None else places
         if np.ndim(self.edges):
             of = np.searchsorted(self.edges, places, side="right") - 1
         else:
             of = np.asarray(places) // self.edges
-        log = scipy.special.log_softmax(logits, axis=1)
+        log = scipy.special.log_softmax(np.asarray(logits, np.float64), axis=1)
         p = np.exp(log)
         joined = np.concatenate([p, (p * log).sum(axis=1, keepdims=True)], axis=1)
         for split in np.unique(of):

@@ -24,12 +24,7 @@ class Vendi:
         Raises:
           UserError: NaN or infinity; a row of zeros, which has no direction; another width.
         """
-        if np.ndim(features) != 2 or features.shape[1] != len(self.gram):
-            raise UserError(
-                f"features must be [images, {len(self.gram)}], not {np.shape(features)}: "
-                "they are of another feature network"
-            )
-        unit = _unit(features, self.count)
+        unit = _unit(features, first=self.count, width=len(self.gram))
         self.gram += unit.T @ unit
         self.count += len(unit)
 
@@ -58,7 +53,7 @@ def vendi_score(features: np.ndarray) -> float:
     rows.check(features, "features")
     count, width = features.shape
     if count <= width:
-        unit = _unit(features, 0)
+        unit = _unit(features)
         return _score(unit @ unit.T / count)
     stream = Vendi(width)
     for _, block in rows.blocks(features):
@@ -66,8 +61,8 @@ def vendi_score(features: np.ndarray) -> float:
     return stream.score()
 
 
-def _unit(features, first):
-    rows.check(features, "features", least=0, first=first)
+def _unit(features, first=0, width=None):
+    rows.check(features, "features", least=0, first=first, width=width)
     x = np.asarray(features, np.float64)
     norm = np.linalg.norm(x, axis=1, keepdims=True)
     if not norm.all():
