@@ -71,6 +71,16 @@ def test_closed_form_of_commuting_covariances():
     assert found == pytest.approx(np.square(np.sqrt(s1) - np.sqrt(s2)).sum(), rel=1e-6)
 
 
+def test_singular_and_regular_covariances():
+    """Rounding errors of zero eigenvalues must not come under a root, where 1e-16 is 1e-8."""
+    v, _ = np.linalg.qr(np.random.default_rng(10).normal(size=(64, 64)))
+    s = np.arange(64.0) * (np.arange(64) < 5)
+    zero, singular = np.zeros(64), (v * s) @ v.T
+    expected = np.square(np.sqrt(s) - 1).sum()
+    assert frechet.distance(zero, singular, zero, np.eye(64)) == pytest.approx(expected, rel=1e-11)
+    assert frechet.distance(zero, np.eye(64), zero, singular) == pytest.approx(expected, rel=1e-11)
+
+
 @pytest.mark.parametrize("rank", [64, 20])
 def test_same_set_and_translation(rank):
     random = np.random.default_rng(5)

@@ -81,3 +81,7 @@ def test_refusals():
     y[3] = np.nan
     with pytest.raises(UserError, match="reference: 1 of 20 rows .* the first is row 3"):
         kernel_distance(x, y)
+    many = np.zeros((5000, 12), np.float32)
+    many[[4500, 4999]] = np.nan
+    with pytest.raises(UserError, match="samples: 2 of 5000 rows .* the first is row 4500"):
+        kernel_distance(many, x)
