@@ -36,6 +36,7 @@ ROOMS = {
     "checkpoints, metrics, report": "boards checkpoint cli_checkpoints failed_saves metrics report "
     "retention",
     "pipeline, samples, verbs": "cli composition factors judge pictures pipeline samples",
+    "feature networks": "features features_parity",
     "import and export": "interop interop_cli interop_refusals tensor_files",
     "plans for other machines": "plan plan_machine plan_program",
     "whole runs: quickstart, own images": "faults image_folder main",
