@@ -24,6 +24,7 @@ VERSIONS = ("0.1", "0.0")
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 EPS = 1e-10
+UNUSED = r"classifier\..*"
 # torchvision's trunks: layers by number, ("conv", channels, kernel, stride, padding),
 # ("fire", squeezed, expanded) or "pool"; after those of TAPS features are taken
 ALEX = {
@@ -147,18 +148,12 @@ def load(
     expected = {"trunk": TRUNKS[trunk], "heads": Published(f"{trunk}.pth", place, digits)}
     network, sums, params = Trunk(trunk), {}, {}
     shapes = {"trunk": abstract(network, 1, 64, 64, 3), "heads": _heads(trunk)}
-    for part, name, unused in (
-        (
-            "trunk",
-            lambda path: path.replace("/kernel", ".weight").replace("/", "."),
-            "classifier.*",
-        ),
-        ("heads", "{}.model.1.weight".format, ""),
-    ):
+    names = {"trunk": _name, "heads": "{}.model.1.weight".format}
+    for part in paths:
         path = check_there(paths[part], f"LPIPS, {part}", expected[part])
         sums[part] = checksum.of_file(path)
         with expecting(expected[part]):
-            params[part] = read(open_file(path), shapes[part], name, unused=unused)
+            params[part] = read(open_file(path), shapes[part], names[part], unused=UNUSED)
     return Lpips(
         trunk=trunk,
         version=version,
@@ -167,6 +162,11 @@ def load(
         params=params,
         distance=highest(functools.partial(_distance, network, version)),
     )
+
+
+def _name(path: str) -> str:
+    """A parameter's name in the file of a trunk: of features.0/kernel, features.0.weight."""
+    return path.replace("/kernel", "/weight").replace("/", ".")
 
 
 def _heads(trunk: str) -> dict[str, np.ndarray]:

@@ -28,11 +28,10 @@ def matrix(old: int, new: int, *, centers: bool) -> np.ndarray:
       centers: True reads at (i + 1/2) * old / new - 1/2, False at i * old / new. Beyond the edge
         is the pixel at the edge.
     """
-    places, scale = np.arange(new, dtype=np.float32), np.float32(old) / np.float32(new)
-    if centers:
-        places = np.maximum((places + np.float32(0.5)) * scale - np.float32(0.5), 0)
-    else:
-        places = places * scale
+    scale = np.float32(old) / np.float32(new)
+    places = np.arange(new, dtype=np.float64)
+    places = np.maximum((places + 0.5) * scale - 0.5, 0) if centers else places * scale
+    places = places.astype(np.float32)
     low = np.minimum(places.astype(int), old - 1)
     part, rows = places - low, np.arange(new)
     weights = np.zeros((new, old), np.float32)
