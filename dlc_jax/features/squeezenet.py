@@ -22,7 +22,7 @@ from PIL import Image
 
 from dlc_jax.features import resize, weights
 from dlc_jax.features.extractor import stacked
-from dlc_jax.features.layers import Fire, max_pool
+from dlc_jax.features.layers import Fire, Pointwise, max_pool
 from dlc_jax.typing import Array, Float
 
 PROTOCOLS = ("crop", "stretch")
@@ -45,7 +45,7 @@ class SqueezeNet(nn.Module):
             x = Fire(squeezed, expanded, name=f"fire{number}")(x)
             if number in (4, 8):
                 x = max_pool(x, ceil=True)
-        scores = nn.relu(nn.Conv(OUTPUTS["logits"], (1, 1), name="conv10")(x))
+        scores = nn.relu(Pointwise(OUTPUTS["logits"], name="conv10")(x))
         return {"pool": x.mean((1, 2)), "logits": scores.mean((1, 2))}
 
 
