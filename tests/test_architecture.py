@@ -21,7 +21,7 @@ LAYERS = [
     ["hosts", "parallel", "diffusion", "data", "metrics", "optim", "workdir", "recipe"],
     ["kernels", "checkpoint", "command"],
     ["models", "losses", "interop"],
-    ["stage", "step"],
+    ["stage", "step", "features"],
     ["evals"],
     ["networks"],
     ["checkup"],
@@ -53,6 +53,7 @@ MAY_IMPORT = {
     "models": {"kernels", "parallel"},  # of parallel only two names, see models_place_nothing
     "losses": {"diffusion"},
     "interop": {"diffusion"},
+    "features": {"models", "interop"},
     "evals": below(5),
     "networks": {"recipe", "parallel", "data", "diffusion", "checkpoint", "models", "stage"},
     "checkup": {"parallel", "data", "stage", "evals", "networks"},
@@ -92,6 +93,7 @@ OUTSIDE = {
     "losses": {"jax", "jaxtyping", "optax", "numpy"},
     # torch within functions, for its own files
     "interop": {"jax", "jaxtyping", "numpy", "ml_dtypes", "safetensors", "torch"},
+    "features": {"jax", "flax", "jaxtyping", "numpy", "PIL"},
     "stage": {"jax", "optax"},
     "step": {"jax", "optax"},
 }

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from packages import import_or_skip
 
 from dlc_jax.evals import frechet, inception_score, kernel_distance, manifold, vendi
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
+torch = import_or_skip("torch")
 
 
 def features(count, seed, shift=0.0, d=48):
@@ -20,12 +21,12 @@ X, Y = features(900, 1, 0.02), features(800, 2)
 
 
 def torch_fidelity(name):
-    return pytest.importorskip(f"torch_fidelity.metric_{name}")
+    return import_or_skip(f"torch_fidelity.metric_{name}")
 
 
 @pytest.mark.parametrize("count", [800, 30])
 def test_frechet(count):
-    theirs = [pytest.importorskip("pytorch_fid.fid_score").calculate_frechet_distance]
+    theirs = [import_or_skip("pytorch_fid.fid_score").calculate_frechet_distance]
     fid = torch_fidelity("fid")
     sets = []
     for x in (X[:count], Y):
@@ -77,13 +78,13 @@ def test_precision_and_recall():
 
 
 def test_density_and_coverage():
-    theirs = pytest.importorskip("prdc").compute_prdc(Y, X, 5)
+    theirs = import_or_skip("prdc").compute_prdc(Y, X, 5)
     ours = manifold.precision_recall_density_coverage(X, Y, neighbors=5)
     assert ours._asdict() == pytest.approx(theirs, rel=1e-3)
 
 
 @pytest.mark.parametrize("count", [900, 20])
 def test_vendi(count):
-    package = pytest.importorskip("vendi_score.vendi")
+    package = import_or_skip("vendi_score.vendi")
     theirs = package.score_dual(X[:count].astype(np.float64))
     assert vendi.vendi_score(X[:count]) == pytest.approx(theirs, rel=1e-6)
