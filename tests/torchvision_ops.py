@@ -7,9 +7,11 @@ import torch
 
 
 def declare() -> None:
-    """Declares those operators, unless torchvision's own are there."""
+    """Declares those operators, unless torchvision's own are there, or there is no torchvision."""
     try:
         import torchvision  # noqa: F401
+    except ModuleNotFoundError:
+        pass
     except RuntimeError:
         for name in ("nms", "qnms"):
             torch.library.define(f"torchvision::{name}", "(Tensor a, Tensor b, float c) -> Tensor")
