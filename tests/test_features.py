@@ -4,6 +4,7 @@ import csv
 import io
 import tarfile
 
+import foreign_weights
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from dlc_jax import features
 from dlc_jax.errors import UserError
 from dlc_jax.features import inception, layers, lpips, resize, resnet, squeezenet, weights
 from dlc_jax.interop import files, slots
+from dlc_jax.models import positions
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
 
@@ -163,6 +165,21 @@ def test_what_an_extractor_says(tmp_path):
     }
     with pytest.raises(UserError, match="resnet20 reads images of 32 x 32 pixels, not of 32 x 40"):
         extractor.prepare([np.zeros((32, 40, 3), np.uint8)])
+
+
+@pytest.mark.parametrize("registers, offset", [(0, 0.1), (4, None)])
+def test_positions_of_dinov2_are_resized_as_in_its_own_code(registers, offset, tmp_path):
+    state, path = foreign_weights.official(registers=registers), tmp_path / "d.safetensors"
+    files.save(path, state)
+    found = features.load("dinov2", weights=path).params["pos_embed"]
+    cls, patches = np.split(state["pos_embed"][0], [1])
+    side = 224 // foreign_weights.PATCH
+    if offset:
+        patches = positions.resize(jnp.asarray(patches), side, antialias=False, offset=offset)
+    np.testing.assert_allclose(found, np.concatenate([cls, patches]), atol=1e-6)
+    files.save(path, foreign_weights.transformers(state))
+    found = features.load("dinov2", weights=path).params["pos_embed"]
+    np.testing.assert_array_equal(found, state["pos_embed"][0])  # by the network, as for any size
 
 
 def test_only_inception_gives_the_fid():

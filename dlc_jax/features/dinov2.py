@@ -5,21 +5,24 @@ Output:
     (arXiv 2306.04675).
 
 The protocol is "clean", see `resize`, to 224 pixels, then ImageNet's mean and deviation. Learned
-positions of other sizes are resized as transformers does. DINOv2's own code steps through those of
-models without registers by 37 / 16.1 and not 37 / 16; features differ a little for it.
+positions are resized to that as the program does whose names the file has: DINOv2's own, which
+without registers steps through its 37 x 37 positions by 37 / 16.1, or transformers, by 37 / 16.
 """
 
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 
 from dlc_jax.features import resize, weights
 from dlc_jax.features.layers import standardize
 from dlc_jax.interop import sections, slots, torch_names
+from dlc_jax.models import positions
 from dlc_jax.models.vit import ViT
 
 PROTOCOLS = ("clean",)
 SIDE = 224
+OFFSET = 0.1  # of a patch, in the step of DINOv2's own code
 
 
 def make(path: Path, protocol: str) -> dict:
@@ -32,7 +35,15 @@ def make(path: Path, protocol: str) -> dict:
     section = sections.vit(found.shapes, found.where, heads=found.number("heads"))
     network = ViT(**section)
     shapes = slots.shapes_of({"vit": weights.abstract(network, 1, SIDE, SIDE, 3)})
-    params = found.params(torch_names.layout(found.shapes)(shapes), shapes)
+    table = torch_names.layout(found.shapes)
+    params = found.params(table(shapes), shapes)
+    own = table is torch_names.official and not section["registers"]
+    if own and section["image"] != SIDE:
+        cls, patches = np.split(params["vit/pos_embed"], [1])
+        side = SIDE // section["patch"]
+        sized = positions.resize(jnp.asarray(patches), side, antialias=False, offset=OFFSET)
+        params["vit/pos_embed"] = np.concatenate([cls, sized])
+        network = ViT(**section | {"image": SIDE})
 
     def apply(params, prepared):
         images = standardize(prepared.astype(jnp.float32))

@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -103,7 +102,7 @@ def _npz(path: str | Path) -> files.Tensors:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = dict(archive)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except Exception as error:  # whatever a damaged archive brings about
         raise UserError(f"{path} is damaged, or not an .npz of arrays; fetch it again") from error
     return files.Tensors(
         {name: array.shape for name, array in arrays.items()}, arrays.__getitem__, {}
