@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dlc_jax.cli import networks
+from dlc_jax.cli import networks, scoring, sweep
 from dlc_jax.errors import UserError
 from dlc_jax.evaluation import names
 
@@ -70,7 +70,7 @@ def arguments(parser) -> None:
 
 def run(arguments, rest) -> None:
     kinds, samples, reference = _work(arguments)
-    wanted = sweep.scales(arguments.sweep)
+    scales = sweep.scales(arguments.sweep)
     if arguments.out:
         networks.prepare(Path(arguments.out), Path(arguments.out).parent)
     if arguments.workdir:
@@ -84,9 +84,7 @@ def run(arguments, rest) -> None:
     logging.set_verbosity(logging.ERROR)
     cluster.join()
     if arguments.workdir:
-        from dlc_jax.cli import sweep
-
-        sweep.run(arguments, kinds, reference, rest)
+        sweep.run(arguments, kinds, reference, scales, rest)
     elif kinds:
         _score(arguments, kinds, samples, reference)
     else:
@@ -121,94 +119,30 @@ def _work(arguments) -> tuple[list[str], list[str], str | None]:
     return kinds, samples, reference if names.refers(kinds) else None
 
 
-def networks_of(arguments, kinds):
-    """(Scorer or None, Lpips or None): what these metrics need."""
-    from dlc_jax import features
-    from dlc_jax.evaluation.scoring import Scorer
-    from dlc_jax.features import lpips
-
-    scorer = distance = None
-    if "lpips" in kinds:
-        distance = lpips.load(
-            arguments.lpips, weights=arguments.lpips_weights, heads=arguments.lpips_heads
-        )
-    if not kinds or set(kinds) - {"lpips"}:
-        found = features.load(
-            arguments.network, weights=arguments.weights, protocol=arguments.protocol
-        )
-        scorer = Scorer(found, batch=arguments.batch)
-        if found.published is False:
-            say(f"warning: {arguments.weights} is not the published file of {found.name}")
-    return scorer, distance
-
-
-def reference_of(arguments, kinds, path: str, scorer):
-    from dlc_jax.evaluation import reference
-
-    return reference.open_reference(
-        path,
-        scorer,
-        made_with=arguments.made_with,
-        features=names.needs_features(kinds),
-        **images_as(arguments),
-    )
-
-
-def images_as(arguments) -> dict:
-    """How images are opened: options of `open_set`."""
-    fields = ("image", "gray", "cache", "field")
-    return {field: getattr(arguments, field) for field in fields}
-
-
 def _score(arguments, kinds, samples, place) -> None:
     from dlc_jax.evaluation import results
     from dlc_jax.evaluation.images import open_set
 
-    scorer, lpips = networks_of(arguments, kinds)
-    sets = [open_set(path, count=arguments.count, **images_as(arguments)) for path in samples]
-    reference = reference_of(arguments, kinds, place, scorer) if place else None
+    scorer, lpips = scoring.networks_of(arguments, kinds)
+    sets = [
+        open_set(path, count=arguments.count, **scoring.images_as(arguments)) for path in samples
+    ]
+    reference = scoring.reference_of(arguments, kinds, place, scorer) if place else None
     shared = {"reference": reference, "scorer": scorer, "lpips": lpips, "seed": arguments.seed}
     found = []
     for images in sets:
         found.append(results.scored(images, kinds, batch=arguments.batch, **shared))
-        say(table(found[-1]))
-    write(arguments, results.document(found, image=arguments.image, **shared))
+        scoring.say(scoring.table(found[-1]))
+    scoring.write(arguments, results.document(found, image=arguments.image, **shared))
 
 
 def _write_statistics(arguments, place) -> None:
     from dlc_jax.evaluation import reference
     from dlc_jax.evaluation.images import open_set
 
-    scorer, _ = networks_of(arguments, [])
-    images = open_set(place, count=arguments.count, **images_as(arguments))
+    scorer, _ = scoring.networks_of(arguments, [])
+    images = open_set(place, count=arguments.count, **scoring.images_as(arguments))
     found = reference.of_images(images, scorer, cache=arguments.cache)
     with networks.writing(Path(arguments.out)):
         reference.save(found, arguments.out, scorer.extractor)
-    say(f"wrote {arguments.out}: statistics of {found.count} images")
-
-
-def table(result) -> str:
-    """Values with their errors, and warnings, as text."""
-    lines = [f"{result['samples']}: {result['count']} images"]
-    for name, found in result["metrics"].items():
-        error = "" if found["error"] is None else f" ± {found['error']:.2g}"
-        bias = f"   (bias about {found['bias']:.2g})" if "bias" in found else ""
-        lines.append(f"  {name:<12} {found['value']:.5g}{error}{bias}")
-    return "\n".join([*lines, *(f"  warning: {line}" for line in result["warnings"])])
-
-
-def say(text: str) -> None:
-    """Prints in process 0."""
-    import jax
-
-    if jax.process_index() == 0:
-        print(text, flush=True)
-
-
-def write(arguments, document) -> None:
-    """Writes results if --out says where."""
-    from dlc_jax import workdir
-
-    if arguments.out:
-        workdir.write(Path(arguments.out), document)
-        say(f"wrote {arguments.out}")
+    scoring.say(f"wrote {arguments.out}: statistics of {found.count} images")

@@ -1,4 +1,4 @@
-"""What `dlc evaluate -w W` does: draws images of a run, at several guidance scales, and scores them.
+"""Draws images of a run at several guidance scales, and scores them: dlc evaluate -w W.
 
 Image n is drawn from the same code and the same noise at every scale.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlc_jax.cli import evaluate, networks
+from dlc_jax.cli import networks, scoring
 from dlc_jax.errors import UserError
 
 COUNT = 1000  # images of a scale, if not given
@@ -35,17 +35,16 @@ def scales(text: str | None) -> list[float]:
     raise UserError(f"dlc evaluate: --sweep={text!r} is not scale=A,B,…, with numbers")
 
 
-def run(arguments, kinds: Sequence[str], place: str | None, rest) -> None:
+def run(arguments, kinds: Sequence[str], place: str | None, wanted: Sequence[float], rest) -> None:
     """Scores the run at each scale; --out and a figure beside it grow with every one."""
     from dlc_jax.evaluation import names, results
 
-    wanted = scales(arguments.sweep)
     count = arguments.count or COUNT
     loaded = networks.load(arguments, count, rest)
-    scorer, lpips = evaluate.networks_of(arguments, kinds)
+    scorer, lpips = scoring.networks_of(arguments, kinds)
     reference = None
     if place:
-        reference = evaluate.reference_of(arguments, kinds, place, scorer)
+        reference = scoring.reference_of(arguments, kinds, place, scorer)
     elif names.refers(kinds):
         reference = _training(arguments, loaded, scorer)
     shared = {"reference": reference, "scorer": scorer, "lpips": lpips, "seed": arguments.seed}
@@ -57,10 +56,10 @@ def run(arguments, kinds: Sequence[str], place: str | None, rest) -> None:
             codes, images = _drawn(loaded, count, arguments, sampler, codes, Path(folder))
             result = results.scored(images, kinds, batch=arguments.batch, **shared)
         found.append({"scale": scale, "sampler": dataclasses.asdict(sampler), **result})
-        evaluate.say(evaluate.table(found[-1]))
+        scoring.say(scoring.table(found[-1]))
         drawn = {"workdir": str(arguments.workdir)}
         drawn["code_sampler"] = dataclasses.asdict(loaded.code_sampler)
-        evaluate.write(arguments, results.document(found, **shared, **drawn))
+        scoring.write(arguments, results.document(found, **shared, **drawn))
         if arguments.out and wanted:
             _draw(Path(arguments.out).with_suffix(".png"), found)
 
@@ -118,4 +117,4 @@ def _draw(path: Path, found: Sequence[dict]) -> None:
     with networks.writing(path):
         pictures.save_png(path, figure.panels(series, under="guidance scale"))
     if len(found) > 1:
-        evaluate.say(f"wrote {path}")
+        scoring.say(f"wrote {path}")
