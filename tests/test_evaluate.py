@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -417,3 +419,31 @@ def test_figure():
     assert np.ptp(bar) > 3 * np.ptp(point) and bar.mean() < point.mean()  # larger values are higher
     one = figure.panels({"fid": points[:1]}, under="scale")
     assert one.shape == (600, 960, 3) and (one == figure.BLUE).all(-1).any()
+
+
+# ---- several processes
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images_and_agree(tmp_path, shared_data):
+    weights = shared_data / "weights" / "cifar10_resnet20-12fca82f.th"
+    a, b = (folder(tmp_path / name, drawn(90, seed, side=32)) for seed, name in enumerate("ab"))
+    words = [a, b, "--network", "resnet20", "--weights", weights, "--cache", tmp_path / "cache"]
+    words += ["--metrics", "fd,precision,recall,density,coverage,kd,vendi"]
+    found = {}
+    for n, batch in ((1, 64), (2, 14), (2, 64)):
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        out = tmp_path / f"{n}.json"
+        line = [sys.executable, "-m", "dlc_jax.cli", "evaluate", *map(str, words)]
+        line += ["--out", str(out), "--batch", str(batch)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "DLC_HEARTBEAT": "20"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes = start(n, 1, line, environment, **pipes)
+        codes, said = ended(processes, 200)
+        assert codes == [0] * n, said
+        found[n, batch] = json.loads(out.read_text())
+    expected = values(found[1, 64]["results"][0])
+    assert found[2, 14]["processes"] == 2
+    for key in ((2, 14), (2, 64)):
+        assert values(found[key]["results"][0]) == pytest.approx(expected, rel=CLOSE)
+        assert found[key]["reference"] == found[1, 64]["reference"]
