@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import ROOT
 from PIL import Image
+from test_several import ended, start
 
 from dlc_jax import cli, parallel
 from dlc_jax.data.files import scan

@@ -115,6 +115,8 @@ def _draw(path: Path, found: Sequence[dict]) -> None:
         for name in found[0]["metrics"]
     }
     with networks.writing(path):
-        pictures.save_png(path, figure.panels(series, under="guidance scale"))
+        pictures.save_png(
+            path, figure.panels(series, under="guidance scale; bars: ± standard error")
+        )
     if len(found) > 1:
         scoring.say(f"wrote {path}")

@@ -10,6 +10,7 @@ from dlc_jax.report.chart import ticks
 
 WIDTH, HEIGHT = 480, 300  # of a panel
 LEFT, RIGHT, TOP, BOTTOM = 72, 456, 44, 250  # of its axes
+APART = 34  # of labels below the axis
 SCALE = 2  # pixels drawn for one
 INK, FAINT, RULE, BLUE = (28, 28, 30), (107, 107, 112), (216, 216, 220), (31, 111, 209)
 Point = tuple[float, float, float | None]  # setting, value, error or None
@@ -55,8 +56,11 @@ class _Panel:
             _, y = at(first, tick)
             self._line([(LEFT, y), (RIGHT, y)], RULE, 1)
             self._text(LEFT - 8, y, f"{tick:g}", "rm", FAINT, 13)
-        for x in dict.fromkeys(x for x, _, _ in points):
-            self._text(at(x, low)[0], BOTTOM + 14, f"{x:g}", "mm", FAINT, 13)
+        right = 0.0
+        for x, _, _ in points:
+            if at(x, low)[0] >= right:  # labels do not overlap
+                self._text(at(x, low)[0], BOTTOM + 14, f"{x:g}", "mm", FAINT, 13)
+                right = at(x, low)[0] + APART
         self._text((LEFT + RIGHT) / 2, BOTTOM + 36, under, "mm", FAINT, 13)
         self._line([at(x, y) for x, y, _ in points], BLUE, 2)
         for x, y, error in points:
