@@ -24,7 +24,8 @@ from dlc_jax.evals import frechet, manifold
 from dlc_jax.evaluation import diversity, metrics, names, reference, results
 from dlc_jax.evaluation.images import of_pixels, open_set
 from dlc_jax.evaluation.scoring import Scorer
-from dlc_jax.features import Extractor
+from dlc_jax.features import Extractor, lpips, weights
+from dlc_jax.interop import slots
 from dlc_jax.report import figure
 
 CLOSE = 1e-6  # relative
@@ -404,6 +405,35 @@ def test_a_command_scores_and_writes_what_it_depends_on(tmp_path, capsys, shared
     assert f"wrote {stats}" in verb(capsys, "--reference", places[2], *options, "--out", stats)
     again = verb(capsys, places[0], stats, *options, "--metrics", "fd,precision,kd,vendi")
     assert again.splitlines()[:5] == said.splitlines()[:5]
+
+
+def test_a_command_for_diversity(tmp_path, capsys):
+    random, trunk = np.random.default_rng(0), lpips.Trunk("squeeze")
+    params = slots.shapes_of(weights.abstract(trunk, 1, 64, 64, 3))
+    # OIHW, of kernels that are square
+    shapes = {path: shape[::-1] for path, shape in params.items()}
+    tensors = {
+        path.replace("/kernel", ".weight").replace("/", "."): random.normal(size=shape).astype(
+            np.float32
+        )
+        / 10
+        for path, shape in shapes.items()
+    }
+    np.savez(tmp_path / "trunk.npz", **tensors)
+    heads = lpips._heads("squeeze")
+    heads = {
+        f"{name}.model.1.weight": np.ones(array.shape, np.float32) for name, array in heads.items()
+    }
+    np.savez(tmp_path / "heads.npz", **heads)
+    place, out = folder(tmp_path / "a", drawn(12, 0, side=64)), tmp_path / "r.json"
+    files = ["--lpips-weights", tmp_path / "trunk.npz", "--lpips-heads", tmp_path / "heads.npz"]
+    said = verb(capsys, place, "--metrics", "lpips", "--lpips", "squeeze", *files, "--out", out)
+    assert "warning: the trunk of LPIPS is not the published file" in said
+    found = json.loads(out.read_text())
+    distance = found["results"][0]["metrics"]["lpips"]
+    assert distance["value"] > 0 and distance["error"] > 0 and distance["pairs"] == 6
+    assert found["lpips"]["published"] == {"trunk": False, "heads": False}
+    assert "network" not in found and "reference" not in found
 
 
 def test_figure():

@@ -17,6 +17,8 @@ def networks_of(arguments, kinds):
         distance = lpips.load(
             arguments.lpips, weights=arguments.lpips_weights, heads=arguments.lpips_heads
         )
+        for part in (part for part, same in distance.published.items() if not same):
+            say(f"warning: the {part} of LPIPS is not the published file")
     if not kinds or set(kinds) - {"lpips"}:
         found = features.load(
             arguments.network, weights=arguments.weights, protocol=arguments.protocol

@@ -57,7 +57,7 @@ def run(arguments, kinds: Sequence[str], place: str | None, wanted: Sequence[flo
             result = results.scored(images, kinds, batch=arguments.batch, **shared)
         found.append({"scale": scale, "sampler": dataclasses.asdict(sampler), **result})
         scoring.say(scoring.table(found[-1]))
-        drawn = {"workdir": str(arguments.workdir)}
+        drawn = {"workdir": str(arguments.workdir), "image": arguments.image}
         drawn["code_sampler"] = dataclasses.asdict(loaded.code_sampler)
         scoring.write(arguments, results.document(found, **shared, **drawn))
         if arguments.out and wanted:
