@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_features
 from commands import ROOT
 from PIL import Image
 from test_several import ended, start
@@ -24,8 +25,8 @@ from dlc_jax.evals import frechet, manifold
 from dlc_jax.evaluation import diversity, metrics, names, reference, results
 from dlc_jax.evaluation.images import of_pixels, open_set
 from dlc_jax.evaluation.scoring import Scorer
-from dlc_jax.features import Extractor, lpips, weights
-from dlc_jax.interop import slots
+from dlc_jax.features import Extractor, lpips
+from dlc_jax.interop import files
 from dlc_jax.report import figure
 
 CLOSE = 1e-6  # relative
@@ -408,26 +409,14 @@ def test_a_command_scores_and_writes_what_it_depends_on(tmp_path, capsys, shared
 
 
 def test_a_command_for_diversity(tmp_path, capsys):
-    random, trunk = np.random.default_rng(0), lpips.Trunk("squeeze")
-    params = slots.shapes_of(weights.abstract(trunk, 1, 64, 64, 3))
-    # OIHW, of kernels that are square
-    shapes = {path: shape[::-1] for path, shape in params.items()}
-    tensors = {
-        path.replace("/kernel", ".weight").replace("/", "."): random.normal(size=shape).astype(
-            np.float32
-        )
-        / 10
-        for path, shape in shapes.items()
-    }
-    np.savez(tmp_path / "trunk.npz", **tensors)
-    heads = lpips._heads("squeeze")
-    heads = {
-        f"{name}.model.1.weight": np.ones(array.shape, np.float32) for name, array in heads.items()
-    }
-    np.savez(tmp_path / "heads.npz", **heads)
+    trunk, heads = tmp_path / "trunk.safetensors", tmp_path / "heads.safetensors"
+    test_features.file_of(trunk, lpips.Trunk("squeeze"), 64, lpips._name)
+    widths = {name: head.shape[2] for name, head in lpips._heads("squeeze").items()}
+    ones = {name: np.ones((1, width, 1, 1), np.float32) for name, width in widths.items()}
+    files.save(heads, {f"{name}.model.1.weight": head for name, head in ones.items()})
     place, out = folder(tmp_path / "a", drawn(12, 0, side=64)), tmp_path / "r.json"
-    files = ["--lpips-weights", tmp_path / "trunk.npz", "--lpips-heads", tmp_path / "heads.npz"]
-    said = verb(capsys, place, "--metrics", "lpips", "--lpips", "squeeze", *files, "--out", out)
+    given = ["--lpips-weights", trunk, "--lpips-heads", heads]
+    said = verb(capsys, place, "--metrics", "lpips", "--lpips", "squeeze", *given, "--out", out)
     assert "warning: the trunk of LPIPS is not the published file" in said
     found = json.loads(out.read_text())
     distance = found["results"][0]["metrics"]["lpips"]
