@@ -17,12 +17,12 @@ from commands import ROOT
 from PIL import Image
 from test_several import ended, start
 
-from dlc_jax import cli, parallel
+from dlc_jax import cli, parallel, pipeline
 from dlc_jax.data.files import scan
 from dlc_jax.data.record_writer import write as write_records
 from dlc_jax.errors import UserError
-from dlc_jax.evals import frechet, manifold
-from dlc_jax.evaluation import diversity, metrics, names, reference, results
+from dlc_jax.evals import frechet, inception_score, manifold
+from dlc_jax.evaluation import diversity, metrics, names, reference, results, scoring
 from dlc_jax.evaluation.images import of_pixels, open_set
 from dlc_jax.evaluation.scoring import Scorer
 from dlc_jax.features import Extractor, lpips
@@ -191,6 +191,28 @@ def test_features_come_in_order_and_each_once(sets):
     images = np.stack([sets[0].read(n) for n in range(150)])
     expected = scorer.extractor.apply(scorer.extractor.params, images)["pool"]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_and_rows_that_are_kept(sets, monkeypatch):
+    """Of more images than a block, in batches that do not fit it, and not all features kept."""
+    monkeypatch.setattr(scoring, "BLOCK", 32)
+    monkeypatch.setattr(reference, "ROWS", 20)
+    scorer = one_device(24)
+    found = reference.of_images(sets[1], scorer, keep=False)
+    images = np.stack([sets[1].read(n) for n in range(130)])
+    expected = np.asarray(scorer.extractor.apply(scorer.extractor.params, images)["pool"])
+    np.testing.assert_allclose(found.statistics["main"][0], expected.mean(0), rtol=1e-5)
+    chosen = expected[np.arange(20) * 130 // 20]
+    np.testing.assert_allclose(found.features, chosen, rtol=1e-5, atol=1e-6)
+    with scorer.collect(sets[1], keep={"spatial": np.arange(130)}, score=True) as collected:
+        every = scorer.extractor.apply(scorer.extractor.params, images)
+        spatial = collected.features["spatial"]
+        np.testing.assert_allclose(spatial, every["spatial"], rtol=1e-5, atol=1e-6)
+        expected = inception_score.inception_score(np.asarray(every["logits"]))
+        assert collected.inception_score.score() == pytest.approx(expected, rel=1e-5)
+        path = spatial.filename
+        assert os.path.getsize(path) == 130 * 12 * 4
+    assert not os.path.exists(path)
 
 
 def test_lpips_diversity(sets):
@@ -469,3 +491,26 @@ def test_two_processes_share_the_images_and_agree(tmp_path, shared_data):
     for key in ((2, 14), (2, 64)):
         assert values(found[key]["results"][0]) == pytest.approx(expected, rel=CLOSE)
         assert found[key]["reference"] == found[1, 64]["reference"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_sweep_scores_what_the_run_draws(quickstart, tmp_path, capsys, shared_data):
+    weights = shared_data / "weights" / "squeezenet_v1.0_decoded_OIHW.npz"
+    words = ["-w", quickstart / "run", "--network", "squeezenet", "--weights", weights]
+    words += ["--protocol", "stretch", "--count", 24, "--metrics", "fd,vendi", "--seed", 3]
+    out = tmp_path / "new" / "sweep.json"
+    words += ["--sampler.steps=2", "--cache", tmp_path / "cache", "--out", out]
+    said = verb(capsys, *words, "--sweep", "scale=2,1")
+    assert said.count("fd_squeezenet") >= 2 and f"wrote {out.with_suffix('.png')}" in said
+    found = json.loads(out.read_text())
+    assert [each["scale"] for each in found["results"]] == [1.0, 2.0]
+    assert found["results"][1]["sampler"]["guidance"]["scale"] == 2.0
+    assert found["reference"]["name"].startswith("training images of") and found["seed"] == 3
+    assert Image.open(out.with_suffix(".png")).size == (1920, 600)
+    with pipeline.load(quickstart / "run", batch=24) as loaded:
+        for each in found["results"]:
+            guidance = dataclasses.replace(loaded.sampler.guidance, scale=each["scale"])
+            sampler = dataclasses.replace(loaded.sampler, steps=2, guidance=guidance)
+            images = loaded.sample(24, seed=3, sampler=sampler)
+            assert array_set(images).sha256 == each["sha256"]
