@@ -18,6 +18,7 @@ from PIL import Image
 from test_several import ended, start
 
 from dlc_jax import cli, parallel, pipeline
+from dlc_jax.cli import sweep
 from dlc_jax.data.files import scan
 from dlc_jax.data.record_writer import write as write_records
 from dlc_jax.errors import UserError
@@ -495,7 +496,8 @@ def test_two_processes_share_the_images_and_agree(tmp_path, shared_data):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_sweep_scores_what_the_run_draws(quickstart, tmp_path, capsys, shared_data):
+def test_a_sweep_scores_what_the_run_draws(quickstart, tmp_path, capsys, shared_data, monkeypatch):
+    monkeypatch.setattr(sweep, "TRAINING", 100)
     weights = shared_data / "weights" / "squeezenet_v1.0_decoded_OIHW.npz"
     words = ["-w", quickstart / "run", "--network", "squeezenet", "--weights", weights]
     words += ["--protocol", "stretch", "--count", 24, "--metrics", "fd,vendi", "--seed", 3]
@@ -507,6 +509,7 @@ def test_a_sweep_scores_what_the_run_draws(quickstart, tmp_path, capsys, shared_
     assert [each["scale"] for each in found["results"]] == [1.0, 2.0]
     assert found["results"][1]["sampler"]["guidance"]["scale"] == 2.0
     assert found["reference"]["name"].startswith("training images of") and found["seed"] == 3
+    assert found["reference"]["count"] == 100
     assert Image.open(out.with_suffix(".png")).size == (1920, 600)
     with pipeline.load(quickstart / "run", batch=24) as loaded:
         for each in found["results"]:
