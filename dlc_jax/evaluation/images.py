@@ -20,7 +20,7 @@ from dlc_jax.hosts import agreement
 WORKERS = min(16, os.cpu_count() or 1)
 PART = 1024  # images of one hash: of several processes each looks at other parts
 SHOWN = 3  # sizes that a message lists
-GRAY = ("1", "L", "LA", "I", "F")  # modes of Pillow, or their beginnings
+GRAY = ("1", "L", "LA", "I", "F")  # modes of Pillow, before a ";"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ def _look(data: bytes):
     width, height = file.size
     if file.getexif().get(0x0112, 1) > 4:  # turned by a quarter
         width, height = height, width
-    return (height, width), file.mode.startswith(GRAY), hashlib.sha256(data).digest()
+    return (height, width), file.mode.partition(";")[0] in GRAY, hashlib.sha256(data).digest()
 
 
 def _survey(look, count: int) -> dict:
