@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from packages import import_or_skip
 from small_models import normal
 
 from dlc_jax.errors import UserError
@@ -135,7 +136,7 @@ def test_resize_with_an_offset_is_that_of_torch_by_a_factor(target):
 @pytest.mark.parametrize("side, k", [(4, 16), (14, 64)])
 def test_axial_rotary_is_that_of_dinov3(side, k):
     torch = pytest.importorskip("torch")
-    dinov3 = pytest.importorskip("transformers.models.dinov3_vit.modeling_dinov3_vit")
+    dinov3 = import_or_skip("transformers.models.dinov3_vit.modeling_dinov3_vit")
     config = dinov3.DINOv3ViTConfig(
         hidden_size=2 * k,
         num_attention_heads=2,
