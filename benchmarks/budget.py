@@ -36,6 +36,9 @@ ROOMS = {
     "checkpoints, metrics, report": "boards checkpoint cli_checkpoints failed_saves metrics report "
     "retention",
     "pipeline, samples, verbs": "cli composition factors judge pictures pipeline samples",
+    "evaluation: metrics of samples": "evaluate evaluate_parity frechet inception_score "
+    "kernel_distance manifold metrics_parity training_scores vendi",
+    "feature networks": "features features_parity",
     "import and export": "interop interop_cli interop_refusals tensor_files",
     "plans for other machines": "plan plan_machine plan_program",
     "whole runs: quickstart, own images": "faults image_folder main",

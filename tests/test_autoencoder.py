@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from packages import import_or_skip
 from test_cli import refused
 
 from dlc_jax import cli
@@ -106,7 +107,7 @@ def test_bfloat16_parameters_give_float32_moments_and_images():
 @pytest.mark.torch
 def test_parity_with_diffusers(tmp_path):
     torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = import_or_skip("diffusers")
     torch.manual_seed(0)
     theirs = diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,

@@ -65,7 +65,7 @@ def untrained(tmp_path):
 # ---- without trained networks
 
 
-@pytest.mark.parametrize("verb", ["info", "probe", "sample", "encode", "compose"])
+@pytest.mark.parametrize("verb", ["info", "probe", "sample", "encode", "compose", "evaluate"])
 def test_help_has_an_example(verb, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main([verb, "--help"])
@@ -134,6 +134,8 @@ sample -w {untrained} --out {here}/a.png/grid.png
 encode -w {here}/nowhere {here}/a.png
 compose -w {untrained} {here}/a.png {here}/text.png
 info {here}/empty
+evaluate {here}/a.png {here}/b.png --metrics fit
+evaluate -w {here}/nowhere --sweep scale=1
 codes verify {untrained}
 probe {untrained} --splits test
 import dinov2 {here}/nothing.safetensors --out {here}/new

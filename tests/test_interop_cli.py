@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from foreign_weights import POSITIONS, VALUES, official, transformers
+from packages import import_or_skip
 from PIL import Image
 from safetensors import numpy as safetensors_numpy
 from safetensors import safe_open
@@ -244,7 +245,7 @@ def test_what_an_earlier_version_imported_is_read(tmp_path, capsys):
 @pytest.mark.parametrize("registers, mlp", [(4, "gelu"), (0, "gelu"), (4, "swiglu")])
 def test_transformers_loads_what_is_exported_and_gives_the_same(registers, mlp, tmp_path, capsys):
     torch = pytest.importorskip("torch")
-    hub = pytest.importorskip("transformers")
+    hub = import_or_skip("transformers")
     state = official(registers=registers, mlp=mlp, readout="plain")
     import_sem(capsys, tmp_path, state, "--positions", POSITIONS)
     out = dlc(capsys, "export", "dinov2", tmp_path / "run", "--out", tmp_path / "hf")

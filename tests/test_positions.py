@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from packages import import_or_skip
 from small_models import normal
 
 from dlc_jax.errors import UserError
@@ -116,10 +117,26 @@ def test_resize_is_that_of_torch(target, source, antialias):
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize("target", [7, 16])
+def test_resize_with_an_offset_is_that_of_torch_by_a_factor(target):
+    torch = pytest.importorskip("torch")
+    table = np.random.default_rng(0).uniform(-1, 1, (37**2, 5)).astype(np.float32)
+    found = positions.resize(jnp.asarray(table), target, antialias=False, offset=0.1)
+    grid = torch.from_numpy(table).double().reshape(1, 37, 37, 5).permute(0, 3, 1, 2)
+    factor = (target + 0.1) / 37
+    expected = torch.nn.functional.interpolate(
+        grid, scale_factor=(factor, factor), mode="bicubic", antialias=False
+    )
+    np.testing.assert_allclose(
+        found, expected.permute(0, 2, 3, 1).reshape(-1, 5).numpy(), rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.torch
 @pytest.mark.parametrize("side, k", [(4, 16), (14, 64)])
 def test_axial_rotary_is_that_of_dinov3(side, k):
     torch = pytest.importorskip("torch")
-    dinov3 = pytest.importorskip("transformers.models.dinov3_vit.modeling_dinov3_vit")
+    dinov3 = import_or_skip("transformers.models.dinov3_vit.modeling_dinov3_vit")
     config = dinov3.DINOv3ViTConfig(
         hidden_size=2 * k,
         num_attention_heads=2,

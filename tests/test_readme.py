@@ -26,7 +26,7 @@ GUIDES = [
     README,
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("data", "encoder", "gpu", "planning", "recipes", "running", "tpu")
+        for name in "data encoder evaluation gpu planning recipes running tpu".split()
     ),
 ]
 TABLE = re.compile(r"(<!-- map -->\n).*?(<!-- /map -->)", re.DOTALL)

@@ -95,6 +95,7 @@ def test_files_of_pytorch(tmp_path, capsys):
     for saved, options in (
         (state, {}),
         ({"teacher": state}, {}),
+        ({"state_dict": state, "best": 0.9}, {}),
         (state, {"_use_new_zipfile_serialization": False}),
     ):
         torch.save(saved, path, **options)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from packages import import_or_skip
 
 from dlc_jax.models import vit
 from dlc_jax.models.encoder import Encoder
@@ -17,7 +18,7 @@ from dlc_jax.models.simplicial import DinoHead, Simplicial
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+transformers = import_or_skip("transformers")
 
 L, V = 512, 64
 SMALL = {"width": 96, "depth": 4, "heads": 3}

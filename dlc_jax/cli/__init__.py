@@ -35,6 +35,7 @@ VERBS = {
     "codes": ("the codes of a run: what there is, and whether any byte has changed", False),
     "probe": ("what the codes and features of a run know of its images, and their health", False),
     "sample": ("draw new images from a run", True),
+    "evaluate": ("FID and other metrics of images, or of a run at several guidance scales", True),
     "encode": ("write down the codes of images", False),
     "compose": ("draw images that have something of each of several images", True),
     "import": ("weights of other programs: DINOv2, a simplicial encoder, an autoencoder", True),

@@ -18,7 +18,7 @@ from safetensors import numpy as safetensors_numpy
 
 from dlc_jax.errors import UserError
 
-TORCH = (".pth", ".pt", ".bin")
+TORCH = (".pth", ".pt", ".bin", ".th")
 
 
 class Tensors(NamedTuple):
@@ -38,7 +38,8 @@ class Tensors(NamedTuple):
 def load(path: str | Path) -> Tensors:
     """A file's tensors, none of them read yet: both formats are mapped into memory.
 
-    Of PyTorch's, {"teacher": {name: tensor}} as DINOv2 writes it counts as its teacher.
+    Of PyTorch's, {"teacher": {name: tensor}} as DINOv2 writes it counts as its teacher, and
+    {"state_dict": {name: tensor}} as training scripts write it as that.
 
     Raises:
       UserError: no such file, damaged, of another kind, PyTorch's without PyTorch, or a pickle of
@@ -99,8 +100,9 @@ def _torch(path: Path) -> Tensors:
         raise UserError(
             f"{path} is damaged, or not a file of PyTorch ({_first(error)}); fetch it again"
         ) from error
-    if isinstance(found, dict) and isinstance(found.get("teacher"), dict):
-        found = found["teacher"]
+    for part in ("teacher", "state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(part), dict):
+            found = found[part]
     items = found.items() if isinstance(found, dict) else [(None, None)]
     if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in items):
         names = ", ".join(map(ascii, list(found)[:5])) if isinstance(found, dict) else ""

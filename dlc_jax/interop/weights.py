@@ -23,13 +23,16 @@ class Weights:
       metadata: text that came with them.
     """
 
-    def __init__(self, path: str | Path, clean: Callable[[str], str]):
+    def __init__(self, path: str | Path, clean: Callable[[str], str], load: Callable = files.load):
         """Opens a file whose names `clean` makes those of the tables.
+
+        Args:
+          load: (path) -> `files.Tensors`.
 
         Raises:
           UserError: see `files.load`; two names are the same when clean.
         """
-        self._file, self.where = files.load(path), str(path)
+        self._file, self.where = load(path), str(path)
         self.names: dict[str, str] = {}
         for name in self._file.shapes:
             if (other := self.names.setdefault(clean(name), name)) != name:

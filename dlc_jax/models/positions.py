@@ -74,16 +74,16 @@ def axial_rotary(
     return jnp.asarray(np.cos(angle), jnp.float32), jnp.asarray(np.sin(angle), jnp.float32)
 
 
-def cubic_matrix(target: int, source: int, *, antialias: bool) -> np.ndarray:
+def cubic_matrix(target: int, source: int, *, antialias: bool, offset: float = 0.0) -> np.ndarray:
     """Weights [target, source], float64, that resize a row of numbers as torch's bicubic does.
 
     Number i of the target lies at s (i + 1/2) of the source, s = source / target, and the weight of
     number j is Keys' cubic kernel of its distance from there. With antialias a = -1/2, the kernel
     is s times as wide when s > 1, and weights beyond the edges are left out and the others grow to
     add up to 1. Without it a = -3/4, always four weights, and those beyond the edges go to the
-    numbers there.
+    numbers there. With an offset, s = source / (target + offset).
     """
-    step = source / target
+    step = source / (target + offset)
     center = step * (np.arange(target)[:, None] + 0.5) - 0.5
     if antialias:
         weight = _cubic((np.arange(source) - center) / max(step, 1.0), -0.5)
@@ -102,10 +102,12 @@ def _cubic(x, a):
     return np.where(x < 1, inner, np.where(x < 2, outer, 0.0))
 
 
-def resize(table: Float[Array, "n d"], side: int, *, antialias: bool) -> Float[Array, "m d"]:
+def resize(
+    table: Float[Array, "n d"], side: int, *, antialias: bool, offset: float = 0.0
+) -> Float[Array, "m d"]:
     """Positions of a square grid, resized to one of `side` in float32; see `cubic_matrix`."""
     base = math.isqrt(len(table))
-    weight = cubic_matrix(side, base, antialias=antialias).astype(np.float32)
+    weight = cubic_matrix(side, base, antialias=antialias, offset=offset).astype(np.float32)
     grid = table.astype(jnp.float32).reshape(base, base, -1)
     sized = jnp.einsum("yr,xc,rcd->yxd", weight, weight, grid, precision="highest")
     return sized.reshape(side * side, -1)

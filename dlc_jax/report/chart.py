@@ -16,6 +16,7 @@ def chart(
     note: str = "",
     hold: tuple[float, float] | None = None,
     say: Callable[[float], str] = number,
+    errors: Mapping[float, float] | None = None,
 ) -> str:
     """One or two series over steps, with axes, numbers, a legend and a sentence below.
 
@@ -26,14 +27,17 @@ def chart(
       hold: values that the axis always includes, such as 0 for a rate. Without, it is as long as
         the values need, and logarithmic if all are positive and far apart.
       say: a value in words.
+      errors: step -> standard error of the first series there, drawn as bars of one error.
 
     Returns:
       A figure in HTML.
     """
+    ends = _ends(next(iter(lines.values())), errors or {})
     top = 14 + 20 * len(lines)
     points = [point for line in lines.values() for point in line]
     x0, x1 = min(x for x, _ in points), max(x for x, _ in points)
-    low, high = min(y for _, y in points), max(y for _, y in points)
+    values = [y for _, y in points] + [y for _, *both in ends for y in both]
+    low, high = min(values), max(values)
     x1 += x1 == x0
     log = low > 0 and high / low >= _LOG and hold is None
     low, high = (low, high) if hold is None else (min(low, *hold), max(high, *hold))
@@ -63,8 +67,16 @@ def chart(
             parts.append(f'<polyline class="s{index}" points="{joined}"></polyline>')
         legend = text(f"{words(name)}: {say(line[-1][1])} at the end")
         parts.append(f'<text class="l{index}" x="{_LEFT}" y="{18 + 20 * index}">{legend}</text>')
+    for x, *both in ends:
+        (right, below), (_, above) = (at(x, y) for y in both)
+        parts.append(f'<path class="s0" d="M{right},{below}V{above}"></path>')
     label = f"{title} over steps"
     return _figure(title + (" (logarithmic)" if log else ""), label, parts, note)
+
+
+def _ends(line, errors: Mapping[float, float]) -> list[tuple[float, float, float]]:
+    """(step, lower end, upper end) of the error bars of a series."""
+    return [(x, y - errors[x], y + errors[x]) for x, y in line if x in errors]
 
 
 def bars(

@@ -33,6 +33,10 @@ _CURVES = {
 }
 _NO_CURVE = {"step", "time", "seconds", "wall_time", "epoch"}
 _MORE_CURVES = 24  # charts of a step's other metrics, at most
+_SCORED = (
+    "Bars are one standard error: how far the value would move with other samples of the same "
+    "model. With few images a Fréchet distance has a bias besides, see scores.json."
+)
 _RANKS = 200  # values shown of a long vocabulary
 
 
@@ -74,6 +78,16 @@ def curves(steps: Iterable[pathlib.Path]) -> list[str]:
             if lines := {name: series.pop(name) for name in names if name in series}:
                 charts.append(chart(title, lines, note=note, hold=hold, say=say))
         parts.append(f"<h2>Curves: {text(words(step.name))}</h2>\n{_side_by_side(charts)}")
+        charts = []
+        for name in [name for name in series if name.startswith("scores/")]:
+            if name not in series or name.endswith("_error"):
+                continue
+            line, errors = series.pop(name), dict(series.pop(f"{name}_error", ()))
+            charts.append(
+                chart(scored(name), {name: line}, note=_SCORED * bool(errors), errors=errors)
+            )
+        if charts:
+            parts.append(f"<h3>Scores of images drawn on the way</h3>\n{_side_by_side(charts)}")
         if series:
             more = _side_by_side(
                 chart(words(name).capitalize(), {name: series[name]})
@@ -82,6 +96,12 @@ def curves(steps: Iterable[pathlib.Path]) -> list[str]:
             heading = "<summary>all other curves of this step</summary>"
             parts.append(f"<details>{heading}\n{more}</details>")
     return parts
+
+
+def scored(name: str) -> str:
+    """The title of a score: FID, not Fid."""
+    found = name.removeprefix("scores/")
+    return found.upper() if len(found) <= 4 else words(found).capitalize()
 
 
 def _side_by_side(charts: Iterable[str]) -> str:

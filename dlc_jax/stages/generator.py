@@ -21,6 +21,7 @@ from dlc_jax.diffusion.guidance import Guidance
 from dlc_jax.diffusion.sample import Sampler
 from dlc_jax.errors import UserError
 from dlc_jax.evals import pictures
+from dlc_jax.evaluation.training import Scores, TrainingScores
 from dlc_jax.losses.diffusion import flow_loss
 from dlc_jax.models.dit import DiT
 from dlc_jax.networks import Networks
@@ -95,6 +96,7 @@ class Section:
       objective: what it is trained for.
       ema_decay: of the average of the parameters; less in the first steps.
       grid: pictures drawn on the way.
+      scores: what is measured of images drawn on the way.
       optimizer: of the parameters.
       train: how long and how.
     """
@@ -105,6 +107,7 @@ class Section:
     objective: Objective = Objective()
     ema_decay: float = 0.9999
     grid: Grid = Grid()
+    scores: Scores = Scores()
     optimizer: AdamW = AdamW(learning_rate=1e-4)
     train: Plan = Plan(
         steps=6_000_000,
@@ -137,16 +140,30 @@ def make(config, *, step: str, workdir) -> Stage:
         return loader.batches(source, fields=fields, **how)
 
     def reads():
+        if section.scores.weights:
+            scores.check()
         codes = {"store": store("train").origin} if model.positions else {}
         return {"source": data.identity("train")} | codes
 
     @functools.cache
-    def network(mesh):  # compiled once, not at every picture
+    def network(mesh, most):  # compiled once, not at every picture
         parts = parallel.shares(mesh)
-        batch = -(-section.grid.count // parts) * parts
+        batch = -(-most // parts) * parts
         return Networks(config, workdir, mesh, batch=batch)[step]
 
+    def draw(state, mesh):
+        how = {
+            "seed": config.seed,
+            "count": section.scores.count,
+            "sampler": section.scores.sampler,
+        }
+        return draw_images(data, network(mesh, section.scores.batch), store, state, **how)[1]
+
     grid = functools.partial(draw_grid, section.grid, config.seed, data, network, store)
+    scores = TrainingScores(section.scores, data.source, draw, seed=config.seed)
+    evals = (Evaluator("grid", section.grid.every, grid),)
+    if section.scores.weights:
+        evals += (Evaluator("scores", section.scores.every, scores),)
     return Stage(
         init=functools.partial(init, model),
         prepare=functools.partial(prepare, section),
@@ -158,8 +175,7 @@ def make(config, *, step: str, workdir) -> Stage:
         plan=plan,
         rules=model.rules,
         flops=3 * plan.batch * model.flops(),
-        # latents are not pictures yet
-        evals=() if section.latents else (Evaluator("grid", section.grid.every, grid),),
+        evals=() if section.latents else evals,  # latents are not pictures yet
         identity={
             "model": config[step].model.to_dict(),
             "codes": section.codes,
@@ -244,21 +260,31 @@ def to_pixels(images) -> jax.Array:
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
+def draw_images(data, network, store, state, *, seed: int, count: int, sampler: Sampler):
+    """(rows of the validation split, images uint8 [count, y, x, 3] drawn from their codes).
+
+    Always of the same codes with the same noise; without codes rows are None.
+    """
+    params = state.params if state.ema is None else state.ema
+    how = {"params": params, "seed": seed, "sampler": sampler, "count": count}
+    if not network.model.positions:
+        return None, network.decode(None, **how)
+    rows = np.resize(sources.choose(data.source("validation"), count), count)
+    return rows, network.decode(store("validation").codes(rows), **how)
+
+
 def draw_grid(grid: Grid, seed: int, data, network, store, state, frozen, mesh, directory):
     """The evaluator's picture: validation images above what is drawn from their codes."""
-    params = state.params if state.ema is None else state.ema
-    network = network(mesh)
-    how = {"params": params, "seed": seed, "sampler": grid.sampler}
-    if network.model.positions:
+    count = min(grid.count, len(data.source("validation")))
+    how = {"seed": seed, "count": count, "sampler": grid.sampler}
+    rows, drawn = draw_images(data, network(mesh, grid.count), store, state, **how)
+    if rows is None:
+        picture, what = pictures.grid(drawn), "what the generator draws"
+    else:
         source = data.source("validation")
-        rows = sources.choose(source, grid.count)
-        drawn = network.decode(store("validation").codes(rows), **how)
         real = np.stack([source[int(row)]["image"] for row in rows])
         picture = pictures.labelled_rows({"real": real, "from its code": drawn})
         what = "unseen images above what the generator draws from their codes"
-    else:
-        picture = pictures.grid(network.decode(None, count=grid.count, **how))
-        what = "what the generator draws"
     if jax.process_index() == 0:
         folder = directory / "pictures"
         pictures.save_png(folder / f"step_{int(state.step)}.png", picture)

@@ -46,7 +46,7 @@ OPERATIONAL = (
     r"mesh\..*",
     r"log\..*",
     r"[^.]+\.batch",  # of a job; a stage's is in its `train`, and is learned from
-    r"[^.]+\.(grid|monitor)\..*",
+    r"[^.]+\.(grid|monitor|scores)\..*",
     r".*\.train\.(steps|accumulate|log_every|save_every|validate_every|validate_batches)",
     r".*\.train\.(keep|keep_period|keep_best|patience)",
     r"(.*\.)?(path|data_dir|directory|cache|cache_gb|limit|threads|workers|prefetch)",
