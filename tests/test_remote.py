@@ -185,7 +185,25 @@ def test_what_is_removed_while_it_is_fetched_does_not_matter(url, monkeypatch):
         return found
 
     monkeypatch.setattr(Store, "versions", listing)
-    assert [path.name for path in remote.local(url).iterdir() if path.exists()] == ["a"]
+    folder = remote.local(url)
+    assert [path.name for path in folder.iterdir()] == ["a"]
+
+
+def test_what_came_of_a_fetch_that_failed_is_not_sent_back(url, monkeypatch):
+    store, get = Store(url), Store.get
+    store.write({"a": b"1", "b": b"2"})
+    folder = remote.local(url)
+
+    def failing(self, names, place):
+        get(self, names[:1], place)
+        store.remove(names)  # by another process
+        get(self, names, place)
+
+    store.write({"c": b"3", "d": b"4"})
+    monkeypatch.setattr(Store, "get", failing)
+    remote.fetch(folder)
+    remote.send(folder)
+    assert names(url) == ["a", "b"] == sorted(path.name for path in folder.iterdir())
 
 
 def test_a_folder_of_a_copy_is_in_it_and_messages_show_urls(url, tmp_path):

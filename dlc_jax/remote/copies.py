@@ -182,7 +182,12 @@ class _Copy:
                     (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 elif known != version or stamp is None or _stamp(self.folder / name) is None:
                     wanted.append(name)
-            self.store.get(wanted, self.folder)
+            try:
+                self.store.get(wanted, self.folder)
+            except BaseException:  # what came of it would count as made here, and be sent
+                for name in wanted:
+                    (self.folder / name).unlink(missing_ok=True)
+                raise
             for name in wanted:
                 self._alike[name] = there[name], _stamp(self.folder / name)
             for name in [name for name in self._alike if _below(name, prefix)]:
