@@ -211,6 +211,8 @@ def _outcome(run: Callable[[], int | None]) -> tuple[int, str]:
     """(exit code, what is to be said)."""
     try:
         return run() or 0, ""
+    except remote.Unreachable as error:  # it may pass, so a supervisor tries again
+        return stop.CODE, str(error)
     except UserError as error:
         return 2, str(error)
     except Interrupted as stopped:

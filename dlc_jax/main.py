@@ -40,9 +40,10 @@ def run(config, workdir: str | Path) -> None:
     import jax
 
     from dlc_jax import agenda, metrics, parallel, report, train
-    from dlc_jax.hosts import agreement, likeness, sharing
+    from dlc_jax.hosts import likeness, sharing
     from dlc_jax.stage import Stage
 
+    likeness.check_alike("workdir", {"url": remote.url_of(workdir)})
     likeness.check_alike("version", metrics.versions() | {"commit": home.commit()})
     likeness.check_alike(
         "config", home.lasting(config.to_dict(), (r"data\.(path|data_dir|cache)",))
@@ -56,7 +57,9 @@ def run(config, workdir: str | Path) -> None:
         entries = agenda.read(config, workdir, made)
         operational = agenda.operational(made)
         home.remember(workdir, config.to_dict(), operational, present=recipe.read_back)
-        agreement.meet("agenda")  # before any step is marked as complete: all have read the same
+        sharing.share(
+            workdir, "agenda"
+        )  # before any step is marked as complete: all have read the same
         for entry in entries:
             if entry.skip:
                 say(f"{entry.name}: {entry.skip}")

@@ -14,7 +14,7 @@ import pytest
 from buckets import KINDS, bucket
 
 from dlc_jax import remote, workdir
-from dlc_jax.checkpoint import Checkpoints, load_params
+from dlc_jax.checkpoint import Checkpoints, clear, load_params
 from dlc_jax.checkpoint.retention import Retention
 from dlc_jax.data import codes, files
 from dlc_jax.data.code_writer import write
@@ -306,6 +306,43 @@ def test_a_step_that_was_cut_short_or_altered_in_the_store_is_skipped_and_kept(u
     kept = {name.split("/")[2] for name in names(url)}
     assert {"1", "1.sha256.json", "2.damaged", "3.damaged"} <= kept and not {"2", "3"} & kept
     assert Retention(keep=2) is not None and restored(url) == (1, 1.0)
+
+
+@pytest.mark.parametrize("sent", ["no seal", "half", "no note"])
+def test_a_first_step_that_was_cut_short_is_no_step(url, sent):
+    """Killed while it was sent: the next run begins anew, and a reader does not seal it."""
+    saved(url, 1)
+    store = Store(url)
+    store.remove(["net/checkpoints/1.sha256.json"])
+    if sent == "half":
+        store.remove([name for name in names(url) if name.endswith("manifest.ocdbt")])
+    if sent != "no note":
+        store.write({"net/checkpoints/1.begun": b"{}"})
+    with pytest.raises(UserError, match="no good checkpoint"):
+        load_params(f"{url}/net/checkpoints", abstract()["params"], collection="params")
+    assert "net/checkpoints/1.sha256.json" not in names(url)
+    clear(anew(url) / "net/checkpoints")
+    assert Checkpoints(remote.local(url) / "net/checkpoints").restore(abstract(), None, {}) is None
+    left = {name.split("/")[2] for name in names(url)}
+    assert left == ({"1.damaged"} if sent == "no note" else set())
+    saved(url, 1)
+    assert restored(url) == (1, 1.0)
+
+
+def test_what_was_pruned_by_halves_goes_at_the_next_start(url):
+    removed = Store.remove
+    with pytest.MonkeyPatch.context() as patch:  # killed before the end
+        patch.setattr(Store, "remove", lambda self, some: removed(self, some[:1]))
+        patch.setattr(remote, "end", lambda path: None)
+        saved(url, 1, 2, 3, keep=2)
+    assert "net/checkpoints/1.begun" in names(url)
+    clear(anew(url) / "net/checkpoints")
+    assert {name.split("/")[2] for name in names(url)} == {
+        "2",
+        "3",
+        "2.sha256.json",
+        "3.sha256.json",
+    }
 
 
 def test_a_save_that_cannot_be_sent_is_an_error(url, monkeypatch):

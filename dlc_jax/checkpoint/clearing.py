@@ -19,10 +19,12 @@ def prune(directory: Path, retention: Retention) -> None:
     sealed = [step for step in seal.steps(directory) if seal.path_of(directory, step).exists()]
     kept = retention.reasons(sealed, lambda step: arrays.metrics_of(directory / str(step)))
     for step in (step for step in sealed if step not in kept):
+        remote.begin(directory / str(step))
         os.replace(directory / str(step), directory / f"{step}.deleting")
         seal.path_of(directory, step).unlink()
         remote.remove(seal.path_of(directory, step))
         remote.remove(directory / str(step))
+        remote.end(directory / str(step))
     clear(directory)
 
 
@@ -31,7 +33,14 @@ def clear(directory: Path) -> None:
 
     Process 0 does it, while nothing is saved there.
     """
-    for path in directory.iterdir() if directory.is_dir() and jax.process_index() == 0 else ():
+    if jax.process_index() or not directory.is_dir():
+        return
+    for path in remote.begun(directory):  # sent or removed by halves, unless its seal is there
+        if not seal.path_of(directory, int(path.name)).exists():
+            shutil.rmtree(path, ignore_errors=True)
+            remote.remove(path)
+        remote.end(path)
+    for path in directory.iterdir():
         if match := re.fullmatch(r"(\d+)\.(deleting|orbax-checkpoint-tmp.*)", path.name):
             if match[2] == "deleting" and not (directory / match[1]).exists():
                 # the kill came between directory and seal

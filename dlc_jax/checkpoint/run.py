@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from dlc_jax import remote
 from dlc_jax.checkpoint import arrays, clearing, seal
 from dlc_jax.checkpoint.retention import Retention
 from dlc_jax.checkpoint.together import Elsewhere, Together
@@ -20,10 +21,7 @@ from dlc_jax.typing import Tree
 
 
 class Checkpoints:
-    """The checkpoints of one training run.
-
-    With several processes all of them call every method, in the same order, on a shared directory.
-    """
+    """Several processes all call every method, in the same order, on a shared directory."""
 
     def __init__(
         self, directory: str | Path, *, keep: int = 2, keep_period: int = 0, keep_best: str = ""
@@ -157,7 +155,8 @@ class Checkpoints:
             self._settle(step, refused)
             self._at = step
             return arrays.unflat(abstract, named), step, meta
-        if agreed("refused", any(reason != seal.EMPTY for reason in refused.values())):
+        lost = {seal.EMPTY} | ({seal.UNSEALED} if remote.is_copy(self._directory) else set())
+        if agreed("refused", not lost.issuperset(refused.values())):
             reasons = arrays.listed([f"{step}: {why}" for step, why in refused.items()])
             raise UserError(
                 f"no checkpoint under {self._directory} is good ({reasons}); nothing was changed: "
@@ -209,9 +208,12 @@ class Checkpoints:
                 raise failed
             self._writer.wait_until_finished()
             seal.seal(self._directory, step, together)
-            if jax.process_index() == 0:
-                clearing.prune(self._directory, self._retention)
-            together.clear()
+            try:
+                if jax.process_index() == 0:
+                    clearing.prune(self._directory, self._retention)
+                together.clear()
+            except remote.StoreError as error:  # the step is there; the next save tries again
+                seal.log.warning("%s", error)
             together()
         except BaseException as error:  # raised by `wait`, in the thread that can act on it
             self._error = self._explained(step, error, together)
@@ -259,16 +261,18 @@ class Checkpoints:
     def _explained(self, step: int, error: BaseException, together: Together) -> BaseException:
         """What this process raises: the same UserError in all if one of them failed by storage."""
         reason = seal.storage_reason(error)
-        said = [reason is not None, reason or f"{type(error).__name__}: {error}"]
+        passing = isinstance(error, remote.Unreachable)
+        said = [reason is not None, reason or f"{type(error).__name__}: {error}", passing]
         try:
             failures = together.fail(said)
         except Interrupted as ended:
             return ended
-        full = {who: why for who, (is_storage, why) in failures.items() if is_storage}
+        full = {who: why for who, (is_storage, why, _) in failures.items() if is_storage}
         who = min(full or failures)
         by = f" by process {who}" if jax.process_count() > 1 else ""
         if full:
-            explained: BaseException = UserError(self._unwritable(step, full[who], by))
+            kind = Interrupted if failures[who][2] else UserError  # 75: try again, or 2
+            explained: BaseException = kind(self._unwritable(step, full[who], by))
         elif isinstance(error, Elsewhere):
             explained = RuntimeError(f"step {step} could not be saved{by}: {failures[who][1]}")
         else:

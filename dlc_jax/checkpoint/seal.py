@@ -87,7 +87,8 @@ def _newest_by_size(directory: Path, refused: dict[int, str], log_refused: bool)
         if step not in refused:
             remote.fetch(directory / str(step), whole=True)
             reason = damage(directory, step)
-            if reason == UNSEALED and not sealed:
+            # In a store it may have been cut short anywhere, while it was sent.
+            if reason == UNSEALED and not sealed and not remote.is_copy(directory):
                 reason = incomplete(directory / str(step))
             if reason is None:
                 return step
@@ -195,6 +196,7 @@ def seal(directory: Path, step: int, meeting: Callable[[Any], list] | None = Non
         digests |= part
     files = {name: [sizes[name], digests[name]] for name in sorted(sizes)}
     if jax.process_index() == 0:
+        remote.begin(path)
         temporary = path_of(directory, step).with_suffix(".tmp")
         with open(temporary, "w") as file:
             json.dump({"step": step, "files": files}, file, indent=1)
@@ -202,6 +204,7 @@ def seal(directory: Path, step: int, meeting: Callable[[Any], list] | None = Non
             os.fsync(file.fileno())
         os.replace(temporary, path_of(directory, step))
         remote.send(directory.parent)  # with what was measured up to here, and the seal last
+        remote.end(path)
     if path.exists():
         _hashed[path] = _stamp(path, files), None
 

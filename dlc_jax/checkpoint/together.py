@@ -44,6 +44,7 @@ class Together:
     def begin(self, items: Iterable[str]) -> None:
         """Makes the folder of each item that Orbax's other processes wait for without a meeting."""
         if remote.is_copy(self._step) and jax.process_index() > 0:
+            shutil.rmtree(self._step, ignore_errors=True)  # one that process 0 has moved aside
             for item in items:
                 inner = f"{item}.orbax-checkpoint-tmp/array_metadatas"
                 path = self._step.with_name(f"{self._step.name}.orbax-checkpoint-tmp") / inner

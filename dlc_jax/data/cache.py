@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import pathlib
+import shutil
 
 from dlc_jax import remote
 from dlc_jax.data import listing, naming, record_writer, records, shard
@@ -100,7 +101,16 @@ def _download(store, objects, place):
     with shard.disk(f"the cache {place.parent}"), Progress("downloading", "files") as progress:
         for start in range(0, len(names), TOGETHER):
             progress(start, len(names))
-            store.get(names[start : start + TOGETHER], place)
+            some = names[start : start + TOGETHER]
+            part = place.with_name(
+                f"{place.name}.part"
+            )  # an unfinished file may have its full size
+            shutil.rmtree(part, ignore_errors=True)
+            part.unlink(missing_ok=True)
+            store.get(some, part)
+            for name in some:
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(part / name, place / name)
 
 
 def _stamps(place):

@@ -76,10 +76,10 @@ def write(
         with shard.disk(what):
             shard.finish(directory, names, PREFIX, description, what=PREFIX)
         remote.send(directory)
-        for name in names:
-            remote.remove(directory / f"{name}.json")
     if barrier is not None:
         barrier()
+    for name in names if process_index == 0 else ():  # now that nobody fetches them
+        remote.remove(directory / f"{name}.json")
     return json.loads((directory / "manifest.json").read_text())
 
 

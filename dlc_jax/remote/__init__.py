@@ -16,12 +16,30 @@ credentials its own way. What was downloaded lies in `DLC_SCRATCH`, or the syste
 folder, until the process ends.
 """
 
-from dlc_jax.remote.copies import fetch, hold, holder, is_copy, local, remove, send, shown, size
-from dlc_jax.remote.store import Store, StoreError, is_url
+from dlc_jax.remote.copies import (
+    begin,
+    begun,
+    end,
+    fetch,
+    hold,
+    holder,
+    is_copy,
+    local,
+    remove,
+    send,
+    shown,
+    size,
+    url_of,
+)
+from dlc_jax.remote.store import Store, StoreError, Unreachable, is_url
 
 __all__ = [
     "Store",
     "StoreError",
+    "Unreachable",
+    "begin",
+    "begun",
+    "end",
     "fetch",
     "hold",
     "holder",
@@ -32,4 +50,5 @@ __all__ = [
     "send",
     "shown",
     "size",
+    "url_of",
 ]

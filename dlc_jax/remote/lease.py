@@ -46,7 +46,16 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises UserError if another run has taken the lease, so that nothing is written."""
+        """Reads who has the lease.
+
+        Raises:
+          UserError: another run has taken it, so nothing must be written.
+        """
+        if not self._lost and not self._is_mine(self._store.read(NAME)):
+            self._lost = (
+                f"{self._store.url} was taken over by another run, since this one gave no sign of "
+                f"life for {self._dead:.0f} s; stop one of them"
+            )
         if self._lost:
             raise UserError(self._lost)
 
@@ -80,20 +89,17 @@ class Lease:
     def _renew(self) -> None:
         while not self._left.wait(self._renewed):
             try:
-                if not self._is_mine(self._store.read(NAME)):
-                    self._lost = (
-                        f"{self._store.url} was taken over by another run, since this one gave no "
-                        f"sign of life for {self._dead:.0f} s; stop one of them"
-                    )
-                    return
+                self.check()
                 self._store.write({NAME: self._text()})
             except StoreError:
                 continue  # whoever writes hears of it
+            except UserError:
+                return
 
     def _text(self) -> bytes:
         self._count += 1
         facts = {"pid": os.getpid(), "host": socket.gethostname(), "started": self._since}
-        facts |= {"machine": _machine(), "token": self._token, "sign": self._count}
+        facts |= {"machine": machine(), "token": self._token, "sign": self._count}
         return json.dumps(facts).encode()
 
     def _is_mine(self, text: bytes | None) -> bool:
@@ -113,7 +119,7 @@ def has_ended(text: bytes) -> bool:
     """Whether the run that wrote a lock was on this machine and is no more."""
     try:
         facts = json.loads(text)
-        here = _machine()
+        here = machine()
         if not here or facts["machine"] != here:
             return False
         os.kill(int(facts["pid"]), 0)
@@ -124,7 +130,7 @@ def has_ended(text: bytes) -> bool:
     return False
 
 
-def _machine() -> str:
+def machine() -> str:
     """Names this start of this machine, and the group of processes whose ids are seen here."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:

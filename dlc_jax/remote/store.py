@@ -1,6 +1,7 @@
 """A folder of an object store: its objects by name, whole, and errors in one line."""
 
 import contextlib
+import errno
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,10 @@ _VERSIONS = ("ETag", "etag", "generation", "mtime", "LastModified", "created")
 
 class StoreError(UserError):
     """The store refuses, or cannot be reached; the message names the URL."""
+
+
+class Unreachable(StoreError):
+    """No answer, or none that is understood: it may pass."""
 
 
 class Removed(StoreError):
@@ -157,8 +162,13 @@ class Store:
                 "the right to read, write and delete objects there"
             ) from error
         except Exception as error:  # each file system has errors of its own
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreError(
+                    f"no room for what comes from {self.url}: {error.strerror}; make room, or set "
+                    "DLC_SCRATCH to a folder with more"
+                ) from error
             what = f"{type(error).__name__}: {_first_line(error)}"
-            raise StoreError(
+            raise Unreachable(
                 f"{self.url} cannot be reached ({what}); check credentials and connection"
             ) from error
 
