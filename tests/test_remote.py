@@ -366,7 +366,10 @@ def test_a_code_store_is_made_and_read(url):
         return {"codes": np.arange(start, stop)[:, None] % 4 + np.zeros((1, 3), int)}
 
     about = {"total": 10, "positions": 3, "values": 4, "identity": "e", "shard_size": 4}
-    write(anew(url) / "codes/train", encode, **about)
+    folder = anew(url) / "codes/train"
+    write(folder, encode, barrier=lambda: remote.fetch(folder, whole=True), **about)
+    assert [name for name in names(url) if name.endswith(".json")] == ["codes/train/manifest.json"]
+    remote.send(remote.local(url))
     assert [name for name in names(url) if name.endswith(".json")] == ["codes/train/manifest.json"]
     store = codes.CodeStore(anew(url) / "codes/train")
     assert np.array_equal(store.codes([5, 9])[:, 0], [1, 1])

@@ -101,6 +101,7 @@ class Copy:
             names = [name for name in self.store.versions(prefix) if _below(name, prefix)]
             self.store.remove(sorted(names, key=_rank, reverse=True))
             for name in [name for name in self._alike if _below(name, prefix)]:
+                (self.folder / name).unlink(missing_ok=True)  # one that was fetched meanwhile
                 del self._alike[name]
 
     def _here(self, prefix: str) -> Iterator[str]:
