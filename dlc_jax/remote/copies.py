@@ -141,7 +141,7 @@ def size(path: str | Path) -> int | None:
 
 
 def remove(path: str | Path) -> None:
-    """Removes what is at or below a path of a copy: in the store, and here if it came from there."""
+    """Removes what is at or below a path of a copy: in the store, and here what came from there."""
     copy, name = _find(path)
     if copy is not None:
         copy.remove(name)
