@@ -271,6 +271,7 @@ def test_a_run_of_an_earlier_version_has_todays_fields(tmp_path, quickstart):
     saved["encoder"]["model"] = {name.split(".")[-1]: value for name, value in model.items()}
     saved["encoder"]["view"] = {"image": "encoded"}
     del saved["encoder"]["encoded"], saved["codes"]["dtype"], saved["codes"]["image"]
+    del saved["generator"]["scores"]
     saved["codes"]["view"] = {"image": 24}
     for section in (saved["samples"], saved["generator"]["grid"]):
         section |= {"sampling_steps": 9, "method": "euler", "guidance": 2}
@@ -289,6 +290,9 @@ def test_a_run_of_an_earlier_version_has_todays_fields(tmp_path, quickstart):
         "*.sampler.method": "euler",
         "*.sampler.steps": 9,
         "*.sampler.guidance.scale": 2.0,
+        "generator.scores.sampler.method": "heun",  # what has been added has its defaults
+        "generator.scores.sampler.steps": 50,
+        "generator.scores.sampler.guidance.scale": 1.0,
         "without_codes.grid": None,
         "without_codes.grid.sampler.steps": 12,
         "samples_without_codes.sampler": None,

@@ -266,9 +266,9 @@ def draw_images(data, network, store, state, *, seed: int, count: int, sampler: 
     Always of the same codes with the same noise; without codes rows are None.
     """
     params = state.params if state.ema is None else state.ema
-    how = {"params": params, "seed": seed, "sampler": sampler, "count": count}
+    how = {"params": params, "seed": seed, "sampler": sampler}
     if not network.model.positions:
-        return None, network.decode(None, **how)
+        return None, network.decode(None, count=count, **how)
     rows = np.resize(sources.choose(data.source("validation"), count), count)
     return rows, network.decode(store("validation").codes(rows), **how)
 
