@@ -57,9 +57,8 @@ def run(config, workdir: str | Path) -> None:
         entries = agenda.read(config, workdir, made)
         operational = agenda.operational(made)
         home.remember(workdir, config.to_dict(), operational, present=recipe.read_back)
-        sharing.share(
-            workdir, "agenda"
-        )  # before any step is marked as complete: all have read the same
+        # Before any step is marked as complete: all have read the same.
+        sharing.share(workdir, "agenda")
         for entry in entries:
             if entry.skip:
                 say(f"{entry.name}: {entry.skip}")

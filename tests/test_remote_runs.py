@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from buckets import bucket
@@ -82,10 +83,12 @@ def test_stopped_in_a_store_it_goes_on_and_a_second_run_is_refused(tmp_path, mon
     with bucket("s3") as (url, _):
         url += "/W"
         (first,) = job(url, 1, recipe="tiny,encoder")
-        until(first, "encoder 8")
+        while Store(url).read(".lock") is None:
+            time.sleep(0.1)
         (second,) = job(url, 1, recipe="tiny,encoder")
         codes, said = ended([second])
         assert codes == [2] and f"dlc_jax: {url} is in use by process {first.pid} on" in said
+        until(first, "encoder 8")
         first.send_signal(signal.SIGTERM)
         codes, said = ended([first])
         assert codes == [75] and "dlc_jax: encoder: stopped at step" in said
