@@ -21,7 +21,10 @@ from dlc_jax.typing import Tree
 
 
 class Checkpoints:
-    """Several processes all call every method, in the same order, on a shared directory."""
+    """The checkpoints of one training run.
+
+    With several processes all of them call every method, in the same order, on a shared directory.
+    """
 
     def __init__(
         self, directory: str | Path, *, keep: int = 2, keep_period: int = 0, keep_best: str = ""
@@ -73,12 +76,8 @@ class Checkpoints:
         }
         if iterator is not None:
             items["iterator"] = ocp.args.JsonSave(arrays.pack(iterator.get_state()))
-        name, path, failed = (
-            f"{self._directory.parent.name}/save",
-            self._directory / str(step),
-            None,
-        )
-        self._together = Together(name, path)
+        path, failed = self._directory / str(step), None
+        self._together = Together(f"{self._directory.parent.name}/save", path)
         try:
             if self._writer is None:
                 # Directories made in the background leave threads waiting for 20 minutes when a

@@ -73,7 +73,8 @@ def hold(path: str | Path) -> Iterator[None]:
         with contextlib.suppress(UserError):  # whoever ends for another reason says that one
             copy.send("")
         lease, copy.lease = copy.lease, None
-        lease.release()
+        with contextlib.suppress(StoreError):  # then the lock is outlived, as after a kill
+            lease.release()
 
 
 def holder(path: str | Path) -> str | None:

@@ -152,11 +152,8 @@ def make(config, *, step: str, workdir) -> Stage:
         return Networks(config, workdir, mesh, batch=batch)[step]
 
     def draw(state, mesh):
-        how = {
-            "seed": config.seed,
-            "count": section.scores.count,
-            "sampler": section.scores.sampler,
-        }
+        found = section.scores
+        how = {"seed": config.seed, "count": found.count, "sampler": found.sampler}
         return draw_images(data, network(mesh, section.scores.batch), store, state, **how)[1]
 
     grid = functools.partial(draw_grid, section.grid, config.seed, data, network, store)
@@ -275,9 +272,11 @@ def draw_images(data, network, store, state, *, seed: int, count: int, sampler: 
 
 def draw_grid(grid: Grid, seed: int, data, network, store, state, frozen, mesh, directory):
     """The evaluator's picture: validation images above what is drawn from their codes."""
-    count = min(grid.count, len(data.source("validation")))
+    network, count = network(mesh, grid.count), grid.count
+    if network.model.positions:
+        count = min(count, len(data.source("validation")))
     how = {"seed": seed, "count": count, "sampler": grid.sampler}
-    rows, drawn = draw_images(data, network(mesh, grid.count), store, state, **how)
+    rows, drawn = draw_images(data, network, store, state, **how)
     if rows is None:
         picture, what = pictures.grid(drawn), "what the generator draws"
     else:
