@@ -218,7 +218,7 @@ def test_a_folder_of_a_copy_is_in_it_and_messages_show_urls(url, tmp_path):
 
 
 def test_a_second_run_is_refused_and_a_dead_one_outlived(url):
-    store, quick = Store(url), {"renewed": 0.05, "dead": 1.5, "say": lambda line: None}
+    store, quick = Store(url), {"renewed": 0.05, "dead": 4.0, "say": lambda line: None}
     held = lease.Lease(store, **quick)
     facts = json.loads(store.read(".lock"))
     with pytest.raises(UserError, match=f"is in use by process {os.getpid()} on "):
@@ -227,14 +227,14 @@ def test_a_second_run_is_refused_and_a_dead_one_outlived(url):
     held._thread.join()
     start = time.monotonic()
     after = lease.Lease(Store(url), **quick)
-    assert time.monotonic() - start > 1.5
+    assert time.monotonic() - start > 4.0
     after.release()
     assert store.read(".lock") is None
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
     store.write({".lock": json.dumps(facts | {"pid": int(ended.stdout)}).encode()})
     start = time.monotonic()
     lease.Lease(Store(url), **quick).release()  # killed on this machine: at once
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < 4.0
 
 
 def test_who_has_lost_the_right_writes_no_more(url):
