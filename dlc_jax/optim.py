@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 
 from dlc_jax.errors import UserError
 from dlc_jax.typing import Tree
@@ -64,9 +65,7 @@ class AdamW:
     eps: float = 1e-8
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            known = ", ".join(SCHEDULES)
-            raise UserError(f"optimizer.schedule={self.schedule!r} is unknown; known: {known}")
+        _check_schedule(self.schedule)
 
     def make(self, steps: int, layer: Callable[[str, tuple], Any] | None = None) -> Optimizer:
         """The optimizer of a run.
@@ -80,6 +79,11 @@ class AdamW:
           UserError: an invalid regular expression, or (when the parameters are known) one that
             matches nothing.
         """
+        adam = optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps)
+        return self._around(adam, steps, layer)
+
+    def _around(self, direction, steps, layer):
+        """The optimizer whose updates have this direction, with our rate and decay."""
         rest = max(1, steps - self.warmup)
         rate = SCHEDULES[self.schedule](self.learning_rate, rest, self.final)
         if self.warmup:
@@ -95,8 +99,7 @@ class AdamW:
                 return named(params, self.decayed, "decayed")
             return jax.tree.map(lambda _: False, params)
 
-        adam = optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps)
-        return Optimizer(optax.chain(adam, _apply_rate(rate, factors, decay, decays)), rate)
+        return Optimizer(optax.chain(direction, _apply_rate(rate, factors, decay, decays)), rate)
 
     def _factors(self, params, count, layer):
         """What each parameter's rate is multiplied by: a number, or [depth, 1, ...] if stacked."""
@@ -116,11 +119,96 @@ class AdamW:
         return factors
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Muon:
+    """The `optimizer` section: Muon for the matrices of the blocks, AdamW for all else.
+
+    An update of a matrix is its momentum made orthogonal by five Newton-Schulz steps, scaled so
+    that its root mean square is that of Adam's. Then both have one learning rate. Layers of a scan
+    are matrices each of their own, and so are queries, keys and values, gate and up. Source: Jordan
+    2024, and arXiv 2502.16982 for the scale; optax computes it.
+
+    Attributes:
+      learning_rate: after the warm-up.
+      schedule: after the warm-up, "constant", "cosine" or "linear" towards `final * learning_rate`.
+      warmup: steps over which the rate rises from 0.
+      final: last learning rate, as a multiple of the first.
+      weight_decay: decoupled, of all kernels.
+      matrices: regular expression of what is made orthogonal.
+      momentum: decay of a matrix's momentum.
+      scale: root mean square of a matrix's update, as Adam's usually is.
+      b1: decay of AdamW's first moment.
+      b2: decay of AdamW's second moment.
+      eps: added to the root of the second moment.
+    """
+
+    learning_rate: float = 1e-4
+    schedule: str = "constant"
+    warmup: int = 0
+    final: float = 0.0
+    weight_decay: float = 0.0
+    matrices: str = ".*blocks/(attention|cross|mlp)/.*kernel"
+    momentum: float = 0.95
+    scale: float = 0.2
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self):
+        _check_schedule(self.schedule)
+
+    def make(self, steps: int, layer: Callable[[str, tuple], Any] | None = None) -> Optimizer:
+        """The optimizer of a run; see `AdamW.make`.
+
+        Args:
+          layer: tells which parameters are stacked: those with a number for each layer.
+        """
+        fields = ("learning_rate", "schedule", "warmup", "final", "weight_decay")
+        adam = AdamW(**{name: getattr(self, name) for name in fields})
+
+        def dimensions(params):
+            chosen = named(params, self.matrices, "matrices")
+
+            def one(path, leaf, is_matrix):
+                stacked = layer is not None and np.ndim(layer(_name(path), leaf.shape)) > 0
+                return _matrix(leaf.ndim, stacked) if is_matrix else None
+
+            return jax.tree_util.tree_map_with_path(one, params, chosen)
+
+        muon = optax.contrib.muon(
+            learning_rate=-1.0,  # `_apply_rate` brings rate and sign
+            beta=self.momentum,
+            consistent_rms=self.scale,
+            adam_b1=self.b1,
+            adam_b2=self.b2,
+            eps=self.eps,
+            muon_weight_dimension_numbers=dimensions,
+        )
+        return adam._around(muon, steps, layer)
+
+
+def _matrix(axes: int, stacked: bool):
+    """Which axes of a kernel [(layer), in, (part), *out] are a matrix's; the others count them."""
+    into = 1 if stacked else 0
+    out = axes - into - 1
+    # three axes out are q, k, v by heads [3, h, k]; two are gate and up [2, hidden]
+    first = into + 1 + (out > 1)
+    return optax.contrib.MuonDimensionNumbers((into,), tuple(range(first, axes)))
+
+
+OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
+
 SCHEDULES = {
     "constant": lambda rate, steps, final: optax.constant_schedule(rate),
     "cosine": lambda rate, steps, final: optax.cosine_decay_schedule(rate, steps, alpha=final),
     "linear": lambda rate, steps, final: optax.linear_schedule(rate, final * rate, steps),
 }
+
+
+def _check_schedule(schedule: str) -> None:
+    if schedule not in SCHEDULES:
+        known = ", ".join(SCHEDULES)
+        raise UserError(f"optimizer.schedule={schedule!r} is unknown; known: {known}")
 
 
 def named(tree: Tree, pattern: str, field: str) -> Tree:

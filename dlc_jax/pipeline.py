@@ -137,6 +137,7 @@ class Pipeline:
         self,
         codes: np.ndarray | None,
         *,
+        labels: np.ndarray | None = None,
         seed: int = 0,
         count: int | None = None,
         first: int = 0,
@@ -147,6 +148,7 @@ class Pipeline:
 
         Args:
           codes: None, with a `count`, draws from a generator trained without codes.
+          labels: class of each image, int [b], for a generator trained with classes.
           sampler: None is the pipeline's.
           params: of the generator; None are those saved in the workdir.
 
@@ -156,6 +158,7 @@ class Pipeline:
         """
         return self._generator.decode(
             codes,
+            labels=labels,
             seed=seed,
             count=count,
             first=first,
@@ -171,17 +174,23 @@ class Pipeline:
         first: int = 0,
         sampler: Sampler | None = None,
         code_sampler: CodeSampler | None = None,
+        labels: np.ndarray | None = None,
     ) -> np.ndarray:
         """New images uint8 [count, y, x, c]: codes as `sample_codes` draws them, decoded.
 
         Args:
+          labels: class of each image, int [count], for a generator trained with classes. One that
+            reads no codes draws them at random if they are None.
           first: number of the first image. Images [n, n + count) of a seed are these of any longer
             call.
         """
-        codes = None
-        if self._generator.model.positions:
+        codes, model = None, self._generator.model
+        if model.positions:
             codes = self.sample_codes(count, seed=seed, first=first, sampler=code_sampler)
-        return self.decode(codes, seed=seed + 1, count=count, first=first, sampler=sampler)
+        elif model.classes and labels is None:
+            labels = self._generator.random_labels(count, seed=seed, first=first)
+        how = {"seed": seed + 1, "count": count, "first": first, "sampler": sampler}
+        return self.decode(codes, labels=labels, **how)
 
     def compose(
         self,

@@ -41,6 +41,25 @@ def add_sampling(parser) -> None:
     )
 
 
+def is_first() -> bool:
+    """Whether this process speaks and writes: process 0 of those that were started together."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def agreed(name: str, value):
+    """Process 0's value, JSON, in all processes."""
+    from dlc_jax.hosts import agreement
+
+    return agreement.agreed(name, value)
+
+
+def say(text: str) -> None:
+    if is_first():
+        print(text, flush=True)
+
+
 def check(arguments, rest: Sequence[str] = ()) -> None:
     """Refuses what is not a run, or fields that no sampler has, before seconds go to `load`."""
     changed(recipe.of_run(arguments.workdir), rest)
@@ -84,7 +103,7 @@ def say_sampler(pipeline: "Pipeline", seed: int) -> None:
     more = [f"{key} {value}" for key, value in guidance.items() if usual.get(key, value) != value]
     more += [f"churn {sampler.churn:g}"] if sampler.churn else []
     how = ", ".join([f"guidance {sampler.guidance.scale:g}", *more, f"seed {seed}"])
-    print(f"{sampler.steps} steps of {sampler.method}, {how}", flush=True)
+    say(f"{sampler.steps} steps of {sampler.method}, {how}")
 
 
 def resized(images: Sequence[np.ndarray], size: int) -> int:

@@ -85,6 +85,11 @@ class EncoderNetwork(Network):
         """Codes int32 [b, l] of images uint8 [b, y, x, 3] of the encoder's size, to be traced."""
         return self._apply(params, images, method="codes")
 
+    def patches(self, params, images):
+        """Normalized patches [b, n, d] of images uint8 [b, y, x, 3] of its size, to be traced."""
+        tokens = self._apply(params, images)["patches"]
+        return self.model.apply({"params": params}, tokens, method="normalize")
+
     def lower(self):
         """`encode` of a batch, lowered from shapes alone."""
         return self._lower(self.codes, ((self.size, self.size, 3), jnp.uint8))

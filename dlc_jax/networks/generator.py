@@ -1,21 +1,37 @@
-"""A generator that was trained: codes to images."""
+"""A generator that was trained: codes and labels to images."""
 
-import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlc_jax import recipe
+from dlc_jax import parallel, recipe
 from dlc_jax.data import inputs
-from dlc_jax.diffusion import flow, guidance
+from dlc_jax.data.codes import CodeStore
+from dlc_jax.diffusion import guidance
+from dlc_jax.diffusion.processes import PROCESSES
 from dlc_jax.diffusion.sample import Sampler
 from dlc_jax.errors import UserError
 from dlc_jax.models.dit import DiT
+from dlc_jax.networks.autoencoder import AutoencoderNetwork, Normalizer
 from dlc_jax.networks.network import Network, key_dtype, keys
+from dlc_jax.typing import Given
 
-FLOOR = 1e-3  # of the time that predicted data are divided by; below a sampler's last step
+DECODED = 8  # latents that a device makes images of at a time
+
+def sized(model: DiT, process: Any) -> DiT:
+    """The model with as many channels of output as the process asks for."""
+    if model.out_channels is not None:
+        return model
+    return model.clone(out_channels=process.outputs * model.channels)
+
+
+def to_uint8(images):
+    """Images in [-1, 1] to uint8."""
+    return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
 
 class GeneratorNetwork(Network):
@@ -26,18 +42,22 @@ class GeneratorNetwork(Network):
         self._bases: dict = {}  # parameters that guidance leans away from
 
     @functools.cached_property
+    def process(self):
+        """How images become noise, see `diffusion.processes`."""
+        return recipe.build(PROCESSES, self.section.process)
+
+    @functools.cached_property
     def model(self) -> DiT:
-        return recipe.build(DiT, self.section.model)
+        return sized(recipe.build(DiT, self.section.model), self.process)
 
     def inputs(self):
-        length = self.model.positions
-        codes = jnp.zeros((1, length), jnp.int32) if length else None
-        return jnp.zeros((1, *self._shape)), jnp.zeros((1,)), codes
+        return jnp.zeros((1, *self._shape)), jnp.zeros((1,)), self.model.example(1)
 
     def decode(
         self,
         codes: np.ndarray | None,
         *,
+        labels: np.ndarray | None = None,
         seed: int = 0,
         count: int | None = None,
         first: int = 0,
@@ -48,34 +68,52 @@ class GeneratorNetwork(Network):
 
         Args:
           codes: None, with a `count`, draws from a generator trained without codes.
+          labels: class of each image, int [b], for a generator trained with classes. None is the
+            null class.
           params: of the generator; None are those saved.
 
         Raises:
-          UserError: codes of another shape or type, outside [0, V), or soft ones that are not
-            points of simplices; none for a generator that reads some; a generator of latents; a
-            `guidance.base` that is not this model, trained.
+          UserError: codes or labels of another shape or type, or out of range; soft codes that are
+            not points of simplices; none for a generator that reads some; no weights of the
+            autoencoder; a `guidance.base` that is not this model, trained.
         """
-        if self.section.latents:
-            raise UserError(
-                f"{self.step} draws latents; this version has no decoder that makes images of them"
-            )
+        drawn = self.draw(
+            codes,
+            labels=labels,
+            seed=seed,
+            count=count,
+            first=first,
+            sampler=sampler,
+            params=params,
+        )
+        return self._pictures(drawn) if self.section.latents else drawn
+
+    def draw(
+        self, codes, *, labels=None, seed=0, count=None, first=0, sampler=Sampler(), params=None
+    ) -> np.ndarray:
+        """What `decode` makes images of: latents float32 [b, y, x, c], else the images."""
         if codes is None and self.model.positions:
             raise UserError(
                 f"{self.step} was trained with codes; give some, as from sample_codes or encode"
             )
-        arrays = () if codes is None else (self.checked(codes, "decode"),)
-        count = (count or 0) if codes is None else len(arrays[0])
+        if sampler.guidance.base == "internal" and not self.model.early:
+            raise UserError(
+                f"sampler.guidance.base=internal: {self.step} has no early head; train with "
+                f"--config.{self.step}.model.early=BLOCK, or give another base"
+            )
+        given = {} if codes is None else {"codes": self.checked(codes, "decode")}
+        count = (count or 0) if codes is None else len(given["codes"])
+        if self.model.classes:
+            given["label"] = self._labels(labels, count)
+        elif labels is not None:
+            raise UserError(f"decode: {self.step} was trained without classes; give no labels")
         mesh = self.mesh if params is None else self.full_mesh
-        if base := sampler.guidance.base:
+        if (base := sampler.guidance.base) and base != "internal":
             own = self.params if params is None else params
-            if (base, mesh) not in self._bases:
-                try:
-                    self._bases[base, mesh] = self.load(Path(base), mesh)
-                except UserError as error:
-                    raise UserError(f"sampler.guidance.base={base}: {error}") from error
-            params = {"own": own, "base": self._bases[base, mesh]}
+            params = {"own": own, "base": self._base(base, mesh)}
+        how = {"sampler": sampler, "names": tuple(given)}
         draws = keys(seed, count, first)
-        return self.run(self._decode, draws, *arrays, params=params, mesh=mesh, sampler=sampler)
+        return self.run(self._draw, draws, *given.values(), params=params, mesh=mesh, **how)
 
     def checked(self, codes: np.ndarray, where: str) -> np.ndarray:
         """Codes int32 [b, l] or float32 [b, l, v] that the generator can read; see `decode`."""
@@ -85,31 +123,118 @@ class GeneratorNetwork(Network):
         return inputs.check_codes(codes, where=where, **shape)
 
     def lower(self, *, sampler: Sampler):
-        """`decode` of a batch, lowered from shapes alone."""
-        length = self.model.positions
-        shapes = [((), key_dtype()), *([((length,), jnp.int32)] if length else [])]
+        """`draw` of a batch, lowered from shapes alone."""
+        given = {name: value for name, value in self.model.example(1)._asdict().items()}
+        given = {name: value for name, value in given.items() if value is not None}
+        shapes = [((), key_dtype()), *((leaf.shape[1:], leaf.dtype) for leaf in given.values())]
         own = self.abstract()
-        params = {"own": own, "base": own} if sampler.guidance.base else own
-        return self._lower(self._decode, *shapes, params=params, sampler=sampler)
+        is_other = sampler.guidance.base not in ("", "internal")
+        params = {"own": own, "base": own} if is_other else own
+        how = {"sampler": sampler, "names": tuple(given)}
+        return self._lower(self._draw, *shapes, params=params, **how)
 
-    def _decode(self, params, keys, codes=None, *, sampler):
-        own, weak = params, None
-        if sampler.guidance.base:
+    def _draw(self, params, keys, *given, sampler, names):
+        given = Given(**dict(zip(names, given, strict=True)))
+        how, own, weak = sampler.guidance, params, None
+        if how.base not in ("", "internal"):
             own, weak = params["own"], params["base"]
 
-        def velocity(params, x, t, codes):
-            prediction = self.model.apply({"params": params}, x, t, codes)
-            kind = self.section.objective.prediction
-            return flow.to_velocity(prediction, x, t, kind=kind, floor=FLOOR)
+        def apply(params, x, t, condition, method):
+            inputs = self.process.inputs(x, t)
+            return self.model.apply({"params": params}, *inputs, condition, method=method)
 
-        function = functools.partial(velocity, own)
-        null = None if weak is None else lambda x, t: velocity(weak, x, t, codes)
-        how = sampler.guidance
-        if codes is None and weak is None:  # nothing to lean to
-            how = dataclasses.replace(how, scale=1.0)
-        function = guidance.guided(function, codes, how, null_fn=null)
-        x = sampler.draw(function, keys, self._shape)
-        return jnp.clip(jnp.round((x + 1) * 127.5), 0, 255).astype(jnp.uint8)
+        def predictor(params, given):
+            embed = self.model.apply({"params": params}, given, method="embed")
+
+            def predict(x, t):
+                return self.process.predict(apply(params, x, t, embed, "denoise"), x, t)
+
+            return predict
+
+        if how.base == "internal":
+            embed = self.model.apply({"params": own}, given, method="embed")
+
+            def pair(x, t):
+                found = apply(own, x, t, embed, "denoise_all")
+                return tuple(
+                    self.process.predict(each, x, t) for each in (found.output, found.early)
+                )
+
+            predict = guidance.guided_pair(pair, how)
+        else:
+            nothing = not names and weak is None  # to lean to
+            less = predictor(own, self._null(given)) if weak is None else predictor(weak, given)
+            predict = predictor(own, given)
+            predict = predict if nothing else guidance.guided(predict, less, how)
+        x = sampler.draw(self.process, predict, keys, self._shape)
+        if self.section.latents:
+            return x
+        return to_uint8(x)
+
+    def _null(self, given):
+        """The null condition of as many examples."""
+        count = next((len(each) for each in given if each is not None), 1)
+        return self.model.null(count)
+
+    def random_labels(self, count: int, *, seed: int, first: int = 0) -> np.ndarray:
+        """Classes int [count], each as likely as any, of the images of the numbers from `first`."""
+        return np.array(
+            [
+                np.random.default_rng([seed, number]).integers(self.model.classes)
+                for number in range(first, first + count)
+            ]
+        )
+
+    def _labels(self, labels, count: int) -> np.ndarray:
+        classes = self.model.classes
+        if labels is None:
+            return np.full(count, classes, np.int32)
+        labels = np.asarray(labels)
+        if labels.shape != (count,) or labels.dtype.kind not in "iu":
+            raise UserError(
+                f"decode: labels are one integer for each of {count} images; got {labels.dtype} "
+                f"{labels.shape}"
+            )
+        if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+            raise UserError(
+                f"decode: labels must lie in 0..{classes - 1}; found {labels.min()}.."
+                f"{labels.max()}"
+            )
+        return labels.astype(np.int32)
+
+    def _base(self, base: str, mesh):
+        if (base, mesh) not in self._bases:
+            try:
+                self._bases[base, mesh] = self.load(Path(base), mesh)
+            except UserError as error:
+                raise UserError(f"sampler.guidance.base={base}: {error}") from error
+        return self._bases[base, mesh]
+
+    def _pictures(self, drawn) -> np.ndarray:
+        """uint8 images of latents as they are drawn; a few at a time, since they are large."""
+        decode, params = self._decoder
+        mesh, size = parallel.unsplit(self.full_mesh), DECODED * parallel.shares(self.full_mesh)
+        starts = range(0, len(drawn), size)
+        batches = ([drawn[start : start + size]] for start in starts)
+        return np.concatenate(list(parallel.each(decode, params, batches, mesh=mesh, size=size)))
+
+    @functools.cached_property
+    def _decoder(self):
+        """(program, params) of the autoencoder."""
+        codes = self.section.codes
+        mesh = parallel.unsplit(self.full_mesh)
+        network = AutoencoderNetwork(self.config, self.config[codes].autoencoder, mesh)
+        place, normalizer = recipe.place(self.config, self.workdir, codes) / "train", Normalizer()
+        if self.section.normalize or place.is_dir():  # else of an imported generator
+            store = CodeStore(place)
+            network.check(store)
+            if self.section.normalize:
+                normalizer = network.normalizer(store, self.process.deviation)
+
+        def decode(params, x):
+            return to_uint8(network.decode(params, normalizer.inverse(x)))
+
+        return jax.jit(decode), network.params
 
     @property
     def _shape(self):

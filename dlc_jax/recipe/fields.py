@@ -135,9 +135,12 @@ def build(kind: Any, value: Any) -> Any:
     """The object that a section describes, its inner sections first.
 
     Args:
-      kind: a class, a Constructor or another kind of field.
+      kind: a class, a Constructor or another kind of field; of {name: class} the section's `name`
+        chooses.
       value: the expanded section, or a plain value.
     """
+    if isinstance(kind, Mapping):
+        kind = Choice({name: of_class(each) for name, each in kind.items()})
     kind = of_class(kind) if isinstance(kind, type) and kind not in SCALARS.values() else kind
     match kind:
         case Constructor():

@@ -60,7 +60,19 @@ def _codes(section):
 
 def _generator(section):
     section["grid"] = _sampler(section.get("grid", {}))
+    if "process" not in section:
+        section["process"], section["objective"] = _process(section.get("objective", {}))
     return section
+
+
+def _process(objective):
+    """(process, objective) of when there was one process, and it had fields of the objective."""
+    objective = dict(objective)
+    names = {"prediction": "prediction", "floor": "floor"}
+    process = {names[name]: objective.pop(name) for name in names if name in objective}
+    if "time" in objective:
+        process["mean"], process["spread"] = objective.pop("time")
+    return {"name": "linear", **process}, objective
 
 
 def _samples(section):

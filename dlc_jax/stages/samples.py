@@ -95,9 +95,11 @@ class Studio:
 
     def decode(self, codes, *, seed: int, count: int | None = None) -> np.ndarray:
         """Images of codes, with a seed of their own above the recipe's."""
-        generator = self.networks[self.section.generator]
+        generator, labels = self.networks[self.section.generator], None
         seed, sampler = self.config.seed + seed, self.section.sampler
-        return generator.decode(codes, seed=seed, count=count, sampler=sampler)
+        if codes is None and generator.model.classes:
+            labels = generator.random_labels(count, seed=seed)
+        return generator.decode(codes, labels=labels, seed=seed, count=count, sampler=sampler)
 
     def read(self, split: str):
         """Real images, their codes, and their factors or None; `count` of a split."""
@@ -135,8 +137,9 @@ def plan(config, section: Section, networks) -> dict:
     """The job's large computations."""
     model = recipe.build(DiT, config[section.generator].model)
     guidance = section.sampler.guidance
-    is_guided = (section.codes or guidance.base) and guidance.scale != 1
-    passes = section.sampler.calls * (2 if is_guided else 1)  # the null condition or the base too
+    is_guided = (section.codes or model.classes or guidance.base) and guidance.scale != 1
+    twice = is_guided and guidance.base != "internal"  # the null condition or the base too
+    passes = section.sampler.calls * (2 if twice else 1)
     make = functools.partial(program, networks, batch=section.batch)
     images = make(section.generator, flops=passes * model.flops(), sampler=section.sampler)
     if not section.codes:
