@@ -16,7 +16,8 @@ from dlc_jax import checkpoint, metrics, parallel, recipe, remote
 from dlc_jax import workdir as home
 from dlc_jax.data.sources import SOURCES
 from dlc_jax.errors import UserError
-from dlc_jax.models import autoencoder
+from dlc_jax.models.autoencoder import Autoencoder
+from dlc_jax.models.autoencoders import AUTOENCODERS
 from dlc_jax.stage import Job, Stage
 from dlc_jax.stages import STAGES
 
@@ -27,11 +28,11 @@ class Weights:
 
     Attributes:
       path: folder that `dlc import vae FILE --out DIR` made.
-      model: the network; the defaults are those of sd-vae-ft-ema.
+      model: the network, "kl" or "tiny"; the defaults are sd-vae-ft-ema and TAEF2.
     """
 
     path: str = ""
-    model: autoencoder.Autoencoder = autoencoder.Autoencoder()
+    model: Annotated[Any, AUTOENCODERS] = Autoencoder()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

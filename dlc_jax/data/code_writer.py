@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from dlc_jax import remote
-from dlc_jax.data import shard
+from dlc_jax.data import latents, shard
 from dlc_jax.data.codes import FORMAT, code_dtype, record_dtype
 from dlc_jax.errors import UserError
 
@@ -61,12 +61,14 @@ def write(
         known = shard.complete(directory, PREFIX, description, what=PREFIX)
     for k in range(process_index, len(names), process_count):
         path, start, stop = directory / names[k], k * shard_size, min(total, (k + 1) * shard_size)
-        if shard.is_intact(path, known.get(names[k])):
+        entry, sums = known.get(names[k], {}), _sums(description)
+        if set(sums) <= set(entry) and shard.is_intact(path, entry or None):
             continue
         try:
             with shard.disk(what):
-                records = _records(encode, start, stop, description)
-                shard.write_shard(path, records, description=description)
+                records = _records(encode, start, stop, description, sums)
+                more = {name: found.plain for name, found in sums.items()}
+                shard.write_shard(path, records, description=description, **more)
             remote.send(directory)
         except _Encoding as failed:
             raise failed.__cause__ from None
@@ -74,7 +76,7 @@ def write(
         barrier()
     if process_index == 0:
         with shard.disk(what):
-            shard.finish(directory, names, PREFIX, description, what=PREFIX)
+            shard.finish(directory, names, PREFIX, description, what=PREFIX, about=_statistics)
         remote.send(directory)
     if barrier is not None:
         barrier()
@@ -141,7 +143,18 @@ class _Encoding(Exception):
     """Carries what `encode` raised past those who take every OSError for the disk's."""
 
 
-def _records(encode, start, stop, description):
+def _sums(description) -> dict[str, latents.Sums]:
+    """What is summed over the records of a shard, by its name in the shard's entry."""
+    return {"latent": latents.Sums()} if latents.MEAN in description["fields"] else {}
+
+
+def _statistics(entries) -> dict:
+    """What a manifest says of its records, from the entries of its shards."""
+    summed = [entry["latent"] for entry in entries if "latent" in entry]
+    return {"statistics": {"latent": latents.statistics(summed)}} if summed else {}
+
+
+def _records(encode, start, stop, description, sums):
     """The bytes of records start .. stop - 1, as `encode` gives them."""
     try:
         encoded = encode(start, stop)
@@ -155,6 +168,8 @@ def _records(encode, start, stop, description):
                 description=description,
             )
             done += len(rows)
+            for found in sums.values():
+                found.add(rows)
             for row in rows.view(np.uint8).reshape(len(rows), rows.dtype.itemsize):
                 yield row.tobytes()
         if done != stop:
@@ -196,5 +211,10 @@ def _rows(encoded, *, start, stop, whole, description):
                 )
         elif values.dtype != rows[name].dtype:
             raise UserError(f"{where} gave {name} as {values.dtype}; expected {rows[name].dtype}")
+        elif len(odd := np.unique(np.nonzero(~np.isfinite(values))[0])):
+            raise UserError(
+                f"encoding record {start + odd[0]} gave {name} that is not finite; look at that "
+                "image, and at the weights that encode it"
+            )
         rows[name] = values
     return rows

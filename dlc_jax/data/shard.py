@@ -100,6 +100,7 @@ def complete(directory, prefix, description, *, what):
             continue
         if path.name == "manifest.json":
             entries = found.pop("shards", [])
+            found.pop("statistics", None)  # of the shards
         else:
             entries, found = [found.get("shard", {})], found.get("description", {})
         if found != description:
@@ -129,8 +130,11 @@ def is_intact(path, entry):
     return checksum.of_file(path) == entry["sha256"]
 
 
-def finish(directory, names, prefix, description, *, what):
+def finish(directory, names, prefix, description, *, what, about=lambda entries: {}):
     """Writes the manifest from the shards' own files, then removes those.
+
+    Args:
+      about: (entries) -> more for the manifest.
 
     Raises:
       UserError: if a shard is missing.
@@ -141,9 +145,9 @@ def finish(directory, names, prefix, description, *, what):
         raise UserError(
             f"{directory} lacks shard {absent[0]}; run the same command again in every process"
         )
-    write_json(
-        directory / "manifest.json", {**description, "shards": [known[name] for name in names]}
-    )
+    entries = [known[name] for name in names]
+    manifest = {**description, "shards": entries, **about(entries)}
+    write_json(directory / "manifest.json", manifest)
     for name in names:
         _sidecar(directory / name).unlink(missing_ok=True)
 

@@ -1,6 +1,6 @@
-"""Guidance, with one meaning everywhere: base + scale * (conditional - base).
+"""Guidance, with one meaning everywhere: weak + scale * (conditional - weak).
 
-Scale 1 is the conditional model, 0 the base. A "guidance weight" w that is 0 for none is scale
+Scale 1 is the conditional model, 0 the weak one. A "guidance weight" w that is 0 for none is scale
 1 + w. Source: classifier-free guidance (arXiv 2207.12598), guidance interval (arXiv 2404.07724),
 autoguidance (arXiv 2406.02507).
 """
@@ -8,25 +8,25 @@ autoguidance (arXiv 2406.02507).
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dlc_jax.diffusion.flow import per_example
+from dlc_jax.diffusion.process import Prediction, per_example
 from dlc_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """How far, when and where predictions are moved away from a base.
+    """How far, when and where predictions are moved away from weaker ones.
 
     Attributes:
-      scale: 1 is no guidance, above 1 leans to the codes.
+      scale: 1 is no guidance, above 1 leans to the condition.
       interval: closed range of times in which to guide. 1 is noise, 0 is data.
       channels: guide only the first so many channels. None guides all.
-      base: directory of a trained generator step that is the base under the same codes
-        (autoguidance). "" is the null condition.
+      base: what gives the weak prediction. "" is the model under the null condition, "internal"
+        its own early head, and otherwise the directory of a trained generator step under the same
+        condition (autoguidance).
 
     Raises:
       UserError: a scale that is not finite, an interval outside [0, 1], or less than one channel.
@@ -49,43 +49,58 @@ class Guidance:
             )
 
 
-def guided(
-    model_fn: Callable, codes: Any, guidance: Guidance, *, null_fn: Callable | None = None
-) -> Callable:
-    """(x, t) -> guided prediction, for x [b, ..., c] and t [b].
+def guided(predict_fn: Callable, weak_fn: Callable | None, guidance: Guidance) -> Callable:
+    """(x, t) -> guided `Prediction`, for x [b, ..., c] and t [b].
 
-    Velocities and predicted data are affine in each other at given x and t, so it makes no
-    difference which of the two is guided. The base is not run at scale 1, nor where no example's
-    time lies in the interval; there the conditional prediction stands.
+    Data and noise are affine in each other at given x and t, so both are moved alike. The variance
+    is always the conditional prediction's. `weak_fn` is not run at scale 1, where it may be None,
+    nor where no example's time lies in the interval; there the conditional prediction stands.
 
     Args:
-      model_fn: (x, t, codes) -> prediction.
-      codes: what the conditional model reads.
-      guidance: its `base` is the caller's to load, as `null_fn`.
-      null_fn: (x, t) -> the base's prediction. None is the null condition, `model_fn(x, t, None)`.
+      predict_fn, weak_fn: (x, t) -> Prediction.
+      guidance: its `base` is the caller's to load, as `weak_fn`.
     """
+    if guidance.scale == 1:
+        return predict_fn
     low, high = guidance.interval
-    everywhere = low <= 0 and high >= 1
-
-    def conditional_only(x, t):
-        return model_fn(x, t, codes)
 
     def both(x, t):
-        conditional = model_fn(x, t, codes)
-        if everywhere:
-            return mix(conditional, x, t)
-        inside = (t >= low) & (t <= high)
-        out = jax.lax.cond(
-            inside.any(), mix, lambda conditional, x, t: conditional, conditional, x, t
+        found = predict_fn(x, t)
+        if low <= 0 and high >= 1:
+            return _lean(guidance, found, weak_fn(x, t), t)
+
+        def lean(found, x, t):
+            return _lean(guidance, found, weak_fn(x, t), t)
+
+        return jax.lax.cond(
+            _inside(guidance, t).any(), lean, lambda found, x, t: found, found, x, t
         )
-        return jnp.where(per_example(inside, conditional), out, conditional)
 
-    def mix(conditional, x, t):
-        base = model_fn(x, t, None) if null_fn is None else null_fn(x, t)
-        out = (base + guidance.scale * (conditional - base)).astype(conditional.dtype)
-        if guidance.channels is None:
-            return out
-        parts = [out[..., : guidance.channels], conditional[..., guidance.channels :]]
-        return jnp.concatenate(parts, axis=-1)
+    return both
 
-    return conditional_only if guidance.scale == 1 else both
+
+def guided_pair(both_fn: Callable, guidance: Guidance) -> Callable:
+    """`guided` where one call gives both predictions: (x, t) -> (conditional, weak)."""
+
+    def both(x, t):
+        found, weak = both_fn(x, t)
+        return found if guidance.scale == 1 else _lean(guidance, found, weak, t)
+
+    return both
+
+
+def _inside(guidance, t):
+    low, high = guidance.interval
+    return (t >= low) & (t <= high)
+
+
+def _lean(guidance, found, weak, t):
+    """The conditional prediction, moved away from the weak one where its time is inside."""
+
+    def mixed(found, weak):
+        guide = jnp.arange(found.shape[-1]) < (guidance.channels or found.shape[-1])
+        guide &= per_example(_inside(guidance, t), found)
+        out = (weak + guidance.scale * (found - weak)).astype(found.dtype)
+        return jnp.where(guide, out, found)
+
+    return Prediction(mixed(found.data, weak.data), mixed(found.noise, weak.noise), found.mix)

@@ -16,11 +16,11 @@ TIMES = {
 }
 
 
-def grid(times: str, steps: int) -> Float[Array, "{steps}+1"]:
-    """Times of a sampler, steps + 1 of them from 1 to 0, spaced as `TIMES[times]` says."""
+def grid(times: str, steps: int) -> np.ndarray:
+    """steps + 1 numbers from 1 to 0, float64, spaced as `TIMES[times]` says."""
     t = TIMES[times](np.arange(steps + 1) / steps)
     t[0], t[-1] = 1, 0  # exactly, whatever the curve rounds to
-    return jnp.asarray(t, jnp.float32)
+    return t
 
 
 def stratified(
@@ -53,8 +53,3 @@ def logit_normal(
     stratified. A mean above 0 leans to noise. Source: Esser et al. 2024 (arXiv 2403.03206).
     """
     return jax.nn.sigmoid(mean + deviation * jax.scipy.special.ndtri(u))
-
-
-def data_weight(t: Float[Array, "b"], *, floor: ScalarLike) -> Float[Array, "b"]:
-    """1 / max(t, floor)^2: a squared error on data times it is one on velocity, for t >= floor."""
-    return 1 / jnp.square(jnp.maximum(t, floor))

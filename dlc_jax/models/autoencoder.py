@@ -18,18 +18,32 @@ from dlc_jax.typing import Array, Float
 LOGVAR = (-30.0, 20.0)  # what the log-variances are clipped to
 
 
+def check_sides(images: Float[Array, "b y x 3"], stride: int) -> None:
+    """UserError if the sides of images are no multiples of an autoencoder's stride."""
+    height, width = images.shape[1:3]
+    if height % stride or width % stride:
+        raise UserError(
+            f"images of {height}x{width} pixels have no latents; "
+            f"their sides must be multiples of {stride}"
+        )
+
+
 class Conv(nn.Module):
-    """Convolution of a square kernel among zeros; at stride 2 these are below and to the right."""
+    """Convolution of a square kernel among zeros: `pad` of them before and after.
+
+    Without `pad` there are as many on both sides, but at stride 2 one below and to the right.
+    """
 
     features: int
     size: int = 3
     stride: int = 1
+    pad: tuple[int, int] | None = None
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b yy xx d"]:
         kernel = self.param("kernel", FAN_IN, (self.size, self.size, x.shape[-1], self.features))
-        bias = self.param("bias", ZEROS, (self.features,))
-        pad = (0, 1) if self.stride == 2 else (self.size // 2, self.size // 2)
+        pad = self.pad or ((0, 1) if self.stride == 2 else (self.size // 2, self.size // 2))
         y = jax.lax.conv_general_dilated(
             x.astype(kernel.dtype),
             kernel,
@@ -37,19 +51,19 @@ class Conv(nn.Module):
             (pad, pad),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + bias
+        return y + self.param("bias", ZEROS, (self.features,)) if self.bias else y
 
 
 class GroupNorm(nn.Module):
     """Group normalization (arXiv 1803.08494) in float32; the result has the input's dtype."""
 
     groups: int
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y x c"]:
-        norm = nn.GroupNorm(
-            self.groups, epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name="norm"
-        )
+        how = {"epsilon": self.epsilon, "dtype": jnp.float32, "use_fast_variance": False}
+        norm = nn.GroupNorm(self.groups, **how, name="norm")
         nn.share_scope(self, norm)
         return norm(x).astype(x.dtype)
 
@@ -120,6 +134,11 @@ class Autoencoder(nn.Module):
         self.decoder_norm = GroupNorm(self.groups)
         self.decoder_out = Conv(3)
 
+    @property
+    def stride(self) -> int:
+        """Sides of an image in multiples of its latent's."""
+        return 2 ** (len(self.channels) - 1)
+
     def __call__(self, images: Float[Array, "b y x 3"]) -> Float[Array, "b y x 3"]:
         """Images as they come back from their posterior's mean; makes every parameter in `init`."""
         return self.decode(self.scaling * self.encode(images)["mean"])
@@ -132,12 +151,7 @@ class Autoencoder(nn.Module):
         Raises:
           UserError: the levels do not halve the sides evenly.
         """
-        part = 2 ** (len(self.channels) - 1)
-        if images.shape[1] % part or images.shape[2] % part:
-            raise UserError(
-                f"images of {images.shape[1]}x{images.shape[2]} pixels have no latents; "
-                f"their sides must be multiples of {part}"
-            )
+        check_sides(images, self.stride)
         x = self.encoder_in(images)
         for level, residuals in enumerate(self.down):
             for residual in residuals:

@@ -22,10 +22,9 @@ from dlc_jax.data import code_writer, codes, inputs
 from dlc_jax.data.progress import Progress
 from dlc_jax.data.sources import DataSet
 from dlc_jax.data.sweep import sweep
-from dlc_jax.errors import UserError
 from dlc_jax.hosts import sharing
-from dlc_jax.models.autoencoder import Autoencoder
 from dlc_jax.networks import Networks
+from dlc_jax.networks.autoencoder import AutoencoderNetwork
 
 READERS = min(32, os.cpu_count() or 1)  # threads; each keeps some dozens of images waiting
 
@@ -42,7 +41,7 @@ def export(config, workdir, step: str, section, mesh, directory: Path) -> float 
     networks = Networks(config, workdir, mine, batch=batch, dtype=section.dtype)
     with networks, DataSet(**config.data) as data:
         network = networks[section.encoder]
-        compute, params, fields = _program(config, step, section, network, mine)
+        compute, params, fields = _program(config, section, network, mine)
         trained = recipe.trained(config, workdir, section.encoder)
         identity = checkpoint.identity_of(trained / "checkpoints")
         about = {"identity": identity, "view": _view(config, section), "computed": section.dtype}
@@ -89,12 +88,12 @@ def export(config, workdir, step: str, section, mesh, directory: Path) -> float 
     return pace.count / pace.seconds * jax.process_count() if pace.count else None
 
 
-def _program(config, step: str, section, network, mesh):
+def _program(config, section, network, mesh):
     """What is computed of a batch: (function, its params, {field: (dtype, shape)}).
 
     All parameters are read here, by all processes: none knows whether others have shards to make.
     """
-    to_moments, moments_params = _moments(config, step, section, mesh)
+    to_moments, moments_params = _moments(config, section, mesh)
 
     def look(params, images, pictures=None):
         found = {"codes": network.codes(params[0], images)}
@@ -119,32 +118,21 @@ def _program(config, step: str, section, network, mesh):
     return compute, params, fields
 
 
-def _moments(config, step: str, section, mesh):
+def _moments(config, section, mesh):
     """(function, its params); of no autoencoder (None, None).
 
-    The function is (params, images uint8 [b, y, x, 3]) -> {"latent_mean", "latent_logvar"} float16
-    [b, y/8, x/8, c].
+    The function is (params, images uint8 [b, y, x, 3]) -> {"latent_mean", and "latent_logvar" of an
+    autoencoder with a posterior} float16 [b, y/8, x/8, c].
     """
     if not section.autoencoder:
         return None, None
-    name = section.autoencoder
-    if not config[name].path:
-        raise UserError(
-            f"{step} needs the weights of {name}: give --config.{name}.path=DIR, made by dlc "
-            f"import vae FILE --out DIR, or --config.{step}.autoencoder='' for codes alone"
-        )
-    model = recipe.build(Autoencoder, config[name].model)
-    image = jnp.zeros((1, config.data.image, config.data.image, 3))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image)["params"])
-    abstract = parallel.abstract(shapes, parallel.shardings(shapes, mesh, strict=False))
-    params = checkpoint.load_params(remote.local(config[name].path) / "checkpoints", abstract)
+    network = AutoencoderNetwork(config, section.autoencoder, mesh)
 
     def moments(params, images):
-        pixels = images / jnp.float32(127.5) - 1
-        found = model.apply({"params": params}, pixels, method="encode")
+        found = network.encode(params, images)
         return {f"latent_{name}": value.astype(jnp.float16) for name, value in found.items()}
 
-    return moments, params
+    return moments, network.params
 
 
 def _view(config, section) -> dict:
