@@ -4,8 +4,8 @@
 
 PATH: see docs/data.md. At 32 pixels some 20 minutes on two CPU cores; docs/results.md ("Real
 images") has what comes of it. Words: 28px, 32px or 64px; `:tiny` (a minute: does everything run?);
-`:long` (two hours: codes that know more); `:latent256`, a ViT-B/14 and a DiT-B/2 for 256 pixels,
-which needs `dlc import vae`, and whose generator this version does not train yet.
+`:long` (two hours: codes that know more); `:latent256`, a ViT-B/14 and a DiT-B/2 for 256 pixels
+on one GPU, which needs `dlc import vae FILE --out DIR` and `--config.autoencoder.path=DIR`.
 """
 
 RECIPE = {
@@ -75,6 +75,7 @@ VARIANTS = {
         "prior.train.steps": 200_000,
         "*.train.batch": 256,
         "generator.latents": True,
+        "generator.normalize": True,
         "generator.grid.every": 10_000,
         "generator.train.steps": 400_000,
         "generator.train.clip": 1.0,

@@ -81,8 +81,8 @@ RECIPE = {
     "generator.model.channels": 3,
     "generator.model.width": 192,
     "generator.model.qk_norm": True,
-    "generator.objective.prediction": "x",  # few patches of many pixels
-    "generator.objective.time": (0.8, 1.0),
+    "generator.process.prediction": "x",  # few patches of many pixels
+    "generator.process.mean": 0.8,
     "generator.objective.drop_positions": 0.4,  # for codes put together from several images
     "generator.objective.foreign": 0.4,
     "generator.ema_decay": 0.998,

@@ -47,9 +47,9 @@ def test_a_recipe_its_variant_and_fields():
         "--config",
         RECIPE,
         "--config.steps=('prior', 'generator')",
-        "--config.generator.objective.time=(0, 1.5)",
+        "--config.generator.grid.sampler.guidance.interval=(0, 0.5)",
     )
-    assert config.steps == ("prior", "generator") and config.generator.objective.time == (0, 1.5)
+    assert config.steps == ("prior", "generator") and config.generator.grid.sampler.guidance.interval == (0, 0.5)
     assert (config.seed, workdir) == (0, Path("runs/quickstart"))
 
 
@@ -112,9 +112,9 @@ def test_fields_of_the_call_before_are_forgotten():
 @pytest.mark.parametrize("value", ["('late', 1.0)", "(1.0,)", "(1.0, 2.0, 3.0)", "late"])
 def test_tuples_keep_their_kind(value):
     with pytest.raises(
-        UserError, match=r"generator.objective.time=.* is not of type tuple\[float, float\]"
+        UserError, match=r"generator.grid.sampler.guidance.interval=.* is not of type tuple\[float, float\]"
     ):
-        parse(f"--config={RECIPE}", f"--config.generator.objective.time={value}")
+        parse(f"--config={RECIPE}", f"--config.generator.grid.sampler.guidance.interval={value}")
 
 
 @pytest.mark.parametrize(

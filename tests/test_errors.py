@@ -58,8 +58,8 @@ def refused(*arguments):
         ([TINY, "--config.seed=many"], ["seed", "many"]),
         ([TINY, "--config.prior.train.steps=1.5"], ["prior.train.steps", "1.5"]),
         (
-            [TINY, "--config.generator.objective.time=late"],
-            ["generator.objective.time", "late", "tuple[float, float]"],
+            [TINY, "--config.generator.grid.sampler.guidance.interval=late"],
+            ["guidance.interval", "late", "tuple[float, float]"],
         ),
         ([TINY, "--config.encoder=big"], ["encoder", "big"]),
         ([TINY, "--config.steps=('nope',)"], ["nope"]),

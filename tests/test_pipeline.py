@@ -41,7 +41,7 @@ SMALL = {
     "encoder.model.dino.hidden": 8,
     "encoder.model.dino.bottleneck": 4,
     "generator.model.qk_norm": False,
-    "generator.objective.prediction": "v",
+    "generator.process.prediction": "v",
     "samples.code_sampler.calls": 3,
     "samples.sampler.method": "euler",
     "samples.sampler.steps": 2,
@@ -194,7 +194,7 @@ def known():
         pixel = 100.0 if codes is None else 110.0 + codes[:, :1, None, None]
         return jnp.broadcast_to(pixel / 127.5 - 1, x.shape)
 
-    found = pipeline.Pipeline(networks({"generator.objective.prediction": "x"}))
+    found = pipeline.Pipeline(networks({"generator.process.prediction": "x"}))
     sizes = dict(positions=LENGTH, values=VALUES, image=2, channels=3)
     for step, apply in (("prior", logits), ("generator", data)):
         network = found.networks[step]

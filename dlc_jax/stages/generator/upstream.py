@@ -36,7 +36,12 @@ class Upstream:
                     f"{step}.objective.align={section.objective.align} needs the encoder of a "
                     f"codes step, and {step}.codes is ''"
                 )
-            network = self._encoder
+            network, width = self._encoder, section.model.align_width
+            if network.model.backbone.width != width:
+                raise UserError(
+                    f"{step}.model.align_width={width}, but patches of {network.step} have width "
+                    f"{network.model.backbone.width}; set both alike"
+                )
             self.teacher = _teacher(network)
             self.teacher_flops = network.model.backbone.flops(network.size)
             self.frozen_spec = {"encoder": network.shapes}
