@@ -32,8 +32,7 @@ ONES = nn.initializers.ones
 # What the mesh's `tensor` axis splits in a block: heads, and the hidden units of the MLP
 # (Megatron-LM, arXiv 1909.08053). See `parallel.placement`.
 RULES = (
-    (r"attention/qkv/(kernel|bias)$", -2, "tensor"),
-    (r"attention/(q|kv)/(kernel|bias)$", -2, "tensor"),  # of cross-attention
+    (r"attention/(qkv|q|kv)/(kernel|bias)$", -2, "tensor"),
     (r"attention/out/kernel$", 0, "tensor"),
     (r"mlp/fc1/(kernel|bias)$", -1, "tensor"),
     (r"mlp/fc2/kernel$", 0, "tensor"),
