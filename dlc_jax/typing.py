@@ -15,20 +15,38 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-__all__ = ["Array", "Bool", "Condition", "Float", "Int", "Key", "Tree", "UInt8"]
+__all__ = ["Array", "Bool", "Condition", "Float", "Given", "Int", "Key", "Tree", "UInt8"]
 
 Tree = Any  # a pytree of arrays
 
 
+class Given(NamedTuple):
+    """What a condition is made of. Without a part the denoiser reads that part's null row.
+
+    Attributes:
+      codes: [b, l], integers in 0..V of which V is null, or [b, l, v], weights over the V values.
+      label: [b], classes; the number of classes is the null label.
+      embedding: [b, e], any vector that describes the image.
+      drop: [b], True where the embedding counts as not given; codes and labels have null ids.
+    """
+
+    codes: jax.Array | None = None
+    label: jax.Array | None = None
+    embedding: jax.Array | None = None
+    drop: jax.Array | None = None
+
+
 class Condition(NamedTuple):
-    """What a denoiser reads of the codes; every part may be absent.
+    """What a denoiser reads of what it was given; every part may be absent.
 
     Attributes:
       vector: [b, d], added to the time embedding (DLC).
-      tokens: [b, l, d], read by cross-attention (DisCo-Diff).
-      mask: [b, l], True where a token counts.
+      tokens: [b, m, d], read by cross-attention (DisCo-Diff).
+      mask: [b, m], True where a token counts.
+      context: [b, m, d], tokens that stand before the patches.
     """
 
     vector: jax.Array | None = None
     tokens: jax.Array | None = None
     mask: jax.Array | None = None
+    context: jax.Array | None = None

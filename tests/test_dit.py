@@ -119,7 +119,7 @@ def test_dit_conditions():
     assert np.abs(conditional - null).max() > 1e-3
     mixed = run(codes.at[0].set(V))  # dropped for one example only
     np.testing.assert_allclose(mixed, jnp.stack([null[0], conditional[1]]), atol=1e-5)
-    with pytest.raises(NotImplementedError, match="tokens"):
+    with pytest.raises(UserError, match="cross tokens.*cross=0"):
         apply(model, variables, x, t, Condition(tokens=jnp.zeros((2, L, 16))), method="denoise")
 
 

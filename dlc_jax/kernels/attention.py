@@ -11,7 +11,7 @@ def attention(
     qkv: Float[Array, "b n 3 h k"],
     *,
     mask: Bool[Array, "b n"] | None = None,
-    rotary: tuple[Float[Array, "n half"], Float[Array, "n half"]] | None = None,
+    rotary: tuple[Float[Array, "*b n half"], Float[Array, "*b n half"]] | None = None,
     qk_scale: tuple[Float[Array, "k"], Float[Array, "k"]] | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "b n h k"]:
@@ -24,8 +24,8 @@ def attention(
       qkv: queries, keys and values, in this order along the third dimension.
       mask: True for the keys that count. An example needs one at least; without any its output is
         finite but means nothing.
-      rotary: cosines and sines of the angle of each token and pair, [n, k/2] each; pair i is
-        (x[i], x[i + k/2]).
+      rotary: cosines and sines of the angle of each token and pair, [n, k/2] each, or [b, n, k/2]
+        where examples differ; pair i is (x[i], x[i + k/2]).
       qk_scale: two [k] vectors; divides queries and keys by their root mean square over k, then
         multiplies by these.
       implementation: forces one of IMPLEMENTATIONS; by default the best that takes these inputs.

@@ -24,7 +24,7 @@ def attention(
     qkv: Float[Array, "b n 3 h k"],
     *,
     mask: Bool[Array, "b n"] | None = None,
-    rotary: tuple[Float[Array, "n half"], Float[Array, "n half"]] | None = None,
+    rotary: tuple[Float[Array, "*b n half"], Float[Array, "*b n half"]] | None = None,
     qk_scale: tuple[Float[Array, "k"], Float[Array, "k"]] | None = None,
 ) -> Float[Array, "b n h k"]:
     """See `dlc_jax.kernels.attention.attention`."""
@@ -34,7 +34,28 @@ def attention(
     if qk_scale is not None:
         q, k = rms_normalize(q, qk_scale[0]), rms_normalize(k, qk_scale[1])
     if rotary is not None:
-        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        cos, sin = (table if table.ndim == 2 else table[:, None] for table in rotary)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    return _weighted(q, k, v, mask)
+
+
+def cross_attention(
+    q: Float[Array, "b n h k"],
+    kv: Float[Array, "b m 2 h k"],
+    *,
+    mask: Bool[Array, "b m"] | None = None,
+    qk_scale: tuple[Float[Array, "k"], Float[Array, "k"]] | None = None,
+) -> Float[Array, "b n h k"]:
+    """Attention of some tokens to others; for mask and scales see `attention`."""
+    q = jnp.transpose(q, (0, 2, 1, 3))
+    k, v = jnp.transpose(kv, (2, 0, 3, 1, 4))
+    if qk_scale is not None:
+        q, k = rms_normalize(q, qk_scale[0]), rms_normalize(k, qk_scale[1])
+    return _weighted(q, k, v, mask)
+
+
+def _weighted(q, k, v, mask):
+    """softmax(q k^T / sqrt(k)) v of [b, h, n, k], as [b, n, h, k]."""
     q, k = q.astype(v.dtype), k.astype(v.dtype)
     logits = jnp.einsum("bhnk,bhmk->bhnm", q, k, preferred_element_type=jnp.float32)
     logits = logits * q.shape[-1] ** -0.5

@@ -32,7 +32,7 @@ ONES = nn.initializers.ones
 # What the mesh's `tensor` axis splits in a block: heads, and the hidden units of the MLP
 # (Megatron-LM, arXiv 1909.08053). See `parallel.placement`.
 RULES = (
-    (r"attention/qkv/(kernel|bias)$", -2, "tensor"),
+    (r"attention/(qkv|q|kv)/(kernel|bias)$", -2, "tensor"),
     (r"attention/out/kernel$", 0, "tensor"),
     (r"mlp/fc1/(kernel|bias)$", -1, "tensor"),
     (r"mlp/fc2/kernel$", 0, "tensor"),
@@ -106,12 +106,14 @@ class SwiGlu(nn.Module):
 
     hidden: int
     kernel_init: Callable = XAVIER
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-        h = Dense((2, self.hidden), kernel_init=self.kernel_init, name="fc1")(x).astype(x.dtype)
+        dense = functools.partial(Dense, use_bias=self.use_bias, kernel_init=self.kernel_init)
+        h = dense((2, self.hidden), name="fc1")(x).astype(x.dtype)
         h = jax.nn.silu(h[..., 0, :]) * h[..., 1, :]
-        return Dense(x.shape[-1], kernel_init=self.kernel_init, name="fc2")(h, dtype=x.dtype)
+        return dense(x.shape[-1], name="fc2")(h, dtype=x.dtype)
 
 
 class Attention(nn.Module):
@@ -200,10 +202,15 @@ def block_layer(name: str, shape: tuple[int, ...], *, depth: int) -> np.ndarray 
 
 
 def modulate(
-    x: Float[Array, "b n d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"]
+    x: Float[Array, "b n d"], shift: Float[Array, "b *n d"], scale: Float[Array, "b *n d"]
 ) -> Float[Array, "b n d"]:
-    """x (1 + scale) + shift, the same for all tokens of an example (DiT, arXiv 2212.09748)."""
-    return x * (1 + scale[:, None]) + shift[:, None]
+    """x (1 + scale) + shift (DiT, arXiv 2212.09748), of examples [b d] or of tokens [b n d]."""
+    return x * (1 + per_token(scale)) + per_token(shift)
+
+
+def per_token(x: Float[Array, "b *n d"]) -> Float[Array, "b m d"]:
+    """What is the same for all tokens of an example, [b d], as [b 1 d]; [b n d] as it is."""
+    return x[:, None] if x.ndim == 2 else x
 
 
 def patchify(images: Float[Array, "b y x c"], patch: int) -> Float[Array, "b n p"]:
