@@ -1,6 +1,6 @@
 """ImageNet at 256 pixels with what is known of generators in 2026, on the paper's codes.
 
-    python -m dlc_jax.main --config=configs/imagenet256_fast.py --config.autoencoder.path=VAE --workdir=DIR
+    python -m dlc_jax.main --config=configs/imagenet256_fast.py --config.autoencoder.path=VAE
 
 Encoder, codes and prior are those of imagenet256.py. Each line of the generator is one lever with
 its source, and taking it away gives the generator without it; docs/results.md ("Levers") measures
@@ -21,8 +21,9 @@ RECIPE = {
     "generator.model.context": 16,
     "generator.model.head_width": 2048,
     "generator.model.head_depth": 2,
-    # internal guidance: a head at block 8 is the weak prediction (2605.18324)
+    # internal guidance: a head at block 8 is the weak prediction, no null condition (2605.18324)
     "generator.model.early": 8,
+    "generator.objective.drop": 0.0,
     # patches aligned with our own frozen encoder's (iREPA, 2512.10794), early on (HASTE, 2505.16792)
     "generator.model.align": 8,
     "generator.model.align_width": 1024,  # of the encoder

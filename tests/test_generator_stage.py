@@ -13,10 +13,11 @@ from dlc_jax import parallel
 from dlc_jax.data import sources
 from dlc_jax.diffusion.guidance import Guidance
 from dlc_jax.diffusion.sample import Sampler
-from dlc_jax.models.dit import DiT
+from dlc_jax.models.dit import DiT, Outputs
 from dlc_jax.networks.generator import GeneratorNetwork
 from dlc_jax.recipe import build
 from dlc_jax.stages import STAGES, generator
+from dlc_jax.stages.generator import objective
 
 COUNT = 1024  # examples: shares below are of so many
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 2, 2, 3), np.uint8)
@@ -31,9 +32,10 @@ def draws():
     Example i has the value i at every position of its code. The network is a stub that says 0
     everywhere, so the loss is that of the images alone.
     """
-    objective = dict(prediction="x", floor=FLOOR, time=TIME)
-    objective |= dict(drop=DROP, drop_positions=POSITIONS, foreign=FOREIGN)
-    fields = {f"objective.{name}": value for name, value in objective.items()}
+    shares = dict(drop=DROP, drop_positions=POSITIONS, foreign=FOREIGN)
+    process = dict(prediction="x", floor=FLOOR, mean=TIME[0], spread=TIME[1])
+    fields = {f"objective.{name}": value for name, value in shares.items()}
+    fields |= {f"process.{name}": value for name, value in process.items()}
     fields |= {"model.image": 2, "model.values": COUNT}
     config = recipe("generator", count=COUNT, **fields)
     made = STAGES["generator"](config, step="generator", workdir="unused")
@@ -44,9 +46,9 @@ def draws():
     }
     seen = {}
 
-    def network(self, variables, x, t, codes):
-        seen.update(x=x, t=t, codes=codes)
-        return jnp.zeros_like(x)
+    def network(self, variables, x, t, given, *, keep, method):
+        seen.update(x=x, t=t, codes=given.codes)
+        return Outputs(jnp.zeros_like(x))
 
     @jax.jit
     def look(batch, key):
@@ -107,7 +109,9 @@ def test_codes_are_hidden_for_one_example_at_a_time():
         config = recipe("generator", **{f"objective.{name}": x for name, x in shares.items()})
         codes = jnp.tile(position[:, None] % VALUES, LENGTH)
         section = build(generator.Section, config.generator)
-        return np.asarray(generator.hide(section, codes, codes, position, jax.random.key(0)))
+        batch = {"position": position, "codes": codes, "other": codes}
+        found = objective.hide(section.model, section.objective, batch, jax.random.key(0))
+        return np.asarray(found.codes)
 
     place, own = jnp.arange(32), np.arange(32)[:, None] % VALUES
     assert (hide(place, drop=1.0, drop_positions=0.0) == VALUES).all()
@@ -155,6 +159,6 @@ def test_the_grid_draws_unseen_images_by_the_average(stores, tmp_path, monkeypat
     ((batch, codes, more),) = calls
     sampler = Sampler(steps=4, method="heun", guidance=Guidance(scale=1.5))
     assert (grid.every, batch, len(codes)) == (12, 8, 8)
-    assert more == {"params": "average", "seed": 0, "sampler": sampler}
+    assert more == {"params": "average", "seed": 0, "count": 8, "sampler": sampler}
     np.testing.assert_array_equal(codes[0], np.full(LENGTH, 4))  # validation counts down
     assert found["samples"].ndim == 3 and (tmp_path / "pictures" / "step_7.png").exists()

@@ -190,12 +190,15 @@ def known():
         twice = jnp.log1p(jax.nn.one_hot(LIKELY, VALUES))
         return jnp.broadcast_to(twice, (*codes.shape, VALUES))
 
-    def data(variables, x, t, codes):
-        pixel = 100.0 if codes is None else 110.0 + codes[:, :1, None, None]
+    def data(variables, *inputs, method):
+        if method == "embed":
+            given = inputs[0]
+            return 100.0 if given is None else 110.0 + given.codes[:, :1, None, None]
+        x, _, pixel = inputs
         return jnp.broadcast_to(pixel / 127.5 - 1, x.shape)
 
     found = pipeline.Pipeline(networks({"generator.process.prediction": "x"}))
-    sizes = dict(positions=LENGTH, values=VALUES, image=2, channels=3)
+    sizes = dict(positions=LENGTH, values=VALUES, image=2, channels=3, classes=0, early=0)
     for step, apply in (("prior", logits), ("generator", data)):
         network = found.networks[step]
         network.model = types.SimpleNamespace(apply=apply, **sizes)
@@ -278,11 +281,6 @@ def test_a_generator_without_codes_draws_and_reads_none():
     close(bare.sample(9, seed=1)[3:5], bare.sample(2, seed=1, first=3))
     with pytest.raises(UserError, match="without codes"):
         bare.decode(np.zeros((1, LENGTH), int))
-
-
-def test_latents_are_not_shown_as_pixels():
-    with pytest.raises(UserError, match="latents"):
-        drawn({"generator.latents": True}).sample(1)
 
 
 def test_a_recipe_without_the_step_is_told():

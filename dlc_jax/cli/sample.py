@@ -114,7 +114,9 @@ def _folder(out: Path, count: int, draw: Callable, about: dict) -> None:
         with networks.writing(out):
             claim(out / ".samples.json", about | {"folders": count > MOST})
         ranges = ((start, min(start + PART, count)) for start in range(0, count, PART))
-        return [each for each in ranges if not all(path(number).exists() for number in range(*each))]
+        return [
+            each for each in ranges if not all(path(number).exists() for number in range(*each))
+        ]
 
     def path(number):
         above = out / f"{number // FOLDER:04d}" if count > MOST else out
@@ -126,7 +128,9 @@ def _folder(out: Path, count: int, draw: Callable, about: dict) -> None:
                 path(number).parent.mkdir(parents=True, exist_ok=True)
                 pictures.save_png(path(number), image)
 
-    _in_parts(networks.agreed("parts", missing() if networks.is_first() else None), count, draw, write)
+    _in_parts(
+        networks.agreed("parts", missing() if networks.is_first() else None), count, draw, write
+    )
 
 
 def _in_parts(ranges, count: int, draw: Callable, write: Callable) -> None:

@@ -160,12 +160,16 @@ class DiT(nn.Module):
         self,
         x: Float[Array, "b y x c"],
         t: Float[Array, "b"],
-        given: Given | Int[Array, "b l"] | Float[Array, "b l v"] | None = None,
+        given: Condition | Given | Int[Array, "b l"] | Float[Array, "b l v"] | None = None,
         *,
         keep: Int[Array, "b k"] | None = None,
     ) -> Outputs:
-        """The prediction, that of the early head, and the aligned tokens, all from one pass."""
-        return self._outputs(x, t, self.embed(given), keep, every=True)
+        """The prediction, that of the early head, and the aligned tokens, all from one pass.
+
+        `given` may be what `embed` has made of it.
+        """
+        condition = given if isinstance(given, Condition) else self.embed(given)
+        return self._outputs(x, t, condition, keep, every=True)
 
     def embed(
         self, given: Given | Int[Array, "b l"] | Float[Array, "b l v"] | None = None

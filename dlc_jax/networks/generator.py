@@ -22,11 +22,21 @@ from dlc_jax.typing import Given
 
 DECODED = 8  # latents that a device makes images of at a time
 
+
 def sized(model: DiT, process: Any) -> DiT:
     """The model with as many channels of output as the process asks for."""
     if model.out_channels is not None:
         return model
     return model.clone(out_channels=process.outputs * model.channels)
+
+
+def example(model: DiT) -> Given:
+    """The condition of one example, zeros in all that the model reads."""
+    return Given(
+        codes=jnp.zeros((1, model.positions), jnp.int32) if model.positions else None,
+        label=jnp.zeros((1,), jnp.int32) if model.classes else None,
+        embedding=jnp.zeros((1, model.embedding)) if model.embedding else None,
+    )
 
 
 def to_uint8(images):
@@ -51,7 +61,7 @@ class GeneratorNetwork(Network):
         return sized(recipe.build(DiT, self.section.model), self.process)
 
     def inputs(self):
-        return jnp.zeros((1, *self._shape)), jnp.zeros((1,)), self.model.example(1)
+        return jnp.zeros((1, *self._shape)), jnp.zeros((1,)), example(self.model)
 
     def decode(
         self,
@@ -89,7 +99,15 @@ class GeneratorNetwork(Network):
         return self._pictures(drawn) if self.section.latents else drawn
 
     def draw(
-        self, codes, *, labels=None, seed=0, count=None, first=0, sampler=Sampler(), params=None
+        self,
+        codes: np.ndarray | None,
+        *,
+        labels: np.ndarray | None = None,
+        seed: int = 0,
+        count: int | None = None,
+        first: int = 0,
+        sampler: Sampler = Sampler(),  # noqa: B008, it is frozen
+        params=None,
     ) -> np.ndarray:
         """What `decode` makes images of: latents float32 [b, y, x, c], else the images."""
         if codes is None and self.model.positions:
@@ -124,7 +142,7 @@ class GeneratorNetwork(Network):
 
     def lower(self, *, sampler: Sampler):
         """`draw` of a batch, lowered from shapes alone."""
-        given = {name: value for name, value in self.model.example(1)._asdict().items()}
+        given = {name: value for name, value in example(self.model)._asdict().items()}
         given = {name: value for name, value in given.items() if value is not None}
         shapes = [((), key_dtype()), *((leaf.shape[1:], leaf.dtype) for leaf in given.values())]
         own = self.abstract()
@@ -139,42 +157,35 @@ class GeneratorNetwork(Network):
         if how.base not in ("", "internal"):
             own, weak = params["own"], params["base"]
 
-        def apply(params, x, t, condition, method):
-            inputs = self.process.inputs(x, t)
-            return self.model.apply({"params": params}, *inputs, condition, method=method)
+        def apply(params, *inputs, method):
+            return self.model.apply({"params": params}, *inputs, method=method)
 
         def predictor(params, given):
-            embed = self.model.apply({"params": params}, given, method="embed")
+            condition = apply(params, given, method="embed")  # once, not in every step
 
             def predict(x, t):
-                return self.process.predict(apply(params, x, t, embed, "denoise"), x, t)
+                inputs = self.process.inputs(x, t)
+                output = apply(params, *inputs, condition, method="denoise")
+                return self.process.predict(output, x, t)
 
             return predict
 
-        if how.base == "internal":
-            embed = self.model.apply({"params": own}, given, method="embed")
+        def pair(x, t):
+            found = apply(own, *self.process.inputs(x, t), condition, method="all")
+            return tuple(self.process.predict(each, x, t) for each in (found.output, found.early))
 
-            def pair(x, t):
-                found = apply(own, x, t, embed, "denoise_all")
-                return tuple(
-                    self.process.predict(each, x, t) for each in (found.output, found.early)
-                )
-
+        if how.base == "internal" and how.scale != 1:
+            condition = apply(own, given, method="embed")
             predict = guidance.guided_pair(pair, how)
-        else:
-            nothing = not names and weak is None  # to lean to
-            less = predictor(own, self._null(given)) if weak is None else predictor(weak, given)
+        elif names or weak is not None:
+            less = predictor(own, None) if weak is None else predictor(weak, given)
+            predict = guidance.guided(predictor(own, given), less, how)
+        else:  # nothing to lean to
             predict = predictor(own, given)
-            predict = predict if nothing else guidance.guided(predict, less, how)
         x = sampler.draw(self.process, predict, keys, self._shape)
         if self.section.latents:
             return x
         return to_uint8(x)
-
-    def _null(self, given):
-        """The null condition of as many examples."""
-        count = next((len(each) for each in given if each is not None), 1)
-        return self.model.null(count)
 
     def random_labels(self, count: int, *, seed: int, first: int = 0) -> np.ndarray:
         """Classes int [count], each as likely as any, of the images of the numbers from `first`."""
@@ -197,8 +208,7 @@ class GeneratorNetwork(Network):
             )
         if labels.size and not 0 <= labels.min() <= labels.max() < classes:
             raise UserError(
-                f"decode: labels must lie in 0..{classes - 1}; found {labels.min()}.."
-                f"{labels.max()}"
+                f"decode: labels must lie in 0..{classes - 1}; found {labels.min()}..{labels.max()}"
             )
         return labels.astype(np.int32)
 

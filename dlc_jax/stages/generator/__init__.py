@@ -22,7 +22,7 @@ from dlc_jax.errors import UserError
 from dlc_jax.evaluation.training import Scores, TrainingScores
 from dlc_jax.models.dit import DiT
 from dlc_jax.networks import Networks
-from dlc_jax.networks.generator import sized
+from dlc_jax.networks.generator import example, sized
 from dlc_jax.optim import OPTIMIZERS, AdamW
 from dlc_jax.stage import Evaluator, Plan, Stage
 from dlc_jax.stages.generator import objective as training
@@ -80,8 +80,15 @@ def make(config, *, step: str, workdir) -> Stage:
             f"{model.positions}: without codes, positions is 0"
         )
     section.objective.check(model, step)
+    if section.latents and not section.codes:
+        raise UserError(
+            f"{step}.latents are in the store of a codes step, and {step}.codes is ''; name it, and "
+            f"set {step}.model.positions=0 to draw them without codes"
+        )
     files = Upstream(config, workdir, step, section)
     data, spec = files.data, batch_spec(section, config.data.image)
+    share = section.objective.route  # of patches that the middle blocks do not see
+    kept = training.count_kept(model, share) if share else None
     task = Task(model, section.process, section.objective, plan.batch, files.teacher)
 
     def batches(split, rows=None):
@@ -125,7 +132,7 @@ def make(config, *, step: str, workdir) -> Stage:
         optimizer=section.optimizer.make(plan.steps, model.layer),
         plan=plan,
         rules=model.rules,
-        flops=3 * plan.batch * model.flops() + plan.batch * files.teacher_flops,
+        flops=plan.batch * (3 * model.flops(training=True, kept=kept) + files.teacher_flops),
         evals=evals,
         identity={
             **made,
@@ -134,9 +141,11 @@ def make(config, *, step: str, workdir) -> Stage:
             "normalize": section.normalize,
             **home.lasting({"data": config.data.to_dict()}),
         },
-        former=lambda saved: {"process": made["process"], "normalize": False}
-        | saved
-        | {"model": recipe.complete(DiT, saved["model"])},
+        former=lambda saved: (
+            {"process": made["process"], "normalize": False}
+            | saved
+            | {"model": recipe.complete(DiT, saved["model"])}
+        ),
         reads=reads,
     )
 
@@ -163,4 +172,4 @@ def batch_spec(section: Section, image: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 def init(model: DiT, key):
     x = jnp.zeros((1, model.image, model.image, model.channels))
-    return model.init(key, x, jnp.zeros((1,)), model.example(1))["params"], {}
+    return model.init(key, x, jnp.zeros((1,)), example(model))["params"], {}

@@ -1,8 +1,8 @@
 """What a generator is trained for: the `objective` section, and one batch's loss.
 
-    images or latents ──noise at drawn times──► network ──► the process's loss
-                                                  ▲
-                    codes and labels, some of them hidden
+images or latents ──noise at drawn times──► network ──► the process's loss
+                                              ▲
+                codes and labels, some of them hidden
 """
 
 import dataclasses
@@ -106,9 +106,7 @@ def prepare(task: Task, params, ema, extra, batch, frozen, step, key):
         neighbors = (rows + 1 + columns % (size - 1)) % size
         batch = batch | {"other": batch["codes"][neighbors, columns]}
     if task.teacher is not None:
-        batch = {name: value for name, value in batch.items() if name != "view"} | {
-            "patches": spatial(task.teacher(frozen, batch["view"]))
-        }
+        batch = batch | {"patches": spatial(task.teacher(frozen, batch["image"]))}
     return batch
 
 
@@ -168,7 +166,7 @@ def loss(task: Task, params, extra, batch, frozen, step, key):
             metrics["early"] = process.loss(outputs.early, x, noise, t).mean()
             total = total + objective.early * metrics["early"]
         if task.teacher is not None:
-            metrics["align"] = align(outputs.aligned, batch["patches"], keep)
+            metrics["align"] = align(outputs.aligned, batch["patches"])
             on = step < objective.align_until if objective.align_until else True
             total = total + jnp.where(on, objective.align, 0.0) * metrics["align"]
         return total, metrics
@@ -189,15 +187,19 @@ def loss(task: Task, params, extra, batch, frozen, step, key):
 def kept(model: DiT, share: float, position, key):
     """Rows of the patches that the middle blocks see, int32 [b, k], ascending."""
     patches = (model.image // model.patch) ** 2
-    count = max(1, round((1 - share) * patches))
 
     def one(key):
-        return jnp.sort(jax.random.permutation(key, patches)[:count])
+        return jnp.sort(jax.random.permutation(key, patches)[: count_kept(model, share)])
 
     return jax.vmap(one)(example_keys(key, position, ROUTE))
 
 
-def align(projected, patches, keep=None):
+def count_kept(model: DiT, share: float) -> int:
+    """How many patches are left when a share of them is dropped."""
+    return max(1, round((1 - share) * (model.image // model.patch) ** 2))
+
+
+def align(projected, patches):
     """1 - cosine of projected patches [b, n, a] and the encoder's [b, m, a], the mean of all.
 
     The encoder's are resized to the grid of the model's.
