@@ -15,7 +15,9 @@ import pytest
 
 from dlc_jax import command, recipe
 from dlc_jax.diffusion.guidance import Guidance, guided
+from dlc_jax.diffusion.linear import Linear
 from dlc_jax.diffusion.masked import CodeSampler
+from dlc_jax.diffusion.process import Prediction
 from dlc_jax.diffusion.sample import Sampler
 from dlc_jax.models import vit
 from dlc_jax.models.dit import DiT
@@ -205,16 +207,16 @@ def test_samples_job_counts_the_calls_of_its_sampler(method, scale, drawn, tmp_p
         model = dict.fromkeys(("generator.model.positions", "generator.model.values"), 0)
         changes |= {"samples.codes": ""} | model
     config = recipe.changed(load("imagenet256"), changes)
-    codes, calls = (jnp.zeros((2, 3), jnp.int32) if drawn else None), []
+    calls = []
 
-    def velocity(x, t, codes):
+    def predict(x, t):
         calls.append(t)
-        return x
+        return Prediction(x, x)
 
     with jax.disable_jit():  # loops and branches run as Python's, so that each call is seen
-        function = guided(velocity, codes, Guidance(scale=scale if drawn else 1.0))
+        function = guided(predict, predict, Guidance(scale=scale if drawn else 1.0))
         keys = jax.random.split(jax.random.key(0), 2)
-        Sampler(method=method, steps=4).draw(function, keys, (1,))
+        Sampler(method=method, steps=4).draw(Linear(), function, keys, (1,))
     job = STAGES["samples"](config, step="samples", workdir=tmp_path)
     once = recipe.build(DiT, config.generator.model).flops()
     assert job.programs["decode"].flops == config.samples.batch * len(calls) * once

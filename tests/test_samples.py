@@ -25,16 +25,21 @@ from dlc_jax.stages import STAGES, samples
 SMALL = {f"*.model*.{name}": value for name, value in (("width", 16), ("depth", 1), ("heads", 2))}
 
 
-def midpoint(velocity_fn, x, t, s, keys):
-    """A step along the velocity of its middle."""
+def along(process, x, t, s, found):
+    (alpha, sigma), (alpha_s, sigma_s) = process.path(t), process.path(s)
+    return x + (alpha_s - alpha) * found.data + (sigma_s - sigma) * found.noise
+
+
+def midpoint(process, predict_fn, x, t, s, keys):
+    """A step along the prediction of its middle."""
     every = np.ones(len(x), np.float32)
-    half = x + (s - t) / 2 * velocity_fn(x, t * every)
-    return x + (s - t) * velocity_fn(half, (t + s) / 2 * every)
+    half = along(process, x, t, (t + s) / 2, predict_fn(x, t * every))
+    return along(process, x, t, s, predict_fn(half, (t + s) / 2 * every))
 
 
-def forgetful(velocity_fn, x, t, s, keys):
-    """The velocity's Euler step of x, then x again in the midst of noise of its own."""
-    moved = x + (s - t) * velocity_fn(x, t * np.ones(len(x), np.float32))
+def forgetful(process, predict_fn, x, t, s, keys):
+    """The Euler step of x, then x again in the midst of noise of its own."""
+    moved = along(process, x, t, s, predict_fn(x, t * np.ones(len(x), np.float32)))
     noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
     return 1e-3 * moved + 0.3 * noise
 

@@ -82,8 +82,8 @@ def make(config, *, step: str, workdir) -> Stage:
     section.objective.check(model, step)
     if section.latents and not section.codes:
         raise UserError(
-            f"{step}.latents are in the store of a codes step, and {step}.codes is ''; name it, and "
-            f"set {step}.model.positions=0 to draw them without codes"
+            f"{step}.latents are in the store of a codes step, and {step}.codes is ''; name it, "
+            f"and set {step}.model.positions=0 to draw them without codes"
         )
     files = Upstream(config, workdir, step, section)
     data, spec = files.data, batch_spec(section, config.data.image)
