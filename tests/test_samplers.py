@@ -1,84 +1,116 @@
-"""The linear path, and samplers against equations whose solutions and marginals are known."""
+"""Samplers on every process, against flows, marginals and a mixture that are known."""
 
 import dataclasses
+import importlib.util
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlc_jax.diffusion import flow, schedules
+from dlc_jax.diffusion import schedules
+from dlc_jax.diffusion.ddpm import DDPM
+from dlc_jax.diffusion.edm import EDM
 from dlc_jax.diffusion.guidance import Guidance
+from dlc_jax.diffusion.linear import FLOOR, Linear
+from dlc_jax.diffusion.process import Prediction, per_example
 from dlc_jax.diffusion.sample import METHODS, Method, Sampler
 from dlc_jax.errors import UserError
 
-SHAPE = (3, 4, 4, 2)
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+LINEAR, MEAN, DEVIATION = Linear(), 0.5, 0.4
+ALL = {"linear": LINEAR, "ddpm": DDPM(), "edm": EDM()}
+every = pytest.mark.parametrize("name", ALL)
 
 
-def draws(seed=0):
-    x0, noise = np.random.default_rng(seed).normal(size=(2, *SHAPE))
-    return x0, noise, np.array([0.05, 0.5, 1.0])
+def keys_of(count, seed=0):
+    return jax.random.split(jax.random.key(seed), count)
 
 
-def test_interpolate_against_numpy_and_at_the_ends():
-    x0, noise, t = draws()
-    expected = (1 - t)[:, None, None, None] * x0 + t[:, None, None, None] * noise
-    x0, noise, t = (jnp.asarray(value, jnp.float32) for value in (x0, noise, t))
-    np.testing.assert_allclose(flow.interpolate(x0, noise, t), expected, atol=1e-5)
-    np.testing.assert_array_equal(flow.interpolate(x0, noise, jnp.zeros(3)), x0)
-    np.testing.assert_array_equal(flow.interpolate(x0, noise, jnp.ones(3)), noise)
+def velocity(function):
+    """The prediction of a network on the linear path that gives `function`(x, t)."""
+    return lambda x, t: LINEAR.predict(function(x, t), x, t)
 
 
-def test_velocity_of_either_prediction():
-    x0, noise, t = (jnp.asarray(value, jnp.float32) for value in draws())
-    x_t, velocity = flow.interpolate(x0, noise, t), noise - x0
-    found = flow.to_velocity(x0, x_t, t, kind="x")
-    np.testing.assert_allclose(found, velocity, atol=1e-4)  # a division by t = 0.05
-    np.testing.assert_array_equal(flow.to_velocity(velocity, x_t, t, kind="v"), velocity)
-    prediction = jnp.asarray(np.random.default_rng(9).normal(size=SHAPE), jnp.float32)
-    found = flow.to_velocity(prediction, x_t, t, kind="x")
-    back = x_t - flow.per_example(t, x_t) * found
-    np.testing.assert_allclose(back, prediction, atol=1e-5)
-    with pytest.raises(UserError, match="eps"):
-        flow.to_velocity(prediction, x_t, t, kind="eps")
+def gaussian(process):
+    """The exact prediction for data N(MEAN, DEVIATION^2)."""
+
+    def predict(x, t):
+        alpha, sigma = (per_example(each, x) for each in process.path(t))
+        pull = (x - alpha * MEAN) / (alpha**2 * DEVIATION**2 + sigma**2)
+        return Prediction(MEAN + alpha * DEVIATION**2 * pull, sigma * pull)
+
+    return predict
 
 
-def test_the_floor_bounds_the_velocity_of_a_data_prediction():
-    x_t, t = jnp.ones((2, 5)), jnp.array([0.0, 0.2])
-    found = flow.to_velocity(0 * x_t, x_t, t, kind="x", floor=0.1)
-    np.testing.assert_allclose(found[:, 0], [10, 5], rtol=1e-6)
+CASES = [(name, method, 4) for name in ALL for method in METHODS] + [("linear", "heun", 1)]
+cases = pytest.mark.parametrize(("name", "method", "steps"), CASES)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("steps", [1, 3, 10])
-def test_straight_paths_are_exact_in_any_number_of_steps(method, steps):
-    keys = jax.random.split(jax.random.key(0), 3)
-    target = jnp.asarray(draws()[0], jnp.float32)
+@cases
+def test_a_network_that_knows_the_data_ends_there(name, method, steps):
+    process, target = ALL[name], jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), float)
 
-    def velocity(x, t):  # of a model that knows the data: every path is straight
-        return flow.to_velocity(target, x, t, kind="x")
+    def predict(x, t):
+        alpha, sigma = (per_example(each, x) for each in process.path(t))
+        return Prediction(target, (x - alpha * target) / sigma)
 
-    out = Sampler(method=method, steps=steps).draw(velocity, keys, SHAPE[1:])
-    np.testing.assert_allclose(out, target, atol=2e-6)
+    out = Sampler(method=method, steps=steps).draw(process, predict, keys_of(3), (4,))
+    np.testing.assert_allclose(out, target, atol=2e-5)
 
 
-def error(method, steps, times):
-    """Of dx/dt = x (1 + t), solved by x(0) = x(1) exp(-3/2)."""
-    keys = jax.random.split(jax.random.key(0), 1)
-    start = jax.random.normal(keys[0], (1,))
+def error(process, method, steps, times):
+    """Of the flow that carries N(alpha MEAN, ...) at t=1 to the data, the largest of 64 draws."""
+    alpha, sigma = process.path(jnp.float32(1))
+    keys = keys_of(64)
+    start = sigma * jax.vmap(lambda key: jax.random.normal(key, (4,)))(keys)
+    scale = DEVIATION / math.sqrt(alpha**2 * DEVIATION**2 + sigma**2)
+    expected = MEAN + scale * (start - alpha * MEAN)
     sampler = Sampler(method=method, steps=steps, times=times)
-    out = sampler.draw(lambda x, t: x * (1 + t)[:, None], keys, (1,))
-    return abs(float(out[0, 0] / start[0]) / math.exp(-1.5) - 1)
+    return float(jnp.abs(sampler.draw(process, gaussian(process), keys, (4,)) - expected).max())
 
 
-@pytest.mark.parametrize("times", schedules.TIMES)
-def test_orders_of_the_integrators(times):
-    euler, half = (error("euler", steps, times) for steps in (20, 40))
-    assert euler / half == pytest.approx(2, abs=0.2)
-    heun = error("heun", 20, times)
-    assert heun / error("heun", 40, times) == pytest.approx(4, abs=0.6)
-    assert heun < half / 5
+@pytest.mark.parametrize(
+    ("process", "times"),
+    [(LINEAR, "uniform"), (LINEAR, "cosine"), (Linear(shift=3.0), "uniform"), (EDM(), "uniform")],
+    ids=["linear", "cosine", "shifted", "edm"],
+)
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
+def test_orders_of_the_integrators(process, times, method, order):
+    coarse, fine = (error(process, method, steps, times) for steps in (40, 80))
+    assert math.log2(coarse / fine) == pytest.approx(order, abs=0.1)
+
+
+@every
+def test_ddim_without_noise_is_euler(name):
+    draw = [Sampler(method=method, steps=9).draw for method in ("euler", "ddim")]
+    found = [each(ALL[name], gaussian(ALL[name]), keys_of(20), (3,)) for each in draw]
+    np.testing.assert_allclose(*found, atol=2e-5)
+
+
+@every
+def test_ddim_with_all_noise_is_ancestral(name):
+    draw = [Sampler(method="ancestral", steps=9).draw]
+    draw += [Sampler(method="ddim", steps=9, eta=1.0).draw]
+    found = [each(ALL[name], gaussian(ALL[name]), keys_of(20), (3,)) for each in draw]
+    np.testing.assert_allclose(*found, atol=5e-5)
+
+
+def test_the_learned_variance_is_that_of_the_draw():
+    process, grid = DDPM(), DDPM().grid("uniform", 4, 1)
+    (alpha, sigma), (alpha_s, sigma_s) = process.path(grid[1]), process.path(grid[2])
+    upper = 1 - (alpha / alpha_s) ** 2
+    lower = upper * (sigma_s / sigma) ** 2
+    keys, x = keys_of(4000), jnp.zeros((4000, 5))
+    for mix in (0.0, 0.5, 1.0):
+        known = Prediction(x, x, jnp.full_like(x, mix))
+        out = METHODS["ancestral"].step(
+            process, lambda x, t, known=known: known, x, grid[1], grid[2], keys
+        )
+        expected = upper**mix * lower ** (1 - mix)
+        assert np.var(out) == pytest.approx(expected, rel=4 * np.sqrt(2 / out.size))
 
 
 # Drawn at commit 16194b4 with the velocity below, in five uniform steps.
@@ -96,98 +128,154 @@ FROZEN = {
 
 @pytest.mark.parametrize("method", FROZEN)
 def test_numbers_stay_those_of_earlier_versions(method):
-    keys = jax.random.split(jax.random.key(7), 2)
-    draw = Sampler(method=method, steps=5).draw
-    out = draw(lambda x, t: x * (1 + t)[:, None] - jnp.sin(3 * x), keys, (3,))
+    field = velocity(lambda x, t: x * (1 + t)[:, None] - jnp.sin(3 * x))
+    out = Sampler(method=method, steps=5).draw(LINEAR, field, keys_of(2, seed=7), (3,))
     np.testing.assert_allclose(out, FROZEN[method], rtol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("steps", [1, 4])
-def test_calls_counts_the_evaluations_and_none_is_at_the_data(method, steps):
+@cases
+def test_calls_counts_the_evaluations_and_none_is_at_the_data(name, method, steps):
     asked = []
 
-    def velocity(x, t):
+    def predict(x, t):
         asked.append(float(t[0]))
-        return x
+        return Prediction(x, x)
 
     sampler = Sampler(method=method, steps=steps)
     with jax.disable_jit():  # the loop runs as Python's, so that each call is seen
-        sampler.draw(velocity, jax.random.split(jax.random.key(0), 1), (1,))
-    assert len(asked) == sampler.calls and min(asked) > 0
-    assert method != "heun" or steps == 1 or asked[:3] == [1.0, 0.75, 0.75]
+        sampler.draw(ALL[name], predict, keys_of(1), (1,))
+    assert len(asked) == sampler.calls and min(asked) > 0 and asked[0] == 1
+    if name == "linear" and method == "heun" and steps > 1:
+        assert asked[:3] == [1.0, 0.75, 0.75]
 
 
-def noisy(velocity_fn, x, t, s, keys):
+@pytest.mark.parametrize(("method", "kind"), [*((each, "x") for each in METHODS), ("heun", "v")])
+def test_nothing_is_nan_at_pure_noise_or_in_small_steps(method, kind):
+    process = Linear(prediction=kind)
+    churn = 0.0 if method == "ancestral" else 40.0
+    sampler = Sampler(method=method, steps=40, churn=churn)
+    predict = lambda x, t: process.predict(x * t[:, None], x, t)  # noqa: E731
+    assert jnp.isfinite(sampler.draw(process, predict, keys_of(5), (3,))).all()
+    x = jnp.ones((1, 2))
+    for t in (0.0, 1.0):
+        assert all(jnp.isfinite(each).all() for each in predict(x, jnp.array([t]))[:2])
+    assert 0 < FLOOR <= 1e-3
+
+
+def noisy(process, predict_fn, x, t, s, keys):
     """A stochastic method, for the tests: it adds noise of its own."""
     return x + jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
 
 
-@pytest.mark.parametrize("churn", [0.0, 0.5])
-@pytest.mark.parametrize("method", [*METHODS, "noisy"])
+@pytest.mark.parametrize(
+    ("method", "churn"), [*((method, 0.0) for method in [*METHODS, "noisy"]), ("heun", 0.5)]
+)
 def test_a_sample_depends_on_its_key_alone(method, churn, monkeypatch):
     monkeypatch.setitem(METHODS, "noisy", Method(noisy, calls=lambda steps: 0))
-    keys = jax.random.split(jax.random.key(1), 6)
-    draw = Sampler(method=method, steps=2, churn=churn).draw
-    whole = draw(lambda x, t: x * t[:, None], keys, (300,))
-    part = draw(lambda x, t: x * t[:, None], keys[2:4], (300,))
-    np.testing.assert_array_equal(whole[2:4], part)
+    eta = {"eta": 0.7} if method == "ddim" else {}
+    draw = Sampler(method=method, steps=2, churn=churn, **eta).draw
+    keys, field = keys_of(64, seed=1), velocity(lambda x, t: x * t[:, None])
+    whole = draw(LINEAR, field, keys, (300,))
+    np.testing.assert_array_equal(whole[32:48], draw(LINEAR, field, keys[32:48], (300,)))
     if method == "euler" and not churn:  # from N(0, 1), times 1 - 1/2 and then 1 - 1/4
-        assert np.std(whole) == pytest.approx(0.375, rel=4 / np.sqrt(2 * 1800))
+        assert np.std(whole) == pytest.approx(0.375, rel=4 / np.sqrt(2 * whole.size))
 
 
 def test_a_stochastic_method_gets_new_keys_for_every_step_and_example(monkeypatch):
     monkeypatch.setitem(METHODS, "noisy", Method(noisy, calls=lambda steps: 0))
-    keys = jax.random.split(jax.random.key(2), 50)
-    out = Sampler(method="noisy", steps=8).draw(lambda x, t: x, keys, (400,))
+    out = Sampler(method="noisy", steps=8).draw(LINEAR, noisy, keys_of(50, seed=2), (400,))
     # The start and eight steps are independent: variances add up. Equal keys anywhere would add
     # amplitudes instead.
     assert np.var(out) == pytest.approx(9, rel=4 * np.sqrt(2 / out.size))
     assert abs(np.corrcoef(out)[np.triu_indices(50, 1)]).max() < 5 / np.sqrt(400)
 
 
-MEAN, DEVIATION = 0.5, 0.4
+@pytest.mark.parametrize(
+    ("name", "churn", "interval"), [("linear", 2.4, (0.0, 1.0)), ("edm", 200.0, (0.25, 0.75))]
+)
+def test_marginals_stay_right_under_churn(name, churn, interval):
+    process, states = ALL[name], []
+    exact = gaussian(process)
 
-
-def gaussian(x, t):
-    """The velocity of data N(MEAN, DEVIATION^2)."""
-    t = t[:, None]
-    variance = (1 - t) ** 2 * DEVIATION**2 + t**2
-    slope = (t - (1 - t) * DEVIATION**2) / variance
-    return -MEAN + slope * (x - (1 - t) * MEAN)
-
-
-@pytest.mark.parametrize("churn", [0.0, 0.7, 3.0])
-def test_marginals_stay_right_under_churn(churn):
-    states = []
-
-    def velocity(x, t):
+    def predict(x, t):
         jax.debug.callback(lambda x, t: states.append((float(t[0]), x)), x, t, ordered=True)
-        return gaussian(x, t)
+        return exact(x, t)
 
-    keys, steps = jax.random.split(jax.random.key(3), 100), 120
-    out = Sampler(steps=steps, churn=churn).draw(velocity, keys, (400,))
+    keys, steps = keys_of(100, seed=3), 120
+    sampler = Sampler(method="heun", steps=steps, churn=churn, churn_interval=interval)
+    out = sampler.draw(process, predict, keys, (400,))
     jax.effects_barrier()
     for t, x in [*states, (0.0, out)]:
-        variance = (1 - t) ** 2 * DEVIATION**2 + t**2
-        assert np.mean(x) == pytest.approx((1 - t) * MEAN, abs=5 * math.sqrt(variance / x.size))
-        assert np.var(x) == pytest.approx(variance, rel=0.01 + 5 * math.sqrt(2 / x.size))
-    highest = [max(state[0] for state in states[i : i + 2]) for i in range(2, 12, 2)]
-    uniform = 1 - np.arange(1, 6) / steps
-    np.testing.assert_allclose(highest, np.minimum(1, uniform + churn / steps), rtol=1e-6)
-    still = Sampler(steps=steps).draw(gaussian, keys, (400,))
-    assert (churn > 0) == bool(np.abs(out - still).mean() > 0.05)
+        alpha, sigma = (float(each) for each in process.path(jnp.float32(t)))
+        variance = alpha**2 * DEVIATION**2 + sigma**2
+        assert np.mean(x) == pytest.approx(alpha * MEAN, abs=5 * math.sqrt(variance / x.size))
+        assert np.var(x) == pytest.approx(variance, rel=0.015 + 5 * math.sqrt(2 / x.size))
+    grid = np.asarray(process.grid("uniform", steps, 400))[:-1]
+    share = min(churn / steps, math.sqrt(2) - 1)
+    inside = (grid >= interval[0]) & (grid <= interval[1])
+    raised = np.where(inside, process.raised(jnp.asarray(grid), 1 + share), grid)
+    asked = np.array([t for t, _ in states])
+    np.testing.assert_allclose(asked[::2], raised, rtol=1e-5)  # the first of both calls of a step
+    still = Sampler(steps=steps).draw(process, exact, keys, (400,))
+    assert np.abs(out - still).mean() > 0.05
+
+
+def test_churn_s_noise_is_scaled():
+    field = velocity(lambda x, t: 0 * x)  # nothing but noise that is added
+    start, plain, more = (
+        Sampler(method="euler", steps=3, churn=churn, churn_noise=scale).draw(
+            LINEAR, field, keys_of(3), (5,)
+        )
+        for churn, scale in [(0.0, 1.0), (1.0, 1.0), (1.0, 1.5)]
+    )
+    kept = Sampler(method="euler", steps=3, churn=1.0, churn_noise=0.0)
+    kept = kept.draw(LINEAR, field, keys_of(3), (5,))
+    np.testing.assert_allclose(more - kept, 1.5 * (plain - kept), atol=1e-5)
+    assert jnp.abs(plain - start).min() > 1e-3
+
+
+def test_a_process_in_steps_refuses_churn_and_too_many_steps():
+    for fields, words in [({"churn": 1.0}, "churn"), ({"steps": 1001}, "1001 steps")]:
+        with pytest.raises(UserError, match=words):
+            Sampler(**fields).draw(DDPM(), gaussian(DDPM()), keys_of(2), (1,))
 
 
 def test_a_sampler_is_a_value_and_checks_itself():
     assert Sampler() == Sampler(method="heun", steps=50, guidance=Guidance(scale=1.0))
     assert hash(Sampler(churn=0.5)) == hash(dataclasses.replace(Sampler(), churn=0.5))
+    known = ", ".join(METHODS)
     for wrong, words in [
-        ({"method": "rk4"}, "sampler.method='rk4' is unknown; known: euler, heun"),
-        ({"times": "log"}, "sampler.times='log' is unknown; known: uniform, cosine"),
+        ({"method": "rk4"}, f"sampler.method='rk4' is unknown; known: {known}"),
+        ({"times": "log"}, f"sampler.times='log' is unknown; known: {', '.join(schedules.TIMES)}"),
         ({"steps": 0}, "sampler.steps=0 must be at least 1"),
         ({"churn": -0.1}, "sampler.churn=-0.1 must be"),
         ({"churn": math.nan}, "sampler.churn=nan must be"),
+        ({"churn_noise": math.inf}, "sampler.churn_noise=inf must be"),
+        ({"churn_interval": (0.5, 0.4)}, r"sampler.churn_interval=\(0.5, 0.4\) must rise"),
+        ({"method": "ddim", "eta": 1.5}, "sampler.eta=1.5 must lie"),
+        ({"method": "heun", "eta": 0.5}, "sampler.eta=0.5 has no meaning for method='heun'"),
     ]:
         with pytest.raises(UserError, match=words):
             Sampler(**wrong)
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MIXTURE = load("samplers")
+
+
+def test_every_method_is_measured_on_every_process():
+    measured = {(name.split()[0], method) for name, method, *_ in MIXTURE.CASES}
+    assert measured == {(name, method) for name in ALL for method in METHODS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MIXTURE.CASES, ids=lambda case: " ".join(map(str, case)))
+def test_a_mixture_is_drawn_as_it_is(case):
+    mean, covariance, shares = MIXTURE.measure(*case)
+    assert mean <= 0.02 and covariance <= 0.02 and shares <= 0.01
