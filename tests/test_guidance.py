@@ -1,64 +1,93 @@
-"""Guidance has one meaning: base + scale * (conditional - base)."""
+"""Guidance has one meaning: weak + scale * (conditional - weak)."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlc_jax.diffusion.guidance import Guidance, guided
+from dlc_jax.diffusion.guidance import Guidance, guided, guided_pair
+from dlc_jax.diffusion.process import Prediction
 from dlc_jax.errors import UserError
 
-X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2, 2, 3)), jnp.float32)
+X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2, 2, 6)), jnp.float32)
 T = jnp.array([0.1, 0.4, 0.6, 0.9])
-CODES = jnp.arange(4.0)
 
 
-def model(x, t, codes):
-    """A stand-in that tells condition, time and position apart."""
-    return (x * t[:, None, None, None] if codes is None else x + codes[:, None, None, None]) + 1
+def conditional(x, t):
+    return Prediction(x + 1, 2 * x - t[:, None, None, None], x**2)
 
 
-CONDITIONAL, BASE = model(X, T, CODES), model(X, T, None)
+def weak(x, t):
+    return Prediction(x * t[:, None, None, None], -x, 3 * x)
+
+
+def pair(x, t):
+    return conditional(x, t), weak(x, t)
+
+
+def both_ways(guidance):
+    """`guided` and `guided_pair` of the same two predictions."""
+    return guided(conditional, weak, guidance), guided_pair(pair, guidance)
+
+
+FOUND, WEAK = pair(X, T)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.5, 4.0])
-def test_guided_is_the_line_through_base_and_conditional(scale):
-    expected = np.asarray(BASE, np.float64) + scale * (np.asarray(CONDITIONAL, np.float64) - BASE)
-    np.testing.assert_allclose(
-        guided(model, CODES, Guidance(scale=scale))(X, T), expected, atol=1e-5
-    )
+def test_guided_is_the_line_through_weak_and_conditional(scale):
+    for function in both_ways(Guidance(scale=scale)):
+        out = function(X, T)
+        for found, strong, base in zip(out[:2], FOUND, WEAK, strict=False):
+            base = np.asarray(base, np.float64)
+            np.testing.assert_allclose(found, base + scale * (strong - base), atol=1e-5)
 
 
-def test_scale_zero_is_the_base_and_scale_one_the_conditional_alone():
-    np.testing.assert_array_equal(guided(model, CODES, Guidance(scale=0.0))(X, T), BASE)
+def test_the_variance_is_the_conditional_prediction_s():
+    for function in both_ways(Guidance(scale=3.0)):
+        np.testing.assert_array_equal(function(X, T).mix, FOUND.mix)
+    function = guided(lambda x, t: FOUND._replace(mix=None), weak, Guidance(scale=3.0))
+    assert function(X, T).mix is None
+
+
+def test_scale_zero_is_the_weak_one_and_scale_one_the_conditional_alone():
+    for function in both_ways(Guidance(scale=0.0)):
+        np.testing.assert_array_equal(function(X, T).data, WEAK.data)
     calls = []
     function = guided(
-        lambda *a: calls.append(a[2]) or model(*a),
-        CODES,
-        Guidance(scale=1.0),
-        null_fn=lambda x, t: 1 / 0,
+        lambda *a: calls.append(a) or conditional(*a), lambda x, t: 1 / 0, Guidance(scale=1.0)
     )
-    np.testing.assert_array_equal(function(X, T), CONDITIONAL)
+    np.testing.assert_array_equal(function(X, T).data, FOUND.data)
     assert len(calls) == 1
+    assert guided(conditional, None, Guidance())(X, T).data is not None
+    np.testing.assert_array_equal(guided_pair(pair, Guidance())(X, T).noise, FOUND.noise)
 
 
-def test_outside_the_interval_the_conditional_stands():
-    out = jax.jit(guided(model, CODES, Guidance(scale=3.0, interval=(0.4, 0.6))))(
-        X, T
-    )  # ends are inside
-    everywhere = guided(model, CODES, Guidance(scale=3.0))(X, T)
-    np.testing.assert_array_equal(out[jnp.array([0, 3])], CONDITIONAL[jnp.array([0, 3])])
-    np.testing.assert_allclose(out[1:3], everywhere[1:3], atol=1e-5)
+def test_outside_the_closed_interval_the_conditional_stands():
+    inside, outside = jnp.array([1, 2]), jnp.array([0, 3])  # ends are inside
+    for function in both_ways(Guidance(scale=3.0, interval=(0.4, 0.6))):
+        out = jax.jit(function)(X, T)
+        for found, strong, base in zip(out[:2], FOUND, WEAK, strict=False):
+            np.testing.assert_array_equal(found[outside], strong[outside])
+            expected = base + 3 * (strong - base)
+            np.testing.assert_allclose(found[inside], expected[inside], atol=1e-5)
 
 
-def test_the_base_is_not_run_where_no_example_needs_it():
+@pytest.mark.parametrize("end", [0.3, 0.7])
+def test_a_batch_at_an_end_of_the_interval_is_guided(end):
+    t = jnp.full((4,), end)
+    for function in both_ways(Guidance(scale=2.0, interval=(0.3, 0.7))):
+        expected = 2 * conditional(X, t).data - weak(X, t).data
+        np.testing.assert_allclose(jax.jit(function)(X, t).data, expected, atol=1e-5)
+
+
+def test_the_weak_one_is_not_run_where_no_example_needs_it():
     ran = []
 
-    def base(x, t):
+    def told(x, t):
         jax.debug.callback(lambda t: ran.append(np.asarray(t)), t)
-        return model(x, t, None)
+        return weak(x, t)
 
-    function = jax.jit(guided(model, CODES, Guidance(scale=2.0, interval=(0.3, 0.7)), null_fn=base))
+    function = jax.jit(guided(conditional, told, Guidance(scale=2.0, interval=(0.3, 0.7))))
     function(X, jnp.full((4,), 0.9))
     jax.effects_barrier()
     assert not ran
@@ -68,16 +97,12 @@ def test_the_base_is_not_run_where_no_example_needs_it():
 
 
 def test_only_the_first_channels_are_guided_when_said_so():
-    out = guided(model, CODES, Guidance(scale=2.0, channels=2))(X, T)
-    np.testing.assert_allclose(out[..., :2], (2 * CONDITIONAL - BASE)[..., :2], atol=1e-5)
-    np.testing.assert_array_equal(out[..., 2:], CONDITIONAL[..., 2:])
-
-
-def test_another_model_can_be_the_base():
-    out = guided(model, CODES, Guidance(scale=2.0), null_fn=lambda x, t: 0.5 * model(x, t, CODES))(
-        X, T
-    )
-    np.testing.assert_allclose(out, 1.5 * CONDITIONAL, atol=1e-5)
+    for function in both_ways(Guidance(scale=2.0, channels=3)):
+        out = function(X, T)
+        for found, strong, base in zip(out[:2], FOUND, WEAK, strict=False):
+            expected = 2 * strong - base
+            np.testing.assert_allclose(found[..., :3], expected[..., :3], atol=1e-5)
+            np.testing.assert_array_equal(found[..., 3:], strong[..., 3:])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import ScalarLike
 
 from dlc_jax.diffusion import process, schedules
 from dlc_jax.diffusion.process import Prediction, mean_square, per_example
@@ -112,7 +113,7 @@ class EDM:
         t = schedules.grid(spacing, max(steps - 1, 1))[:steps]
         return jnp.asarray(np.append(np.maximum(t, TINY), 0), jnp.float32)
 
-    def raised(self, t: Float[Array, "*b"], factor: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    def raised(self, t: Float[Array, "*b"], factor: ScalarLike) -> Float[Array, "*b"]:
         """The time at which sigma is `factor` times as large."""
         return self._time(factor * self.path(t)[1])
 

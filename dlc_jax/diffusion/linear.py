@@ -8,6 +8,7 @@ import dataclasses
 import math
 
 import jax.numpy as jnp
+from jaxtyping import ScalarLike
 
 from dlc_jax.diffusion import process, schedules
 from dlc_jax.diffusion.process import Prediction, mean_square, per_example
@@ -104,7 +105,7 @@ class Linear:
         """From 1 to 0, spaced as `schedules.TIMES[spacing]` says and then shifted."""
         return jnp.asarray(self._shifted(schedules.grid(spacing, steps), dimension), jnp.float32)
 
-    def raised(self, t: Float[Array, "*b"], factor: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    def raised(self, t: Float[Array, "*b"], factor: ScalarLike) -> Float[Array, "*b"]:
         """The time at which t / (1 - t) is `factor` times as large; 1 stays 1."""
         return factor * t / (1 + (factor - 1) * t)
 

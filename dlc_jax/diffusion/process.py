@@ -55,7 +55,7 @@ def noised(
     return alpha * x0 + sigma * noise
 
 
-def posterior(process, found: Prediction, t: Float[Array, ""], s: Float[Array, ""]) -> tuple:
+def posterior(process, found: Prediction, t: Float[Array, "*b"], s: Float[Array, "*b"]) -> tuple:
     """(mean, variance) of x_s given x_t, for s < t.
 
     The mean is that of q(x_s | x_t, x0) at the predicted x0. The variance is q's own, the lower
