@@ -54,6 +54,34 @@ def official(
     return {name: tensor.astype(dtype) for name, tensor in state.items()}
 
 
+def diffusers(*, classes, depth=2, **settings):
+    """The same weights by the names of DiTTransformer2DModel, whose blocks have copies."""
+    state = official(classes=classes, depth=depth, **settings)
+    renamed = {}
+    for kind in ("weight", "bias"):
+        renamed[f"pos_embed.proj.{kind}"] = state[f"x_embedder.proj.{kind}"]
+        renamed[f"proj_out_1.{kind}"] = state[f"final_layer.adaLN_modulation.1.{kind}"]
+        renamed[f"proj_out_2.{kind}"] = state[f"final_layer.linear.{kind}"]
+        for number in range(depth):
+            there, here = f"transformer_blocks.{number}", f"blocks.{number}"
+            for part, letter in zip(np.split(state[f"{here}.attn.qkv.{kind}"], 3), "qkv"):
+                renamed[f"{there}.attn1.to_{letter}.{kind}"] = part
+            for theirs, ours in (
+                ("attn1.to_out.0", "attn.proj"),
+                ("ff.net.0.proj", "mlp.fc1"),
+                ("ff.net.2", "mlp.fc2"),
+                ("norm1.linear", "adaLN_modulation.1"),
+            ):
+                renamed[f"{there}.{theirs}.{kind}"] = state[f"{here}.{ours}.{kind}"]
+            embed = f"{there}.norm1.emb"
+            for layer in (0, 2):
+                name = f"{embed}.timestep_embedder.linear_{layer // 2 + 1}.{kind}"
+                renamed[name] = state[f"t_embedder.mlp.{layer}.{kind}"]
+            table = state["y_embedder.embedding_table.weight"]
+            renamed[f"{embed}.class_embedder.embedding_table.weight"] = table
+    return renamed
+
+
 def from_state(state, **known):
     """(DiT, its parameters) of {name: array}."""
     shapes = {name: tensor.shape for name, tensor in state.items()}
