@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dlc_jax import recipe
-from dlc_jax.cli import weights
+from dlc_jax.cli import generators, weights
 from dlc_jax.cli.networks import prepare, writing
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files, slots, torch_names
@@ -16,7 +16,7 @@ from dlc_jax.interop.weights import tensors
 
 SEM = "dlc export sem runs/imagenet256 --out encoder.safetensors"
 DINOV2 = "dlc export dinov2 runs/imagenet256 --out encoder/"
-EXAMPLE = f"{SEM}\n  {DINOV2}"
+EXAMPLE = f"{SEM}\n  {DINOV2}\n  {generators.EXPORT}"
 
 
 def arguments(parser) -> None:
@@ -26,21 +26,26 @@ def arguments(parser) -> None:
     _action(actions, "sem", what, SEM, "FILE", "a .safetensors file")
     what = "its vision transformer, as a folder that transformers loads"
     _action(actions, "dinov2", what, DINOV2, "FOLDER", "a new folder")
+    what = "its image generator; an imported one (W is its folder) as it came, byte by byte"
+    generators.give_flags(
+        _action(actions, "dit", what, generators.EXPORT, "FILE", "a .safetensors file")
+    )
 
 
-def _action(actions, name: str, what: str, example: str, metavar: str, out: str) -> None:
+def _action(actions, name: str, what: str, example: str, metavar: str, out: str):
     said = f"{what[0].upper()}{what[1:]}."
     settings = {"description": said, "epilog": f"example: {example}", "allow_abbrev": False}
     action = actions.add_parser(name, help=what, **settings)
     action.add_argument("workdir", metavar="W", help="folder of a run")
     action.add_argument("--out", required=True, metavar=metavar, help=out)
+    return action
 
 
 def run(arguments, rest) -> None:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
-    {"sem": sem, "dinov2": dinov2}[arguments.action](arguments)
+    {"sem": sem, "dinov2": dinov2, "dit": generators.give}[arguments.action](arguments)
 
 
 def sem(arguments) -> None:

@@ -1,4 +1,4 @@
-"""dlc import dinov2 | sem | vae FILE --out DIR: weights of other programs.
+"""dlc import dinov2 | sem | vae | dit FILE --out DIR: weights of other programs.
 
 Every tensor of the file is used, or named as unused.
 """
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from dlc_jax import command, recipe
 from dlc_jax import workdir as home
-from dlc_jax.cli import weights
+from dlc_jax.cli import generators, weights
 from dlc_jax.cli.networks import prepare, whole
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files, sections, slots, torch_names, vae_names
@@ -22,7 +22,7 @@ from dlc_jax.recipe.lines import flat
 DINOV2 = "dlc import dinov2 dinov2_vitl14_reg4_pretrain.pth --out weights/dinov2"
 SEM = "dlc import sem model.safetensors --out runs/published --positions 512 --values 256"
 VAE = "dlc import vae diffusion_pytorch_model.safetensors --out weights/vae"
-EXAMPLE = f"{DINOV2}\n  {SEM}\n  {VAE}"
+EXAMPLE = f"{DINOV2}\n  {SEM}\n  {VAE}\n  {generators.IMPORT}"
 
 
 def arguments(parser) -> None:
@@ -53,6 +53,8 @@ def arguments(parser) -> None:
         "--config.NAME=VALUE sets a field",
     )
     action("vae", "the autoencoder of latent diffusion, by diffusers' names", VAE, "a new folder")
+    what = "a DiT by the names of DLC, of the public DiT or of diffusers, to start training from"
+    generators.take_flags(action("dit", what, generators.IMPORT, "a new folder"))
 
 
 def run(arguments, rest) -> None:
@@ -62,6 +64,8 @@ def run(arguments, rest) -> None:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
+    if arguments.action == "dit":
+        return generators.take(arguments)
     {"dinov2": dinov2, "sem": sem, "vae": vae}[arguments.action](arguments, rest)
 
 
