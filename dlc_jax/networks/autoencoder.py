@@ -103,7 +103,7 @@ class AutoencoderNetwork:
         Raises:
           UserError: see above.
         """
-        store.check_latents(self.identity, self.name)
+        latents.check(store, self.identity, self.name)
 
     def normalizer(self, store: CodeStore, deviation: float = 1.0) -> Normalizer:
         """By the statistics of the train split's store, so that each channel has `deviation`.
@@ -111,7 +111,7 @@ class AutoencoderNetwork:
         Raises:
           UserError: a store without statistics.
         """
-        found = latents.measured(store.manifest, str(store.directory))
+        found = latents.measured(store)
         mean, std = (self.scaling * np.asarray(each, np.float32) for each in found)
         return Normalizer(mean, std, deviation)
 

@@ -4,10 +4,10 @@ Source: arXiv 2507.12318, section 3. With a `path`, the store that another run m
 instead: it is checked, and nothing is encoded.
 
 A record may have more than its codes: with an `autoencoder`, the moments of the posterior of the
-image's latent, `latent_mean` and, if there is a posterior, `latent_logvar`, and with `flip` the same of the flipped image,
-`codes_flipped` and so on: what has the same ending is of the same view. Moments are float16: they
-lie within its range, and bfloat16 would round means by more than the posterior's deviation. The
-manifest has the mean and the deviation of the latents' draws; see `data.latents`.
+image's latent, `latent_mean` and (of one that has a posterior) `latent_logvar`, and with `flip` the
+same of the flipped image, `codes_flipped` and so on: what has the same ending is of the same view.
+Moments are float16: they lie within its range, and bfloat16 would round means by more than the
+posterior's deviation. The manifest has the mean and the deviation of draws, see `data.latents`.
 
 Codes are what priors and generators learn to speak, and every image that is encoded later must be
 spelled as those of the store were. So `dtype` is a field of its own, whatever the encoder was
