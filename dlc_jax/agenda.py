@@ -18,6 +18,7 @@ from dlc_jax.data.sources import SOURCES
 from dlc_jax.errors import UserError
 from dlc_jax.models.autoencoder import Autoencoder
 from dlc_jax.models.autoencoders import AUTOENCODERS
+from dlc_jax.networks.autoencoder import AutoencoderNetwork
 from dlc_jax.stage import Job, Stage
 from dlc_jax.stages import STAGES
 
@@ -80,12 +81,14 @@ def make(config, workdir: Path, mesh) -> dict[str, Stage | Job]:
 
     Raises:
       UserError: a step that refuses its section or the mesh, one whose model cannot be built or
-        cannot start from its `init_from`, or one that reads other codes than the encoder gives.
+        cannot start from its `init_from`, or one that reads other codes than the encoder gives; an
+        autoencoder whose weights are not those of its model.
     """
     steps = {
         name: STAGES[config[name].stage](config, step=name, workdir=workdir)
         for name in config.steps
     }
+    _check_autoencoders(config, mesh)
     for name, step in steps.items():
         if isinstance(step, Stage):
             plan = step.plan
@@ -99,6 +102,12 @@ def make(config, workdir: Path, mesh) -> dict[str, Stage | Job]:
             for program in step.programs.values():
                 parallel.check_batch(program.batch, mesh, accumulate=1, where=name)
     return steps
+
+
+def _check_autoencoders(config, mesh) -> None:
+    """Reads the autoencoders that steps need, so that wrong weights are refused now."""
+    for name in recipe.autoencoders(config):
+        AutoencoderNetwork(config, name, mesh).params  # noqa: B018, they are read to be refused
 
 
 def _check_model(step: Stage, name: str, workdir: Path) -> None:

@@ -135,7 +135,7 @@ def test_flipped_views_and_moments_are_fields_of_their_own(config, workdir):
 def test_moments_need_weights(config, workdir):
     config.codes.autoencoder = "autoencoder"
     config.autoencoder.path = ""
-    said = "autoencoder has no weights: give --config.autoencoder.path=DIR, made by dlc import vae"
+    said = "autoencoder has no weights: make some by dlc import vae.*config.autoencoder.path"
     with pytest.raises(UserError, match=said):
         run(config, workdir)
     config.codes.autoencoder = "vae"

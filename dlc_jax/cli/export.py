@@ -1,14 +1,13 @@
-"""dlc export sem W --out FILE, dlc export dinov2 W --out FOLDER: an encoder for other programs."""
+"""dlc export sem | dinov2 | vae W --out FILE: encoders and autoencoders for other programs."""
 
 import json
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 from ml_collections import ConfigDict
 
 from dlc_jax import recipe
-from dlc_jax.cli import generators, weights
+from dlc_jax.cli import autoencoders, generators, weights
 from dlc_jax.cli.networks import prepare, writing
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files, slots, torch_names
@@ -16,7 +15,7 @@ from dlc_jax.interop.weights import tensors
 
 SEM = "dlc export sem runs/imagenet256 --out encoder.safetensors"
 DINOV2 = "dlc export dinov2 runs/imagenet256 --out encoder/"
-EXAMPLE = f"{SEM}\n  {DINOV2}\n  {generators.EXPORT}"
+EXAMPLE = f"{SEM}\n  {DINOV2}\n  {autoencoders.EXPORT}\n  {generators.EXPORT}"
 
 
 def arguments(parser) -> None:
@@ -30,14 +29,29 @@ def arguments(parser) -> None:
     generators.give_flags(
         _action(actions, "dit", what, generators.EXPORT, "FILE", "a .safetensors file")
     )
+    what = "an autoencoder as it came: by the names and in the types of the imported files"
+    out = "a .safetensors file, or two of a tiny one: its encoder and its decoder"
+    where = {"where": "dir", "of": "folder that dlc import vae made", "count": "+"}
+    _action(actions, "vae", what, autoencoders.EXPORT, "FILE", out, **where)
 
 
-def _action(actions, name: str, what: str, example: str, metavar: str, out: str):
+def _action(
+    actions,
+    name: str,
+    what: str,
+    example: str,
+    metavar: str,
+    out: str,
+    *,
+    where: str = "workdir",
+    of: str = "folder of a run",
+    count: str | None = None,
+):
     said = f"{what[0].upper()}{what[1:]}."
     settings = {"description": said, "epilog": f"example: {example}", "allow_abbrev": False}
     action = actions.add_parser(name, help=what, **settings)
-    action.add_argument("workdir", metavar="W", help="folder of a run")
-    action.add_argument("--out", required=True, metavar=metavar, help=out)
+    action.add_argument(where, metavar="W" if where == "workdir" else "DIR", help=of)
+    action.add_argument("--out", required=True, metavar=metavar, nargs=count, help=out)
     return action
 
 
@@ -45,7 +59,8 @@ def run(arguments, rest) -> None:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
-    {"sem": sem, "dinov2": dinov2, "dit": generators.give}[arguments.action](arguments)
+    verbs = {"sem": sem, "dinov2": dinov2, "vae": autoencoders.give, "dit": generators.give}
+    verbs[arguments.action](arguments)
 
 
 def sem(arguments) -> None:
@@ -54,7 +69,7 @@ def sem(arguments) -> None:
         raise UserError(f"dlc export sem: --out={out} is not a .safetensors file")
     model, directory, params = _load(arguments.workdir)
     prepare(out, out.parent)
-    facts = _record(directory)
+    facts = weights.record(directory)
     if facts is None:
         _complete(params, model.backbone)
         found = tensors(params, torch_names.official(slots.shapes_of(params)), str(directory))
@@ -138,17 +153,6 @@ def _complete(params: dict[str, np.ndarray], backbone: ConfigDict) -> None:
         params.setdefault(f"vit/blocks/{name}", np.ones((depth, width), np.float32))
 
 
-def _record(directory: Path) -> dict | None:
-    """What import wrote down, or None of an encoder that was trained here."""
-    path = directory / weights.RECORD
-    try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); put a copy back, or import the encoder again"
-        ) from error
-
-
 def _as_it_came(params: dict, directory: Path, facts: dict) -> dict[str, np.ndarray]:
     """The tensors of the imported file, by its names and dtypes; without a head that it lacked."""
     layout = torch_names.layout(map(torch_names.clean, facts["dtypes"]))
@@ -158,13 +162,9 @@ def _as_it_came(params: dict, directory: Path, facts: dict) -> dict[str, np.ndar
     for name, dtype in facts["dtypes"].items():
         tensor = table.get(torch_names.clean(name))
         found[name] = (
-            aside.read(name) if tensor is None else tensor.astype(_dtype(dtype), copy=False)
+            aside.read(name) if tensor is None else tensor.astype(weights.dtype(dtype), copy=False)
         )
     return found
-
-
-def _dtype(name: str):
-    return ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)
 
 
 def _transformers_config(backbone: ConfigDict, name: str) -> dict:

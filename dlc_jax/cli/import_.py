@@ -12,29 +12,28 @@ from ml_collections import ConfigDict
 
 from dlc_jax import command, recipe
 from dlc_jax import workdir as home
-from dlc_jax.cli import generators, weights
+from dlc_jax.cli import autoencoders, generators, weights
 from dlc_jax.cli.networks import prepare, whole
 from dlc_jax.errors import UserError
-from dlc_jax.interop import files, sections, slots, torch_names, vae_names
+from dlc_jax.interop import files, sections, slots, torch_names
 from dlc_jax.interop.weights import Weights
 from dlc_jax.recipe.lines import flat
 
 DINOV2 = "dlc import dinov2 dinov2_vitl14_reg4_pretrain.pth --out weights/dinov2"
 SEM = "dlc import sem model.safetensors --out runs/published --positions 512 --values 256"
-VAE = "dlc import vae diffusion_pytorch_model.safetensors --out weights/vae"
-EXAMPLE = f"{DINOV2}\n  {SEM}\n  {VAE}\n  {generators.IMPORT}"
+EXAMPLE = f"{DINOV2}\n  {SEM}\n  {autoencoders.IMPORT}\n  {generators.IMPORT}"
 
 
 def arguments(parser) -> None:
     parser.epilog = f"examples:\n  {EXAMPLE}"
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    def action(name, what, example, out):
+    def action(name, what, example, out, files=None):
         said = f"{what[0].upper()}{what[1:]}."
         settings = {"description": said, "epilog": f"example: {example}", "allow_abbrev": False}
         made = actions.add_parser(name, help=what, **settings)
-        file = ".safetensors; .pth, .pt or .bin with PyTorch installed"
-        made.add_argument("file", metavar="FILE", help=file)
+        file = ".safetensors, .pth, .pt or .bin; one from before PyTorch 1.6 needs PyTorch"
+        made.add_argument("file", metavar="FILE", nargs=files, help=file)
         made.add_argument("--out", required=True, metavar="DIR", help=out)
         return made
 
@@ -52,9 +51,11 @@ def arguments(parser) -> None:
         help="recipe of the run, whose models take what is found; configs/imagenet256.py. "
         "--config.NAME=VALUE sets a field",
     )
-    action("vae", "the autoencoder of latent diffusion, by diffusers' names", VAE, "a new folder")
     what = "a DiT by the names of DLC, of the public DiT or of diffusers, to start training from"
     generators.take_flags(action("dit", what, generators.IMPORT, "a new folder"))
+    what = "an autoencoder: diffusers' AutoencoderKL, or the two files of a tiny one (TAEF2)"
+    vae = f"{autoencoders.IMPORT}\n  {autoencoders.TINY}"
+    action("vae", what, vae, "a new folder", files="+")
 
 
 def run(arguments, rest) -> None:
@@ -66,7 +67,8 @@ def run(arguments, rest) -> None:
     logging.set_verbosity(logging.ERROR)
     if arguments.action == "dit":
         return generators.take(arguments)
-    {"dinov2": dinov2, "sem": sem, "vae": vae}[arguments.action](arguments, rest)
+    verbs = {"dinov2": dinov2, "sem": sem, "vae": autoencoders.take}
+    verbs[arguments.action](arguments, rest)
 
 
 def dinov2(arguments, rest) -> None:
@@ -85,7 +87,7 @@ def dinov2(arguments, rest) -> None:
     shapes = slots.shapes_of(parts)
     params = found.params(torch_names.layout(found.shapes)(shapes), shapes)
     said = _described(params, backbone)
-    _save(out, params, step=0, model=model)
+    weights.save(out, params, step=0, model=model)
     print(f"wrote {out}: {said}\nto start from it:")
     section = f"--config.{weights.STEP}"
     flags = [f"{section}.model.{name}={value}" for name, value in flat(model).items()]
@@ -118,7 +120,7 @@ def sem(arguments, rest) -> None:
     with home.lock(out):
         home.remember(out, config.to_dict(), present=recipe.read_back)
         params.update(fresh)
-        _save(directory, params, step=steps, model=section.to_dict())
+        weights.save(directory, params, step=steps, model=section.to_dict())
         if aside:
             files.save(directory / weights.ASIDE, aside)
         facts = {"file": arguments.file, "metadata": found.metadata, "dtypes": found.dtypes}
@@ -133,19 +135,6 @@ def sem(arguments, rest) -> None:
             "there is no DINO head in the file: an untrained one stands in, which codes do not "
             "need and training must warm up first"
         )
-
-
-def vae(arguments, rest) -> None:
-    out, found = weights.absent(arguments.out), Weights(arguments.file, vae_names.clean)
-    model = vae_names.section(found.shapes, found.where)
-    from dlc_jax.models.autoencoder import Autoencoder
-
-    side = 2 ** len(model["channels"])
-    shapes = weights.shapes(Autoencoder(**model), (1, side, side, 3))
-    params = found.params(vae_names.table(shapes), shapes)
-    said = ", ".join([_count(params), *(f"{name} {value}" for name, value in model.items())])
-    _save(out, params, step=0, model=model)
-    print(f"wrote {out}: {said}")
 
 
 def _backbone(found: Weights) -> dict:
@@ -207,27 +196,8 @@ def _drawn(heads: dict, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def _save(directory: Path, params: dict[str, np.ndarray], *, step: int, model: dict) -> None:
-    """Writes a checkpoint of an average alone: the part that is loaded, and started from.
-
-    Empties `params`: they are freed once copied, since writing needs as much again.
-    """
-    from dlc_jax.checkpoint import Checkpoints
-
-    tree = slots.nested(params)
-    params.clear()
-    checkpoints = Checkpoints(directory / "checkpoints")
-    checkpoints.save(step, {"ema": tree}, None, {"identity": {"model": model}})
-    del tree
-    checkpoints.close()
-
-
 def _described(params: dict[str, np.ndarray], backbone: dict) -> str:
     extra = f", {backbone['registers']} registers" if backbone["registers"] else ""
     sizes = ", ".join(f"{name} {backbone[name]}" for name in ("width", "depth", "patch"))
     positions = f"positions for {backbone['image']} pixels"
-    return f"{_count(params)}, {sizes}, {positions}{extra}, {backbone['mlp']}"
-
-
-def _count(params: dict[str, np.ndarray]) -> str:
-    return f"{sum(array.size for array in params.values()):,} parameters"
+    return f"{weights.count(params)}, {sizes}, {positions}{extra}, {backbone['mlp']}"

@@ -150,26 +150,6 @@ class CodeStore:
                 f"--workdir and no {where}.path"
             )
 
-    def check_latents(self, identity: str, where: str) -> None:
-        """UserError if it has no latents, or not those of the autoencoder of this identity.
-
-        Args:
-          where: section of the autoencoder.
-        """
-        view = self.manifest["view"]
-        found = view.get("latents", {}) if isinstance(view, dict) else {}
-        if "latent_mean" not in self.manifest["fields"]:
-            raise UserError(
-                f"code store {self.directory} has no latents; set codes.autoencoder={where!r}, in "
-                "another --workdir"
-            )
-        if found.get("autoencoder") != identity:
-            which = shard.difference(found.get("autoencoder"), identity)
-            raise UserError(
-                f"code store {self.directory} has latents of another autoencoder ({which}); give "
-                f"the one it was made with as {where}.path, or codes of this one"
-            )
-
     def check_source(self, identity) -> None:
         """UserError if the data of the codes has another identity; differing keys are named."""
         if shard.plain(identity) != self.manifest["source"]:

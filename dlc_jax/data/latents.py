@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from dlc_jax.data import shard
 from dlc_jax.errors import UserError
 
 MEAN, LOGVAR, FLIPPED = "latent_mean", "latent_logvar", "_flipped"
@@ -98,23 +99,48 @@ def statistics(sums: Iterable[Mapping]) -> dict:
     return {"mean": first.tolist(), "std": std.tolist(), "count": count}
 
 
-def measured(manifest: Mapping, where: str) -> tuple[Sequence[float], Sequence[float]]:
-    """(mean, std) [c] of a store's latents before scaling.
+def check(store, identity: str, where: str) -> None:
+    """Refuses a `CodeStore` without latents, or with those of another autoencoder.
+
+    Args:
+      identity: of the autoencoder's weights.
+      where: its section.
+
+    Raises:
+      UserError: see above.
+    """
+    view = store.manifest["view"]
+    found = view.get("latents", {}) if isinstance(view, dict) else {}
+    if MEAN not in store.manifest["fields"]:
+        raise UserError(
+            f"code store {store.directory} has no latents; set codes.autoencoder={where!r}, in "
+            "another --workdir"
+        )
+    if found.get("autoencoder") != identity:
+        which = shard.difference(found.get("autoencoder"), identity)
+        raise UserError(
+            f"code store {store.directory} has latents of another autoencoder ({which}); give the "
+            f"one it was made with as {where}.path, or codes of this one"
+        )
+
+
+def measured(store) -> tuple[Sequence[float], Sequence[float]]:
+    """(mean, std) [c] of a `CodeStore`'s latents before scaling.
 
     Raises:
       UserError: a store without them, of an earlier version or without latents; a channel that
         never varies, which nothing can be divided by.
     """
-    found = manifest.get("statistics", {}).get("latent")
+    found = store.manifest.get("statistics", {}).get("latent")
     if found is None:
         raise UserError(
-            f"code store {where} has no statistics of latents; run the codes step again, with "
-            "codes.autoencoder"
+            f"code store {store.directory} has no statistics of latents; run the codes step again, "
+            "with codes.autoencoder"
         )
     mean, std = found["mean"], found["std"]
     if constant := [channel for channel, value in enumerate(std) if not value > 0]:
         raise UserError(
-            f"code store {where} has latents whose channel {constant[0]} never varies; is it the "
-            "right autoencoder?"
+            f"code store {store.directory} has latents whose channel {constant[0]} never varies; "
+            "import the autoencoder again, and run the codes step again"
         )
     return mean, std

@@ -1,12 +1,12 @@
-"""Files of tensors: safetensors, and PyTorch's own where PyTorch is installed.
+"""Files of tensors: safetensors, and PyTorch's own.
 
-A pickle that holds more than tensors is never run.
+Only those that PyTorch wrote before it wrote zips (1.6) need PyTorch. A pickle that holds more than
+tensors is never run.
 """
 
 import os
 import pickle
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,7 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from dlc_jax.errors import UserError
+from dlc_jax.interop import torch_zip
 
 TORCH = (".pth", ".pt", ".bin", ".th")
 
@@ -36,14 +37,14 @@ class Tensors(NamedTuple):
 
 
 def load(path: str | Path) -> Tensors:
-    """A file's tensors, none of them read yet: both formats are mapped into memory.
+    """A file's tensors, none of them read yet, if it is not one that PyTorch must read.
 
     Of PyTorch's, {"teacher": {name: tensor}} as DINOv2 writes it counts as its teacher, and
     {"state_dict": {name: tensor}} as training scripts write it as that.
 
     Raises:
-      UserError: no such file, damaged, of another kind, PyTorch's without PyTorch, or a pickle of
-        more than tensors.
+      UserError: no such file, damaged, of another kind, in need of PyTorch where it is absent, or a
+        pickle of more than tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -81,30 +82,26 @@ def _safetensors(path: Path) -> Tensors:
 
 
 def _torch(path: Path) -> Tensors:
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"
     try:
-        import torch
-    except ImportError:
-        raise UserError(
-            f"{path} needs PyTorch to be read: install dlc_jax[torch], or convert it to safetensors"
-        ) from None
-    options = {"map_location": "cpu", "weights_only": True, "mmap": zipfile.is_zipfile(path)}
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            found = torch.load(path, **options)
+        found, array = torch_zip.read(path) if zipped else _legacy(path)
     except pickle.UnpicklingError as error:
+        if zipped and not isinstance(error, torch_zip.Refused):
+            raise _damaged(path, error) from error
         raise UserError(
             f"{path} is a pickle of more than tensors, which could run anything; "
             "convert it to safetensors"
         ) from error
+    except UserError:
+        raise
     except Exception as error:  # whatever a damaged archive brings about
-        raise UserError(
-            f"{path} is damaged, or not a file of PyTorch ({_first(error)}); fetch it again"
-        ) from error
+        raise _damaged(path, error) from error
     for part in ("teacher", "state_dict"):
         if isinstance(found, dict) and isinstance(found.get(part), dict):
             found = found[part]
     items = found.items() if isinstance(found, dict) else [(None, None)]
-    if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in items):
+    if not all(isinstance(key, str) and hasattr(value, "shape") for key, value in items):
         names = ", ".join(map(ascii, list(found)[:5])) if isinstance(found, dict) else ""
         raise UserError(
             f'{path} is neither a dict of tensors nor {{"teacher": one}}'
@@ -113,14 +110,32 @@ def _torch(path: Path) -> Tensors:
 
     def read(name):
         try:
-            tensor = found[name].detach().contiguous()
-            if tensor.dtype == torch.bfloat16:
-                return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-            return tensor.numpy()
-        except (RuntimeError, TypeError) as error:  # sparse, quantized, without data
+            return array(found[name])
+        except (RuntimeError, TypeError, AttributeError) as error:  # sparse, without data
             raise _untyped(path, name, error) from error
+        except Exception as error:
+            raise _damaged(path, error) from error
 
-    return Tensors({name: tuple(tensor.shape) for name, tensor in found.items()}, read, {})
+    return Tensors({name: tuple(tensor.shape) for name, tensor in items}, read, {})
+
+
+def _legacy(path: Path):
+    """As `torch_zip.read`, of what PyTorch wrote before it wrote zips: PyTorch reads it."""
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{path} needs PyTorch to be read: install dlc_jax[torch], or convert it to safetensors"
+        ) from None
+
+    def array(tensor):
+        tensor = tensor.detach().contiguous()
+        if tensor.dtype == torch.bfloat16:
+            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
+
+    with warnings.catch_warnings(action="ignore"):
+        return torch.load(path, map_location="cpu", weights_only=True), array
 
 
 def save(
@@ -149,6 +164,12 @@ def _untyped(path: Path, name: str, error: Exception) -> UserError:
     return UserError(
         f"{path}: {name} is of a type that is not read here ({_first(error)}); "
         "convert it to float32"
+    )
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path} is damaged, or not a file of PyTorch ({_first(error)}); fetch it again"
     )
 
 

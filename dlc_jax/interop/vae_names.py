@@ -28,7 +28,7 @@ def section(found: Mapping[str, tuple[int, ...]], where: str) -> dict:
     if not channels or "post_quant_conv.weight" not in found:
         raise UserError(
             f"{where} holds no autoencoder of latent diffusion "
-            "(encoder.down_blocks.…, post_quant_conv.weight)"
+            "(encoder.down_blocks.…, post_quant_conv.weight); of a tiny one give both files"
         )
     residual = re.compile(r"encoder\.down_blocks\.0\.resnets\.\d+\.conv1\.weight")
     return {

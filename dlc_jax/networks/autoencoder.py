@@ -47,7 +47,8 @@ class AutoencoderNetwork:
       stride, channels, scaling: of its latents.
     """
 
-    def __init__(self, config, name: str, mesh):
+    def __init__(self, config, name: str, mesh=None):
+        """Without a mesh there are no parameters."""
         self.name, self.section, self._mesh = name, config[name], mesh
         self.where = self.section.path
         model = self.section.model
@@ -62,7 +63,14 @@ class AutoencoderNetwork:
         Raises:
           UserError: none are given; they are damaged, or of another autoencoder than `model`.
         """
-        return checkpoint.load_params(self._checkpoints(), self.abstract())
+        try:
+            return checkpoint.load_params(self._checkpoints(), self.abstract())
+        except UserError as error:
+            what = str(error).removesuffix("; use the config it was trained with")
+            raise UserError(
+                f"{self.name}: {what}; give --config.{self.name}.path and .model as dlc import vae "
+                "printed them"
+            ) from error
 
     @functools.cached_property
     def identity(self) -> str:
@@ -95,7 +103,7 @@ class AutoencoderNetwork:
         Raises:
           UserError: see above.
         """
-        store.check_latents(self.identity, self.name)
+        latents.check(store, self.identity, self.name)
 
     def normalizer(self, store: CodeStore, deviation: float = 1.0) -> Normalizer:
         """By the statistics of the train split's store, so that each channel has `deviation`.
@@ -103,19 +111,13 @@ class AutoencoderNetwork:
         Raises:
           UserError: a store without statistics.
         """
-        found = latents.measured(store.manifest, str(store.directory))
+        found = latents.measured(store)
         mean, std = (self.scaling * np.asarray(each, np.float32) for each in found)
         return Normalizer(mean, std, deviation)
 
     def _checkpoints(self):
         if not self.where:
-            raise UserError(missing(self.name))
+            raise UserError(
+                f"{self.name} has no weights: make some by dlc import vae FILE --out DIR"
+            )
         return remote.local(self.where) / "checkpoints"
-
-
-def missing(name: str) -> str:
-    """What to say of an autoencoder without weights."""
-    return (
-        f"{name} has no weights: give --config.{name}.path=DIR, made by dlc import vae FILE --out "
-        "DIR"
-    )

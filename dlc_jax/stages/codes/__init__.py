@@ -4,9 +4,10 @@ Source: arXiv 2507.12318, section 3. With a `path`, the store that another run m
 instead: it is checked, and nothing is encoded.
 
 A record may have more than its codes: with an `autoencoder`, the moments of the posterior of the
-image's latent, `latent_mean` and `latent_logvar`, and with `flip` the same of the flipped image,
-`codes_flipped` and so on: what has the same ending is of the same view. Moments are float16: they
-lie within its range, and bfloat16 would round means by more than the posterior's deviation.
+image's latent, `latent_mean` and (of one that has a posterior) `latent_logvar`, and with `flip` the
+same of the flipped image, `codes_flipped` and so on: what has the same ending is of the same view.
+Moments are float16: they lie within its range, and bfloat16 would round means by more than the
+posterior's deviation. The manifest has the mean and the deviation of draws, see `data.latents`.
 
 Codes are what priors and generators learn to speak, and every image that is encoded later must be
 spelled as those of the store were. So `dtype` is a field of its own, whatever the encoder was
@@ -25,6 +26,7 @@ from dlc_jax.errors import UserError
 from dlc_jax.evals import codes as health
 from dlc_jax.models.encoder import Encoder
 from dlc_jax.networks import Networks, program
+from dlc_jax.networks.autoencoder import AutoencoderNetwork
 from dlc_jax.stage import Job
 from dlc_jax.stages.codes import export
 
@@ -116,7 +118,10 @@ def open_store(config, workdir, step: str, simplicial, split: str) -> codes.Code
 
 
 def check_given(config, workdir, step: str, section: Section, stores) -> None:
-    """Refuses another run's stores that are not of this encoder, this data or this dtype."""
+    """Refuses another run's stores that are not of this encoder, this data or this dtype.
+
+    With an autoencoder they must have its latents.
+    """
     trained = recipe.trained(config, workdir, section.encoder) / "checkpoints"
     # codes may come without their encoder
     identity = checkpoint.identity_of(trained) if checkpoint.identities(trained) else None
@@ -126,6 +131,8 @@ def check_given(config, workdir, step: str, section: Section, stores) -> None:
                 store.check_encoder(identity)
             store.check_source(data.identity(split))
             store.check_dtype(section.dtype, step)
+            if section.autoencoder:
+                AutoencoderNetwork(config, section.autoencoder).check(store)
 
 
 def measure(store, simplicial, directory) -> dict[str, float]:
@@ -150,4 +157,8 @@ def is_intact(config, workdir, step: str, section: Section, directory) -> bool:
         if known and store.manifest["identity"] not in known:
             store.check_encoder(known.pop())
         store.check_dtype(section.dtype, step)
+        if section.autoencoder:
+            AutoencoderNetwork(config, section.autoencoder).check(store)
+            if "statistics" not in store.manifest:  # of an earlier version
+                return False
     return True
