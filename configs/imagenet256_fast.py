@@ -24,7 +24,7 @@ RECIPE = {
     # internal guidance: a head at block 8 is the weak prediction, no null condition (2605.18324)
     "generator.model.early": 8,
     "generator.objective.drop": 0.0,
-    # patches aligned with our own frozen encoder's (iREPA, 2512.10794), early on (HASTE, 2505.16792)
+    # patches aligned with our own frozen encoder's (iREPA, 2512.10794), first (HASTE, 2505.16792)
     "generator.model.align": 8,
     "generator.model.align_width": 1024,  # of the encoder
     "generator.objective.align": 0.5,

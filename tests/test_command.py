@@ -49,7 +49,8 @@ def test_a_recipe_its_variant_and_fields():
         "--config.steps=('prior', 'generator')",
         "--config.generator.grid.sampler.guidance.interval=(0, 0.5)",
     )
-    assert config.steps == ("prior", "generator") and config.generator.grid.sampler.guidance.interval == (0, 0.5)
+    assert config.steps == ("prior", "generator")
+    assert config.generator.grid.sampler.guidance.interval == (0, 0.5)
     assert (config.seed, workdir) == (0, Path("runs/quickstart"))
 
 
@@ -111,10 +112,9 @@ def test_fields_of_the_call_before_are_forgotten():
 
 @pytest.mark.parametrize("value", ["('late', 1.0)", "(1.0,)", "(1.0, 2.0, 3.0)", "late"])
 def test_tuples_keep_their_kind(value):
-    with pytest.raises(
-        UserError, match=r"generator.grid.sampler.guidance.interval=.* is not of type tuple\[float, float\]"
-    ):
-        parse(f"--config={RECIPE}", f"--config.generator.grid.sampler.guidance.interval={value}")
+    field = "generator.grid.sampler.guidance.interval"
+    with pytest.raises(UserError, match=rf"{field}=.* is not of type tuple\[float, float\]"):
+        parse(f"--config={RECIPE}", f"--config.{field}={value}")
 
 
 @pytest.mark.parametrize(

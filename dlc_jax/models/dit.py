@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,15 +13,16 @@ from dlc_jax.models.autoencoder import Conv
 from dlc_jax.models.code_table import CodeTable
 from dlc_jax.models.conditioning import CodeTokens, EmbeddingInput, LabelTable
 from dlc_jax.models.dit_block import Block, plain_norm
-from dlc_jax.models.dit_parts import EDGE, EarlyHead, Fusion, WideHead, rows_of, scan_span
-from dlc_jax.models.layers import (
-    ZEROS,
-    Dense,
-    modulate,
-    patchify,
-    scan_blocks,
-    unpatchify,
+from dlc_jax.models.dit_parts import (
+    EDGE,
+    EarlyHead,
+    Fusion,
+    Outputs,
+    WideHead,
+    rows_of,
+    scan_span,
 )
+from dlc_jax.models.layers import ZEROS, Dense, modulate, patchify, scan_blocks, unpatchify
 from dlc_jax.models.positions import axial_rotary, sincos_2d
 from dlc_jax.models.time_embedding import TimeEmbedding
 from dlc_jax.typing import Array, Condition, Float, Given, Int
@@ -30,20 +30,6 @@ from dlc_jax.typing import Array, Condition, Float, Given, Int
 # A device looks up its columns of all rows: codes cross the network, and one vector an example,
 # never the table.
 RULES = (*layers.RULES, (r"(code|label)_table/table$", -1, "fsdp"))
-
-
-class Outputs(NamedTuple):
-    """What training reads of a DiT, float32.
-
-    Attributes:
-      output: [b, y, x, o], the prediction.
-      early: [b, y, x, o], the early head's. None without one.
-      aligned: [b, n, a], patch tokens after the alignment projector. None without one.
-    """
-
-    output: jax.Array
-    early: jax.Array | None = None
-    aligned: jax.Array | None = None
 
 
 class DiT(nn.Module):

@@ -1,6 +1,7 @@
 """Parts that a DiT may have around its blocks: heads, token dropping, spans of blocks."""
 
 import math
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,20 @@ from dlc_jax.models.positions import axial_rotary, sincos_2d
 from dlc_jax.typing import Array, Float, Int
 
 EDGE = 2  # blocks before and after those that see only the kept patches (SPRINT)
+
+
+class Outputs(NamedTuple):
+    """What training reads of a DiT, float32.
+
+    Attributes:
+      output: [b, y, x, o], the prediction.
+      early: [b, y, x, o], the early head's. None without one.
+      aligned: [b, n, a], patch tokens after the alignment projector. None without one.
+    """
+
+    output: jax.Array
+    early: jax.Array | None = None
+    aligned: jax.Array | None = None
 
 
 class EarlyHead(nn.Module):
