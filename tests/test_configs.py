@@ -59,7 +59,7 @@ def test_recipes_are_short():
 FULL = {
     "quickstart": ("", "32px", "tiny", "ablation"),
     "image_folder": ("", "28px", "64px", "long", "tiny", "latent256"),
-    "imagenet256": ("", "8B", "32x4096"),
+    "imagenet256": ("", "8B", "32x4096", "512px"),
     "imagenet256_fast": ("", "B"),
     "imagenet512": ("",),
 }
@@ -202,7 +202,7 @@ CHANGED = [  # the words that change a step
     *itertools.product(("encoder", "codes", "prior"), ("32x4096", "128x1024")),
     *itertools.product(
         ("generator", "samples"),
-        ("32x4096", "128x1024", "S", "B", "L", "8B", "8B,32x4096"),
+        ("32x4096", "128x1024", "512px", "S", "B", "L", "8B", "8B,512px,32x4096"),
     ),
 ]
 
