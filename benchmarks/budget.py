@@ -30,8 +30,7 @@ ROOMS = {
     "codes: store, job, health": "checkup cli_probe code_store codes_dtype codes_health codes_job "
     "masks neighbors probe shared_codes",
     "networks, kernel, losses": "attention autoencoder dit drop_path encoder flops layers "
-    " masked_transformer models networks parameters positions shardings ssl_loss vit "
-    "vit_parity",
+    "masked_transformer models networks parameters positions shardings ssl_loss vit vit_parity",
     "diffusion: processes, samplers, guidance": "ddpm guidance masked processes samplers schedules",
     "checkpoints, metrics, report": "boards checkpoint cli_checkpoints failed_saves metrics report "
     "retention",

@@ -251,9 +251,8 @@ BREAKS = {
          "(sigma_r - old) * (sigma_r + old)", "jnp.square(sigma_r - old)"),
     ],
     ("dlc_jax/diffusion/guidance.py", "tests/test_guidance.py"): [
-        ("the interval's upper end is open", "test_outside_the_closed_interval_the_conditional_stands; "
-         "test_a_batch_at_an_end_of_the_interval_is_guided",
-         "t <= high", "t < high"),
+        ("the interval's upper end is open",
+         "test_a_batch_at_an_end_of_the_interval_is_guided", "t <= high", "t < high"),
         ("the variance of the weak prediction",
          "test_the_variance_is_the_conditional_prediction_s", "weak.noise), found.mix",
          "weak.noise), weak.mix"),
