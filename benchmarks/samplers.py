@@ -31,24 +31,24 @@ DRAWS = 100_000
 
 # (process, method, steps, further fields of the sampler); "learned": with the best variance.
 CASES = [
-    ("linear", "euler", 200, {}),
+    ("linear", "euler", 150, {}),
     ("linear", "heun", 25, {}),
     ("linear", "heun", 40, {"churn": 20.0}),
-    ("linear", "ddim", 250, {"eta": 1.0}),
-    ("linear", "ancestral", 250, {}),
-    ("linear", "sde", 250, {}),
-    ("ddpm", "euler", 250, {}),
+    ("linear", "ddim", 150, {"eta": 0.5}),
+    ("linear", "ancestral", 200, {}),
+    ("linear", "sde", 100, {}),
+    ("ddpm", "euler", 200, {}),
     ("ddpm", "heun", 50, {}),
     ("ddpm", "ddim", 250, {"eta": 0.5}),
-    ("ddpm", "ancestral", 500, {}),
-    ("ddpm", "sde", 250, {}),
-    ("ddpm learned", "ancestral", 250, {}),
+    ("ddpm", "ancestral", 400, {}),
+    ("ddpm learned", "ancestral", 100, {}),
+    ("ddpm", "sde", 150, {}),
     ("edm", "euler", 250, {}),
     ("edm", "heun", 64, {}),
     ("edm", "heun", 64, {"churn": 20.0, "churn_interval": (0.1, 0.9)}),
-    ("edm", "ddim", 320, {"eta": 0.5}),
-    ("edm", "ancestral", 500, {}),
-    ("edm", "sde", 250, {}),
+    ("edm", "ddim", 250, {"eta": 0.2}),
+    ("edm", "ancestral", 400, {}),
+    ("edm", "sde", 200, {}),
 ]
 
 

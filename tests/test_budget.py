@@ -22,7 +22,9 @@ def test_every_test_file_has_a_room_and_every_room_its_files():
 def test_sums_by_room(tmp_path):
     budget, costs = load(), tmp_path / "costs.jsonl"
     line = {"wall_s": 2.0, "cpu_s": 3.0, "compiles": 4, "compile_s": 1.0}
-    rows = [{"test": f"tests/test_flow.py::test_{k}", "slow": k == 2, **line} for k in range(3)]
+    rows = [
+        {"test": f"tests/test_processes.py::test_{k}", "slow": k == 2, **line} for k in range(3)
+    ]
     rows += [
         {"test": "tests/contracts/test_mesh.py::test_x[y::z]", "slow": False, **line},
         {"session_s": 61.0, "workers": 2},

@@ -150,7 +150,7 @@ def test_the_recipe_differs_from_the_published_networks_by_what_it_says():
         "prior": sigma
         + modulation
         + (1024 + 1),  # the network is not told the time, and has no output for the mask
-        "generator": (1152 + 1) * 16,  # the velocity's 2 x 2 x 4 outputs, without as many variances
+        "generator": 0,  # noise and variances, all that is published
     }
 
 

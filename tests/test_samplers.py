@@ -3,7 +3,10 @@
 import dataclasses
 import importlib.util
 import math
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -275,7 +278,16 @@ def test_every_method_is_measured_on_every_process():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", MIXTURE.CASES, ids=lambda case: " ".join(map(str, case)))
-def test_a_mixture_is_drawn_as_it_is(case):
-    mean, covariance, shares = MIXTURE.measure(*case)
-    assert mean <= 0.02 and covariance <= 0.02 and shares <= 0.01
+def test_a_mixture_is_drawn_as_it_is():
+    """In a process of its own: the tests' compiler flags would make it six times slower."""
+    script = ROOT / "benchmarks" / "samplers.py"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()]
+    assert len(rows) == 2 + len(MIXTURE.CASES)
+    for *case, mean, covariance, shares, _ in rows[2:]:
+        assert float(mean) <= 0.02, case
+        assert float(covariance.rstrip("%")) <= 2, case
+        assert float(shares) <= 0.01, case
