@@ -28,18 +28,11 @@ ROOMS = {
     "files heic images inputs listing loader npz parquet shapes sources survey sweep transforms "
     "webdataset",
     "codes: store, job, health": "checkup cli_probe code_store codes_dtype codes_health codes_job "
-<<<<<<< HEAD
-    "latents masks neighbors probe shared_codes",
-    "networks, kernel, losses": "attention autoencoder diffusion_loss dit drop_path encoder flops "
+    "latents masks neighbors probe shared_codes batch_file",
+    "networks, kernel, losses": "attention autoencoder dit drop_path encoder flops "
     "layers masked_transformer models networks parameters positions shardings ssl_loss "
     "tiny_autoencoder vit vit_parity",
-    "diffusion: processes, samplers, guidance": "flow guidance masked schedules",
-=======
-    "masks neighbors probe shared_codes",
-    "networks, kernel, losses": "attention autoencoder dit drop_path encoder flops layers "
-    "masked_transformer models networks parameters positions shardings ssl_loss vit vit_parity",
     "diffusion: processes, samplers, guidance": "ddpm guidance masked processes samplers schedules",
->>>>>>> diffusion
     "checkpoints, metrics, report": "boards checkpoint cli_checkpoints failed_saves metrics report "
     "retention",
     "pipeline, samples, verbs": "cli composition factors judge pictures pipeline samples",
