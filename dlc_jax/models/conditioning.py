@@ -15,7 +15,7 @@ class LabelTable(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, label: Int[Array, "b"] | None) -> Float[Array, "b d"]:
+    def __call__(self, label: Int[Array, "*b"] | None) -> Float[Array, "n d"]:
         """None is the null label, [1, d]. A label outside 0..classes makes its example NaN.
 
         Raises:
