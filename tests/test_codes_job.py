@@ -30,6 +30,7 @@ from dlc_jax.errors import UserError
 from dlc_jax.models.autoencoder import Autoencoder
 from dlc_jax.models.encoder import Encoder
 from dlc_jax.networks import Networks
+from dlc_jax.networks.autoencoder import AutoencoderNetwork
 from dlc_jax.stages import STAGES
 
 COUNT, SHARD = 50, 16  # the last shard holds two
@@ -129,6 +130,15 @@ def test_flipped_views_and_moments_are_fields_of_their_own(config, workdir):
             stored = np.stack([row[f"latent_{name}{view}"] for row in rows])
             assert stored.dtype == np.float16 and stored.std() > 0.1
             np.testing.assert_allclose(stored, expected[name], rtol=2e-3, atol=2e-2)
+    found = store.manifest["statistics"]["latent"]
+    mean, logvar = (
+        np.stack([row[f"latent_{name}{view}"] for row in rows for view in views]).astype(float)
+        for name in names
+    )
+    std = np.sqrt(mean.var((0, 1, 2)) + np.exp(logvar).mean((0, 1, 2)))
+    np.testing.assert_allclose(found["mean"], mean.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(found["std"], std, rtol=1e-6)
+    assert found["count"] == 2 * COUNT * 8 * 8
     assert any((row["codes"] != row["codes_flipped"]).any() for row in rows)
 
 
@@ -144,6 +154,78 @@ def test_moments_need_weights(config, workdir):
     config.encoder.model.simplicial["values"] = 65537
     with pytest.raises(UserError, match="codes of 65537 values cannot be stored; use 1 to 65536"):
         make(config, workdir)
+
+
+@pytest.fixture
+def with_latents(config, workdir):
+    """A workdir whose store has latents."""
+    config.codes.autoencoder = "autoencoder"
+    run(config, workdir)
+    return workdir
+
+
+def test_latents_of_another_autoencoder_are_refused(config, with_latents, tmp_path):
+    store = codes.CodeStore(with_latents / "codes" / "train")
+    coder = AutoencoderNetwork(config, "autoencoder")
+    coder.check(store)
+    mean, std = (store.manifest["statistics"]["latent"][name] for name in ("mean", "std"))
+    normalizer = coder.normalizer(store, 0.5)
+    np.testing.assert_allclose(normalizer.mean, np.multiply(coder.scaling, mean), rtol=1e-6)
+    np.testing.assert_allclose(normalizer.std, np.multiply(coder.scaling, std), rtol=1e-6)
+    other = str(tmp_path / "other")
+    save(other, Autoencoder(**VAE), config.data.image, seed=2)
+    config.autoencoder.path = other
+    said = "codes/train has latents of another autoencoder .* as autoencoder.path"
+    with pytest.raises(UserError, match=said):
+        AutoencoderNetwork(config, "autoencoder").check(store)
+    with pytest.raises(UserError, match=said):  # what has other latents is not made over
+        make(config, with_latents).is_intact(with_latents / "codes")
+    config.codes.path = str(with_latents / "codes")
+    with pytest.raises(UserError, match=said):
+        run(config, with_latents)
+
+
+def test_weights_of_another_model_are_refused_before_anything_is_trained(config, workdir, tmp_path):
+    wrong = str(tmp_path / "wrong")
+    save(wrong, Autoencoder(**VAE | {"latent": 3}), config.data.image, seed=1)
+    config.codes.autoencoder, config.autoencoder.path = "autoencoder", wrong
+    said = "autoencoder: 'ema' of .* does not fit .*; give --config.autoencoder.path and .model as"
+    with pytest.raises(UserError, match=said):
+        agenda_of(config, workdir)
+
+
+def test_a_store_of_before_there_were_statistics_gets_them(config, with_latents):
+    whole, path = contents(with_latents), with_latents / "codes" / "train" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["statistics"]
+    for entry in manifest["shards"]:
+        del entry["latent"]
+    path.write_text(json.dumps(manifest))
+    store = codes.CodeStore(path.parent)  # its codes are read as before
+    assert len(store.codes([0, 1])) == 2
+    with pytest.raises(UserError, match="no statistics of latents; run the codes step again"):
+        AutoencoderNetwork(config, "autoencoder").normalizer(store)
+    assert not make(config, with_latents).is_intact(with_latents / "codes")
+    run(config, with_latents)
+    assert contents(with_latents) == whole
+    assert make(config, with_latents).is_intact(with_latents / "codes")
+
+
+def test_latents_that_are_not_finite_are_refused(config, workdir, monkeypatch):
+    encode = AutoencoderNetwork.encode
+
+    def broken(self, params, images):
+        found = encode(self, params, images)
+        bright = images.mean(axis=(1, 2, 3)) == images.mean(axis=(1, 2, 3)).max()  # one in a batch
+        return found | {"mean": jnp.where(bright[:, None, None, None], jnp.nan, found["mean"])}
+
+    monkeypatch.setattr(AutoencoderNetwork, "encode", broken)
+    config.codes.autoencoder = "autoencoder"
+    first = int(np.argmax(images(config)[:8].astype(np.float32).mean((1, 2, 3))))
+    said = f"encoding record {first} gave latent_mean that is not finite; look at that image"
+    with pytest.raises(UserError, match=said):
+        run(config, workdir)
+    assert not (workdir / "codes" / "train" / "manifest.json").exists()
 
 
 def killed_at(monkeypatch, dies_at):
@@ -170,6 +252,8 @@ def killed_at(monkeypatch, dies_at):
 def test_killed_within_a_shard_it_goes_on_there_on_more_devices_with_the_same_bytes(
     dies_at, config, workdir, tmp_path, monkeypatch
 ):
+    if dies_at == 20:  # and statistics of latents are the same
+        config.codes.autoencoder = "autoencoder"
     whole = shutil.copytree(workdir, tmp_path / "whole")
     run(config, whole)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -202,11 +286,19 @@ def processes(workdir, count):
     return [subprocess.Popen(command, env=each, **options) for each in own]
 
 
+def ended(started):
+    for process in started:
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err.decode()
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_bytes_of_one(config, workdir, tmp_path):
     """Killed as soon as a shard is complete, then again to the end."""
+    config.codes.update(dict(autoencoder="autoencoder", flip=True))
+    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
     whole = shutil.copytree(workdir, tmp_path / "whole")
-    run(config, whole)
+    ended(processes(whole, 1))  # also a command: convolutions depend on XLA_FLAGS
     started = processes(workdir, 2)
     while all(process.poll() is None for process in started):
         if list(workdir.glob("codes/train/*.arrayrecord")):
@@ -216,9 +308,7 @@ def test_two_processes_give_the_bytes_of_one(config, workdir, tmp_path):
         process.kill()
     for process in started:
         process.communicate()
-    for process in processes(workdir, 2):
-        _, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err.decode()
+    ended(processes(workdir, 2))
     assert contents(workdir) == contents(whole)
 
 

@@ -26,9 +26,6 @@ def config(saved: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(section.get("train"), Mapping):
                 section["train"] = _renamed(section["train"], clip_apart="clip_separately")
         found[name] = section
-    if isinstance(found.get("autoencoder"), Mapping) and "model" in found["autoencoder"]:
-        model = {"name": "kl"} | dict(found["autoencoder"]["model"])  # there was one kind
-        found["autoencoder"] = dict(found["autoencoder"]) | {"model": model}
     return found
 
 
