@@ -29,7 +29,8 @@ ROOMS = {
     "webdataset",
     "codes: store, job, health": "checkup cli_probe code_store codes_dtype codes_health codes_job "
     "latents masks neighbors probe shared_codes batch_file",
-    "networks, kernel, losses": "attention autoencoder dit drop_path encoder flops "
+    "networks, kernel, losses": "attention autoencoder dit dit_interop dit_options dit_parity "
+    "drop_path encoder flops "
     "layers masked_transformer models networks parameters positions shardings ssl_loss "
     "tiny_autoencoder vit vit_parity",
     "diffusion: processes, samplers, guidance": "ddpm guidance masked processes samplers schedules",

@@ -12,12 +12,14 @@ from test_prior_stage import LENGTH, SPLITS, VALUES, recipe, stage, stores  # no
 from dlc_jax import parallel
 from dlc_jax.data import sources
 from dlc_jax.diffusion.guidance import Guidance
+from dlc_jax.diffusion.linear import Linear
 from dlc_jax.diffusion.sample import Sampler
 from dlc_jax.models.dit import DiT, Outputs
 from dlc_jax.networks.generator import GeneratorNetwork
 from dlc_jax.recipe import build
 from dlc_jax.stages import STAGES, generator
 from dlc_jax.stages.generator import objective
+from dlc_jax.step import example_keys
 
 COUNT = 1024  # examples: shares below are of so many
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 2, 2, 3), np.uint8)
@@ -100,6 +102,64 @@ def test_codes_are_dropped_whole_and_by_position(draws):
     assert not (null.any(1) & foreign.any(1)).any()
     assert foreign.any(1).sum() / (replaced > 0).sum() == pytest.approx(FOREIGN, abs=0.06)
     assert all(len(set(row[these])) == these.sum() for row, these in zip(codes, foreign))
+
+
+def test_labels_are_dropped_with_the_codes():
+    """Where one is null the other is: the null condition is a whole."""
+    config = recipe(
+        "generator", **{"model.classes": 7, "objective.drop": 0.5, "objective.foreign": 0.0}
+    )
+    section, place = build(generator.Section, config.generator), jnp.arange(64)
+    batch = {"position": place, "codes": jnp.zeros((64, LENGTH), jnp.int32), "label": place % 7}
+    given = objective.hide(section.model, section.objective, batch, jax.random.key(0))
+    null = np.asarray(given.label) == 7
+    assert 0.3 < null.mean() < 0.7
+    np.testing.assert_array_equal(given.label[~null], batch["label"][~null])
+    np.testing.assert_array_equal((given.codes == VALUES).all(1), null)
+
+
+@pytest.mark.parametrize(
+    "step, aligned, routed", [(3, True, True), (7, False, True), (9, False, 0)]
+)
+def test_early_head_alignment_and_routing_are_in_the_loss(step, aligned, routed, monkeypatch):
+    """The first weighs always, the second and third until a step of their own."""
+    model = DiT(image=8, channels=3, patch=2, width=8, depth=5, early=2, align=2, route=True)
+    how = objective.Objective(
+        early=0.5, align=2.0, align_until=5, route=0.75, route_until=8, drop=0.0
+    )
+    task = objective.Task(model.clone(positions=0, values=0), Linear(), how, 4, teacher=True)
+    draws = {"position": jnp.arange(4), "image": jnp.zeros((4, 8, 8, 3), jnp.uint8)}
+    patches = jax.random.normal(jax.random.key(1), (4, 16, 5))
+
+    def network(self, variables, x, t, given, *, keep, method):
+        seen = 8 if keep is None else keep.shape[1]
+        return Outputs(jnp.zeros_like(x) + seen, jnp.ones_like(x), -patches)
+
+    monkeypatch.setattr(DiT, "apply", network)
+    total, (metrics, _) = objective.loss(
+        task, {}, {}, draws | {"patches": patches}, {}, jnp.int32(step), jax.random.key(0)
+    )
+    assert metrics["align"] == pytest.approx(2.0, abs=1e-5)  # opposite vectors
+    rest = total - 0.5 * metrics["early"] - (2.0 * metrics["align"] if aligned else 0.0)
+    seen = 4 if routed else 8  # what the stub was shown
+    expected = np.mean((seen - _velocity(task, draws)) ** 2)
+    assert rest == pytest.approx(expected, rel=1e-4)
+
+
+def _velocity(task, draws):
+    """Noise minus data of the batch, as the loss draws them."""
+    keys = example_keys(jax.random.key(0), draws["position"], objective.NOISE)
+    noise = jax.vmap(lambda key: jax.random.normal(key, (8, 8, 3)))(keys)
+    return np.asarray(noise) + 1.0
+
+
+def test_teachers_patches_lose_what_they_share_and_fit_the_models_grid():
+    patches = jax.random.normal(jax.random.key(0), (2, 9, 4)) * 3 + 5
+    found = np.asarray(objective.spatial(patches))
+    np.testing.assert_allclose(found.mean(1), 0, atol=1e-5)
+    np.testing.assert_allclose(found.std(1), 1, atol=1e-4)
+    constant = jnp.broadcast_to(jnp.arange(1.0, 5), (2, 9, 4))
+    assert objective.align(jnp.broadcast_to(jnp.arange(1.0, 5), (2, 36, 4)), constant) < 1e-5
 
 
 def test_codes_are_hidden_for_one_example_at_a_time():
