@@ -91,6 +91,8 @@ def test_help_has_an_example(verb, capsys):
         ("compose -w {untrained} a.png b.png --code_sampler.cals=3", "code_sampler.calls"),
         ("sample -w {untrained} --out {here}/a.jpg", "a.jpg"),
         ("sample -w {untrained} --out {here}/a.png -n 5000", "5000"),
+        ("sample -w {untrained} --npz {here}/a.zip", "a.zip is not an .npz"),
+        ("sample -w {untrained} --npz {here}/a.npz --out {here}/b", "two places"),
         ("sample -w {untrained} --out {here}/a.png/grid.png", "a.png"),
         ("sample -w {untrained} --out {here}/new.png", "train this step first"),
         ("sample -w {here}/nowhere", "nowhere does not exist"),
@@ -366,10 +368,20 @@ def test_sample(trained, tmp_path):
     assert shown.shape == (3 * 66 + 2, 3 * 66 + 2, 3) and shown.std() > 5
     code, out, err = run(*arguments, "--out", "folder", "--batch", 4, cwd=tmp_path)
     assert (code, err) == (0, "") and out.splitlines()[-1] == "wrote folder: 9 images"
-    files = sorted((tmp_path / "folder").iterdir())
+    files = sorted((tmp_path / "folder").glob("*.png"))
     assert [file.name for file in files] == [f"{number:06d}.png" for number in range(9)]
-    single = grid(np.stack([np.asarray(Image.open(file)) for file in files]), columns=3)
+    each = np.stack([np.asarray(Image.open(file)) for file in files])
+    single = grid(each, columns=3)
     assert np.abs(single.astype(int) - shown).max() <= 1  # other batches, the same images
+    (tmp_path / "folder" / "000003.png").unlink()
+    run(*arguments, "--out", "folder", "--batch", 4, cwd=tmp_path)  # the part is drawn again
+    assert sorted((tmp_path / "folder").glob("*.png")) == files
+    code, out, err = run(*arguments, "--npz", "samples.npz", "--batch", 4, cwd=tmp_path)
+    assert (code, err) == (0, "") and out.splitlines()[-1] == "wrote samples.npz: 9 images"
+    np.testing.assert_array_equal(np.load(tmp_path / "samples.npz")["arr_0"], each)
+    run(*arguments, "--out", "other", "--batch", 4, cwd=tmp_path)
+    code, _, err = run(*arguments, "--seed", 6, "--out", "other", cwd=tmp_path)
+    assert code == 2 and "another seed" in err
 
 
 @slow
