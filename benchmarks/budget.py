@@ -29,9 +29,9 @@ ROOMS = {
     "webdataset",
     "codes: store, job, health": "checkup cli_probe code_store codes_dtype codes_health codes_job "
     "masks neighbors probe shared_codes",
-    "networks, kernel, losses": "attention autoencoder diffusion_loss dit drop_path encoder flops "
-    "layers masked_transformer models networks parameters positions shardings ssl_loss vit "
-    "vit_parity",
+    "networks, kernel, losses": "attention autoencoder diffusion_loss dit dit_options dit_parity "
+    "drop_path encoder flops layers masked_transformer models networks parameters positions "
+    "shardings ssl_loss vit vit_parity",
     "diffusion: processes, samplers, guidance": "flow guidance masked schedules",
     "checkpoints, metrics, report": "boards checkpoint cli_checkpoints failed_saves metrics report "
     "retention",
@@ -39,7 +39,7 @@ ROOMS = {
     "evaluation: metrics of samples": "evaluate evaluate_parity frechet inception_score "
     "kernel_distance manifold metrics_parity training_scores vendi",
     "feature networks": "features features_parity",
-    "import and export": "interop interop_cli interop_refusals tensor_files",
+    "import and export": "dit_interop interop interop_cli interop_refusals tensor_files",
     "plans for other machines": "plan plan_machine plan_program",
     "whole runs: quickstart, own images": "faults image_folder main",
 }

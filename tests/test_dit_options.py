@@ -47,6 +47,11 @@ def everything(**fields):
     return model(**{"depth": 5, "classes": 3, "embedding": 6, **full, **fields})
 
 
+def later(values):
+    """A case that only the slow tests run."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def close(found, expected, atol=1e-4):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=atol)
 
@@ -54,7 +59,7 @@ def close(found, expected, atol=1e-4):
 # What it is given.
 
 
-def test_every_part_of_a_condition_has_a_null_and_adds_to_the_vector():
+def test_every_part_has_a_null_and_adds_to_the_vector():
     network = model(classes=3, embedding=6)
     variables = drawn(network)
 
@@ -280,7 +285,7 @@ def test_the_early_head_reads_its_block(early):
     assert np.abs(found.early - found.output).max() > 1e-2 and found.aligned is None
 
 
-@pytest.mark.parametrize("align", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("align", [1, later((3,))])
 def test_alignment_is_a_convolution_of_its_blocks_patches(align):
     network = model(align=align, align_width=5, context=2)
     p = jax.tree.map(np.asarray, drawn(network)["params"])
@@ -302,11 +307,7 @@ def test_alignment_is_a_convolution_of_its_blocks_patches(align):
 
 @pytest.mark.parametrize(
     "kind, keep",
-    [
-        ("dit", KEEP),
-        pytest.param("dit", None, marks=pytest.mark.slow),
-        pytest.param("modern", KEEP, marks=pytest.mark.slow),
-    ],
+    [("dit", KEEP), *map(later, [("dit", None), ("modern", KEEP)])],
     ids=["some", "all", "some, modern"],
 )
 def test_middle_blocks_see_the_kept_patches_alone(kind, keep):
@@ -354,7 +355,7 @@ def test_middle_blocks_see_the_kept_patches_alone(kind, keep):
         close(again, found.output, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["dit", pytest.param("modern", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["dit", later(("modern",))])
 def test_the_wide_head_is_blocks_modulated_by_the_encoders_tokens(kind):
     network = model(head_width=24, head_depth=2, block=kind)
     p = jax.tree.map(np.asarray, drawn(network)["params"])
@@ -416,11 +417,12 @@ def test_every_parameter_gets_the_same_gradient_however_blocks_are_stored():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dit", "modern"])
 def test_bfloat16_gradients_are_those_of_float32_leaf_by_leaf(kind):
-    params = drawn(everything(block=kind))["params"]
+    # larger weights make a wide head that turns small errors into large ones
+    params = drawn_variables(everything(block=kind), X, T, scale=0.1)["params"]
     wide = gradients(everything(block=kind), params)
     narrow = gradients(everything(block=kind), to_bfloat16(params))
     errors = relative(narrow, wide)
-    assert max(errors.values()) < 0.1, max(errors.items(), key=lambda item: item[1])
+    assert max(errors.values()) < 0.05, max(errors.items(), key=lambda item: item[1])
 
 
 def test_rules_split_heads_hidden_units_and_tables():
