@@ -171,7 +171,7 @@ BREAKS = {
          ", wrap_negative_indices=False", ""),
     ],
     ("dlc_jax/interop/dit_names.py", "tests/test_dit_interop.py"): [
-        ("keys and values of diffusers swapped", "test_every_parameter_has_one_place_in_a_file",
+        ("keys and values of diffusers swapped", "test_one_format_becomes_the_other",
          'enumerate("qkv")', 'enumerate("qvk")'),
         ("copies are not compared", "test_refused_in_one_line[a copy differs]",
          "if not np.array_equal(found.read(name), found.read(of)):", "if False:"),

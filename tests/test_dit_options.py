@@ -387,7 +387,7 @@ def test_the_wide_head_is_blocks_modulated_by_the_encoders_tokens(kind):
 def gradients(network, params, keep=KEEP):
     def weigh(params):
         outputs = network.apply({"params": params}, X, T, GIVEN, keep=keep, method="all")
-        return sum((normal(9, *leaf.shape) * leaf).mean() for leaf in outputs)
+        return sum((normal(9, *leaf.shape) * leaf).mean() for leaf in jax.tree.leaves(outputs))
 
     return jax.jit(jax.grad(weigh))(params)
 
@@ -415,14 +415,40 @@ def test_every_parameter_gets_the_same_gradient_however_blocks_are_stored():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dit", "modern"])
-def test_bfloat16_gradients_are_those_of_float32_leaf_by_leaf(kind):
+@pytest.mark.parametrize(
+    "network, keep",
+    [(model(classes=3, embedding=6, qk_norm=True), None), (everything(), KEEP)],
+    ids=["plain", "everything"],
+)
+def test_bfloat16_gradients_are_those_of_float32_leaf_by_leaf(network, keep):
     # larger weights make a wide head that turns small errors into large ones
-    params = drawn_variables(everything(block=kind), X, T, scale=0.1)["params"]
-    wide = gradients(everything(block=kind), params)
-    narrow = gradients(everything(block=kind), to_bfloat16(params))
+    params = drawn_variables(network, X, T, scale=0.1)["params"]
+    wide = gradients(network, params, keep)
+    narrow = gradients(network, to_bfloat16(params), keep)
     errors = relative(narrow, wide)
     assert max(errors.values()) < 0.05, max(errors.items(), key=lambda item: item[1])
+
+
+@pytest.mark.slow
+def test_eight_devices_compute_what_one_does(monkeypatch):
+    monkeypatch.setattr(parallel, "SMALLEST", 1)  # everything is split
+    network = everything(values=V + 2)
+    params = drawn(network)["params"]
+    batch = [jnp.concatenate([part] * 4) for part in (X, T, KEEP)]
+    given = Given(*(jnp.concatenate([part] * 4) for part in GIVEN))
+
+    def weigh(params, x, t, keep, given):
+        outputs = network.apply({"params": params}, x, t, given, keep=keep, method="all")
+        return sum((normal(9, *leaf.shape) * leaf).mean() for leaf in outputs)
+
+    expected = jax.jit(jax.grad(weigh))(params, *batch, given)
+    mesh = parallel.make_mesh(fsdp=2, tensor=2)
+    placed = jax.device_put(params, parallel.shardings(params, mesh, rules=network.rules))
+    with jax.set_mesh(mesh):
+        rows = parallel.to_global((*batch, given), mesh)
+        found = jax.jit(jax.grad(weigh))(placed, *rows)
+    errors = relative(jax.device_get(found), expected)
+    assert max(errors.values()) < 1e-3, max(errors.items(), key=lambda item: item[1])
 
 
 def test_rules_split_heads_hidden_units_and_tables():
