@@ -30,9 +30,8 @@ ROOMS = {
     "codes: store, job, health": "checkup cli_probe code_store codes_dtype codes_health codes_job "
     "latents masks neighbors probe shared_codes batch_file",
     "networks, kernel, losses": "attention autoencoder dit dit_interop dit_options dit_parity "
-    "drop_path encoder flops "
-    "layers masked_transformer models networks parameters positions shardings ssl_loss "
-    "tiny_autoencoder vit vit_parity",
+    "drop_path encoder flops layers masked_transformer models networks parameters positions "
+    "shardings ssl_loss tiny_autoencoder vit vit_parity",
     "diffusion: processes, samplers, guidance": "ddpm guidance masked processes samplers schedules",
     "checkpoints, metrics, report": "boards checkpoint cli_checkpoints failed_saves metrics report "
     "retention",
@@ -40,7 +39,11 @@ ROOMS = {
     "evaluation: metrics of samples": "evaluate evaluate_parity frechet inception_score "
     "kernel_distance manifold metrics_parity training_scores vendi",
     "feature networks": "features features_parity",
-    "import and export": "interop interop_cli interop_refusals tensor_files torch_zip",
+    "latents masks neighbors probe shared_codes batch_file",
+    "networks, kernel, losses": "attention autoencoder dit dit_interop dit_options dit_parity "
+    "drop_path encoder flops layers masked_transformer models networks parameters positions "
+    "shardings ssl_loss tiny_autoencoder vit vit_parity",
+    "diffusion: processes, samplers, guidance": "ddpm guidance masked processes samplers schedules",
     "plans for other machines": "plan plan_machine plan_program",
     "whole runs: quickstart, own images": "faults image_folder main",
 }

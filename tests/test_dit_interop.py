@@ -175,6 +175,9 @@ def test_one_format_becomes_the_other(tmp_path, capsys):
     dlc(capsys, "import", "dit", file, "--out", folder, "--heads", 4, "--image", 16)
     file = tmp_path / "official.safetensors"
     dlc(capsys, "export", "dit", folder, "--out", file, "--format", "official")
+    there = files.load(file)
+    for name, tensor in official(classes=7).items():
+        assert np.array_equal(there.read(name), tensor), name
     dlc(capsys, "import", "dit", file, "--out", tmp_path / "second")
     file = tmp_path / "transformer" / "back.safetensors"
     dlc(capsys, "export", "dit", tmp_path / "second", "--out", file, "--format", "diffusers")

@@ -25,6 +25,7 @@ from dlc_jax.models.encoder import Encoder
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.models.simplicial import DinoHead, Simplicial
 from dlc_jax.stages import STAGES
+from dlc_jax.typing import Given
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 KEY = jax.random.key(0, impl="rbg")
@@ -36,9 +37,14 @@ def load(name, variant=""):
 
 
 def products(jaxpr):
-    """FLOPs of all matrix products of a traced program, exactly: 2 for each multiply-add."""
+    """FLOPs of all matrix products of a traced program, exactly: 2 for each multiply-add.
+
+    A convolution counts its zeros beyond the edges, too.
+    """
     total = 0
     for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "conv_general_dilated":
+            total += 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[1].aval.shape[:-1])
         if eqn.primitive.name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
             summed = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
@@ -62,8 +68,12 @@ def inputs(model, *, batch=B, image=None):
     pixels = jax.ShapeDtypeStruct((batch, side, side, body.channels), jnp.float32)
     if not isinstance(model, DiT):
         return (pixels,)
-    codes = (jax.ShapeDtypeStruct((batch, model.positions), jnp.int32),) if model.positions else ()
-    return pixels, jax.ShapeDtypeStruct((batch,), jnp.float32), *codes
+    times = jax.ShapeDtypeStruct((batch,), jnp.float32)
+    codes = jax.ShapeDtypeStruct((batch, model.positions), jnp.int32) if model.positions else None
+    if not model.embedding:
+        return pixels, times, codes
+    embedding = jax.ShapeDtypeStruct((batch, model.embedding), jnp.float32)
+    return pixels, times, Given(codes, embedding=embedding)
 
 
 def forward(model, *, method=None, **given):
@@ -80,6 +90,14 @@ def encoder(readout="plain", **fields):
     backbone = vit.ViT(image=16, patch=4, channels=2, **WIDTHS, **fields)
     head = Simplicial(positions=3, values=5, readout=readout)
     return Encoder(backbone, head, DinoHead(prototypes=7, hidden=9, bottleneck=6))
+
+
+def everything(**fields):
+    """A DiT with all that it may have."""
+    tokens = {"context": 3, "cross": 2, "early": 3, "align": 5, "align_width": 7}
+    head = {"head_width": 16, "head_depth": 2, "route": True, "embedding": 9, "classes": 3}
+    settings = WIDTHS | {"depth": 7} | tokens | head | fields
+    return DiT(16, 3, 4, positions=6, values=5, **settings)
 
 
 TINY = {
@@ -102,6 +120,9 @@ TINY = {
         {},
         {},
     ),
+    "dit, every option": (everything(), {}, {}),
+    "dit, in training": (everything(), {"training": True}, {"method": "all"}),
+    "dit, modern": (everything(block="modern"), {"training": True}, {"method": "all"}),
     "prior": (MaskedTransformer(7, 5, per_position=True, **WIDTHS), {}, {}),
     "prior, sigma": (MaskedTransformer(7, 5, sigma_conditioning=True, **WIDTHS), {}, {}),
 }
@@ -124,6 +145,16 @@ def test_drop_path_leaves_its_share_of_the_blocks(name):
     traced = jax.make_jaxpr(lambda *arguments: function(*arguments, kept=kept))(variables, images)
     counted = products(traced.jaxpr)
     assert model.flops(drop_path=0.25) * 16 == counted
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_token_dropping_leaves_its_share_of_the_middle_blocks(training):
+    model = everything()
+    function, (variables, *given) = forward(model, method="all" if training else None)
+    keep = jax.ShapeDtypeStruct((B, 5), jnp.int32)
+    call = lambda *arguments, keep: function(*arguments, keep=keep)  # noqa: E731
+    traced = jax.make_jaxpr(call)(variables, *given, keep=keep)
+    assert model.flops(training=training, kept=5) * B == products(traced.jaxpr)
 
 
 WHOLE = {  # at the paper's widths and depths
