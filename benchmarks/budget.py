@@ -39,11 +39,7 @@ ROOMS = {
     "evaluation: metrics of samples": "evaluate evaluate_parity frechet inception_score "
     "kernel_distance manifold metrics_parity training_scores vendi",
     "feature networks": "features features_parity",
-    "latents masks neighbors probe shared_codes batch_file",
-    "networks, kernel, losses": "attention autoencoder dit dit_interop dit_options dit_parity "
-    "drop_path encoder flops layers masked_transformer models networks parameters positions "
-    "shardings ssl_loss tiny_autoencoder vit vit_parity",
-    "diffusion: processes, samplers, guidance": "ddpm guidance masked processes samplers schedules",
+    "import and export": "interop interop_cli interop_refusals tensor_files torch_zip",
     "plans for other machines": "plan plan_machine plan_program",
     "whole runs: quickstart, own images": "faults image_folder main",
 }
