@@ -222,7 +222,7 @@ def test_edm_inputs_and_targets_have_variance_one_at_any_noise():
 
 
 def test_edm_trains_on_log_normal_noise_within_its_bounds():
-    process = EDM(mean=-0.5, spread=2.0, sigma_max=10.0)
+    process = EDM(p_mean=-0.5, p_std=2.0, sigma_max=10.0)
     u = np.linspace(0.001, 0.999, 333)
     sigma = process.path(process.times(jnp.asarray(u, jnp.float32), 1))[1]
     expected = np.exp(-0.5 + 2 * jax.scipy.special.ndtri(u))

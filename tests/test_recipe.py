@@ -396,3 +396,13 @@ def test_a_config_that_is_misshapen_is_refused_in_one_line(tmp_path):
             recipe.of_run(tmp_path)
         with pytest.raises(UserError, match=f"config.json {words}"):
             workdir.remember(tmp_path, saved, present=recipe.read_back)
+
+
+def test_another_choice_takes_back_the_fields_of_the_one_before():
+    """Those of earlier lines; what is set after the name must be a field of it."""
+    process = {"generator.process.prediction": "x", "generator.process.mean": 0.8}
+    config = recipe.expand(process | {"generator.process.name": "edm"}).generator.process
+    assert config.name == "edm" and "mean" not in config
+    later = {"generator.process.name": "edm", "generator.process.prediction": "x"}
+    with pytest.raises(UserError, match="unknown field 'generator.process.prediction'"):
+        recipe.expand(later)

@@ -28,8 +28,8 @@ class EDM:
 
     Attributes:
       sigma_data: standard deviation of the data.
-      mean: of ln sigma in training.
-      spread: standard deviation of ln sigma in training.
+      p_mean: mean of ln sigma in training.
+      p_std: standard deviation of ln sigma in training.
       sigma_min: least noise; training noise below it is raised to it.
       sigma_max: most noise; training noise above it is lowered to it.
       rho: how densely a sampler's steps lie near the data.
@@ -39,8 +39,8 @@ class EDM:
     """
 
     sigma_data: float = 0.5
-    mean: float = -1.2
-    spread: float = 1.2
+    p_mean: float = -1.2
+    p_std: float = 1.2
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
@@ -49,7 +49,7 @@ class EDM:
     noised = process.noised
 
     def __post_init__(self):
-        for field in ("sigma_data", "spread", "sigma_min", "rho"):
+        for field in ("sigma_data", "p_std", "sigma_min", "rho"):
             if not 0 < (value := getattr(self, field)) < math.inf:
                 raise UserError(f"process.{field}={value} must be a number above 0")
         if not self.sigma_min < self.sigma_max < math.inf:
@@ -70,7 +70,7 @@ class EDM:
 
     def times(self, u: Float[Array, "b"], dimension: int) -> Float[Array, "b"]:
         """Log-normal sigma, held between `sigma_min` and `sigma_max`."""
-        sigma = jnp.exp(self.mean + self.spread * jax.scipy.special.ndtri(u))
+        sigma = jnp.exp(self.p_mean + self.p_std * jax.scipy.special.ndtri(u))
         return self._time(sigma)
 
     def inputs(self, x_t: Float[Array, "b *shape"], t: Float[Array, "b"]) -> tuple:

@@ -144,7 +144,7 @@ def _expanded(field: Field, given: Mapping[str, Any], name: str) -> Any:
     if isinstance(kind, Constructor | Choice | Sections):
         value = given.get(field.name, {})
         if isinstance(field.default, dict) and isinstance(value, Mapping):
-            value = lines.nested(lines.flat(field.default) | lines.flat(value))
+            value = lines.nested(lines.later(lines.flat(field.default), lines.flat(value)))
         return _section(kind, value, name)
     if value is REQUIRED:
         raise UserError(f"{name} is not set; give --config.{name}={spelled(kind)}")
@@ -163,10 +163,15 @@ def _section(kind: Any, given: Any, name: str) -> dict:
         }
     found = {}
     if isinstance(kind, Choice) and "" not in given:
+        before = list(given)[: list(given).index("name")] if "name" in given else []
         chosen = accepted(str, given.pop("name", next(iter(kind.options))), f"{name}.name")
         if chosen not in kind.options:
             raise UserError(f"{name}.name={chosen!r} is unknown{_nearest(chosen, kind.options)}")
-        kind, found = kind.options[chosen], {"name": chosen}
+        options, kind, found = kind.options, kind.options[chosen], {"name": chosen}
+        # A name takes back what earlier lines say of the fields that another choice has.
+        others = set().union(*(fields.fields(each) for each in options.values()))
+        for key in (others - fields.fields(kind).keys()).intersection(before):
+            del given[key]
     known = fields.fields(kind) if isinstance(kind, Constructor) else {}
     if "" in given and "path" not in known:
         value = str(given[""])

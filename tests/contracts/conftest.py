@@ -12,7 +12,7 @@ sys.path[:0] = [
 
 @pytest.fixture(scope="session")
 def real_stages(tmp_path_factory):
-    """The trained stages of the quickstart, narrow, on random codes.
+    """The trained stages of the quickstart, narrow, on random codes; and a generator with all.
 
     The codes use a quarter of the values, so that there is something to learn.
     """
@@ -25,7 +25,24 @@ def real_stages(tmp_path_factory):
     small = {"train.batch": 32, "optimizer.warmup": 0}
     small |= {"model*.width": 32, "model*.depth": 2, "model*.heads": 2}
     lines = {f"*.{name}": value for name, value in small.items()}
-    config = load("quickstart.py:tiny", lines | {"encoder.objective.koleo_group": 8})
+    lines |= {"encoder.objective.koleo_group": 8, "modern.like": "generator"}
+    modern = {
+        "process.name": "ddpm",
+        "model.depth": 5,  # so that a block can skip patches
+        "model.patch": 4,
+        "model.block": "modern",
+        "model.context": 4,
+        "model.cross": 4,
+        "model.early": 2,
+        "model.head_width": 32,
+        "model.head_depth": 1,
+        "model.route": True,
+        "objective.route": 0.75,
+        "objective.route_until": 2,
+        "optimizer.name": "muon",
+    }
+    lines |= {f"modern.{name}": value for name, value in modern.items()}
+    config = load("quickstart.py:tiny", lines)
     sizes = {"positions": config.prior.model.positions, "values": config.prior.model["values"]}
 
     def encode(start, stop):
@@ -35,5 +52,7 @@ def real_stages(tmp_path_factory):
     for split in ("train", "validation"):
         origin = {"identity": "random", "source": sources.identity(split=split, **config.data)}
         code_writer.write(workdir / "codes" / split, encode, total=1024, **sizes, **origin)
-    names = ("encoder", "prior", "generator")
-    return {name: STAGES[name](config, step=name, workdir=workdir) for name in names}
+    names = ("encoder", "prior", "generator", "modern")
+    return {
+        name: STAGES[config[name].stage](config, step=name, workdir=workdir) for name in names
+    }

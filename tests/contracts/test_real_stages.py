@@ -14,7 +14,7 @@ from dlc_jax.step import make_init, make_validation_step
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["encoder", "prior", "generator"])
+@pytest.mark.parametrize("name", ["encoder", "prior", "generator", "modern"])
 def test_accumulation_equals_the_whole_step(name, real_stages):
     """Noise, masks and dropped codes follow the example; Sinkhorn sees the global batch.
 
@@ -29,7 +29,7 @@ def test_accumulation_equals_the_whole_step(name, real_stages):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["encoder", "prior", "generator"])
+@pytest.mark.parametrize("name", ["encoder", "prior", "generator", "modern"])
 def test_loss_falls(name, real_stages):
     """On one batch with one draw of noise and times.
 
