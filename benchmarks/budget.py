@@ -41,7 +41,7 @@ ROOMS = {
     "feature networks": "features features_parity",
     "import and export": "interop interop_cli interop_refusals tensor_files torch_zip",
     "plans for other machines": "plan plan_machine plan_program",
-    "whole runs: quickstart, own images": "faults image_folder main",
+    "whole runs: quickstart, own images": "faults image_folder latent_runs main",
 }
 ROOM = {name: room for room, names in ROOMS.items() for name in names.split()}
 

@@ -24,6 +24,7 @@ SHARED = {
     "encoder.crops.*_size": 16,
     "encoder.train.steps": 300,
     "encoder.monitor.every": 300,
+    "*.threads": 1,
     "*.model*positions": 32,
     "*.model*values": 16,
 }
@@ -44,11 +45,11 @@ GENERATOR = {
     "generator.ema_decay": 0.995,
     "generator.optimizer.learning_rate": 1e-3,
     "generator.scores.network": "resnet56",
-    "generator.scores.count": 2000,
+    "generator.scores.count": 1000,
     "generator.scores.reference_count": 10_000,
     "generator.scores.metrics": "('fd',)",
     "generator.scores.sampler.method": "heun",
-    "generator.scores.sampler.steps": 20,
+    "generator.scores.sampler.steps": 10,
     "generator.grid.count": 16,
 }
 LEVERS = {
@@ -121,7 +122,7 @@ def main():
     parser.add_argument("place")
     parser.add_argument("--weights", required=True)
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
     workdir = Path(arguments.workdir)

@@ -26,9 +26,9 @@ from dlc_jax.networks.generator import example, sized, to_uint8
 from dlc_jax.networks.network import keys
 from dlc_jax.stages.generator.objective import Objective, Task, loss, to_pixels
 
-COUNT, LENGTH, VALUES = 16, 8, 16
+COUNT, LENGTH, VALUES, DRAWS = 16, 8, 16, 4
 PROCESS = {
-    "linear": {"prediction": "v"},
+    "linear": {"prediction": "x"},
     "ddpm": {},
     "edm": {},
 }
@@ -47,9 +47,14 @@ def fit(name, x, patch, width, depth, steps, rate):
     sizes = {"width": width, "depth": depth, "heads": 4, "remat": "none", "unroll": 0}
     code = {"positions": LENGTH, "values": VALUES}
     model = sized(DiT(**size, **sizes, **code, qk_norm=True), process)
-    task = Task(model, process, Objective(drop=0.0), COUNT)
+    batch = DRAWS * COUNT  # of every image so many, at times of their own
+    task = Task(model, process, Objective(drop=0.0), batch)
     codes = jax.random.randint(jax.random.key(1), (COUNT, LENGTH), 0, VALUES)
-    batch = {"position": jnp.arange(COUNT), "latent": x * process.deviation, "codes": codes}
+    records = {"latent": x * process.deviation, "codes": codes}
+    records = {
+        name: jnp.tile(each, (DRAWS, *[1] * (each.ndim - 1))) for name, each in records.items()
+    }
+    batch = records | {"position": jax.random.permutation(jax.random.key(3), batch)}
     first = jnp.zeros((1, *x.shape[1:])), jnp.zeros((1,)), example(model)
     params = model.init(jax.random.key(0), *first)["params"]
     tx = optax.chain(
@@ -108,7 +113,7 @@ def main():
     names = arguments.processes.split(",")
     real = images(arguments.place, 32)
     for name in names:
-        drawn, seconds = fit(name, to_pixels(real), 4, 192, 4, arguments.steps, 1e-3)
+        drawn, seconds = fit(name, to_pixels(real), 8, 256, 4, arguments.steps, 2e-3)
         found = psnr(np.asarray(to_uint8(drawn)), real)
         print(f"| 32 x 32 pixels | {name} | {found:.1f} dB | | {seconds:.0f} |", flush=True)
     if arguments.autoencoder:
@@ -124,7 +129,7 @@ def main():
         alone = psnr(np.asarray(decode(latents)), real)
         for name in names:
             normal = jnp.asarray((latents - mean) / std)
-            drawn, seconds = fit(name, normal, 2, 256, 4, arguments.steps, 1e-3)
+            drawn, seconds = fit(name, normal, 8, 384, 4, arguments.steps, 1e-3)
             found = psnr(np.asarray(decode(drawn * std + mean)), real)
             row = f"| 256 x 256 pixels by latents | {name} | {found:.1f} dB | {alone:.1f} dB |"
             print(f"{row} {seconds:.0f} |", flush=True)

@@ -27,7 +27,7 @@ RECIPE = {
     "*.train.clip": 1.0,
     "*.train.dtype": "float32",
     "encoder.encoded": False,  # nothing to decode
-    "encoder.threads": 1,
+    "*.threads": 1,
     "encoder.model.backbone.registers": 2,
     "encoder.model.backbone.layer_scale": None,  # suits a small model trained from scratch
     "encoder.model.dino.prototypes": 512,

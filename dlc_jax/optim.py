@@ -5,6 +5,7 @@ vit/blocks/mlp/fc1/kernel. A regular expression must match all of it.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -147,7 +148,7 @@ class Muon:
     warmup: int = 0
     final: float = 0.0
     weight_decay: float = 0.0
-    matrices: str = ".*blocks/(attention|cross|mlp)/.*kernel"
+    matrices: str = ".*blocks/((cross_)?attention|mlp)/.*kernel"
     momentum: float = 0.95
     scale: float = 0.2
     b1: float = 0.9
@@ -167,32 +168,40 @@ class Muon:
         adam = AdamW(**{name: getattr(self, name) for name in fields})
 
         def dimensions(params):
-            chosen = named(params, self.matrices, "matrices")
-
-            def one(path, leaf, is_matrix):
+            def one(path, leaf):
                 stacked = layer is not None and np.ndim(layer(_name(path), leaf.shape)) > 0
-                return _matrix(leaf.ndim, stacked) if is_matrix else None
+                return _matrix(_name(path), leaf.ndim, stacked)
 
-            return jax.tree_util.tree_map_with_path(one, params, chosen)
+            return jax.tree_util.tree_map_with_path(one, params)
 
-        muon = optax.contrib.muon(
-            learning_rate=-1.0,  # `_apply_rate` brings rate and sign
-            beta=self.momentum,
-            consistent_rms=self.scale,
-            adam_b1=self.b1,
-            adam_b2=self.b2,
-            eps=self.eps,
-            muon_weight_dimension_numbers=dimensions,
+        def labels(params):
+            chosen = named(params, self.matrices, "matrices")
+            return jax.tree.map(lambda is_matrix: "muon" if is_matrix else "adam", chosen)
+
+        def resize(updates, params=None):
+            def one(update, matrix):
+                into, out = ([update.shape[axis] for axis in axes] for axes in matrix)
+                return self.scale * math.sqrt(max(*into, math.prod(out))) * update
+
+            return jax.tree.map(one, updates, dimensions(updates))
+
+        muon = optax.chain(
+            optax.contrib.scale_by_muon(beta=self.momentum, weight_dimension_numbers=dimensions),
+            optax.stateless(resize),
         )
-        return adam._around(muon, steps, layer)
+        others = optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps)
+        direction = optax.partition({"muon": muon, "adam": others}, labels)
+        return adam._around(direction, steps, layer)
 
 
-def _matrix(axes: int, stacked: bool):
+def _matrix(name: str, axes: int, stacked: bool):
     """Which axes of a kernel [(layer), in, (part), *out] are a matrix's; the others count them."""
     into = 1 if stacked else 0
-    out = axes - into - 1
-    # three axes out are q, k, v by heads [3, h, k]; two are gate and up [2, hidden]
-    first = into + 1 + (out > 1)
+    # queries, keys and values, or gate and up, lie beside each other
+    parts = name.endswith(("/qkv/kernel", "/kv/kernel")) or (
+        name.endswith("/fc1/kernel") and axes - into == 3
+    )
+    first = into + 1 + parts
     return optax.contrib.MuonDimensionNumbers((into,), tuple(range(first, axes)))
 
 

@@ -18,12 +18,14 @@ from dlc_jax.diffusion.guidance import Guidance, guided
 from dlc_jax.diffusion.linear import Linear
 from dlc_jax.diffusion.masked import CodeSampler
 from dlc_jax.diffusion.process import Prediction
+from dlc_jax.diffusion.processes import PROCESSES
 from dlc_jax.diffusion.sample import Sampler
 from dlc_jax.models import vit
 from dlc_jax.models.dit import DiT
 from dlc_jax.models.encoder import Encoder
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.models.simplicial import DinoHead, Simplicial
+from dlc_jax.networks.generator import sized
 from dlc_jax.stages import STAGES
 from dlc_jax.typing import Given
 
@@ -249,7 +251,8 @@ def test_samples_job_counts_the_calls_of_its_sampler(method, scale, drawn, tmp_p
         keys = jax.random.split(jax.random.key(0), 2)
         Sampler(method=method, steps=4).draw(Linear(), function, keys, (1,))
     job = STAGES["samples"](config, step="samples", workdir=tmp_path)
-    once = recipe.build(DiT, config.generator.model).flops()
+    process = recipe.build(PROCESSES, config.generator.process)
+    once = sized(recipe.build(DiT, config.generator.model), process).flops()
     assert job.programs["decode"].flops == config.samples.batch * len(calls) * once
 
 

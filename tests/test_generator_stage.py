@@ -16,7 +16,7 @@ from dlc_jax.diffusion.linear import Linear
 from dlc_jax.diffusion.sample import Sampler
 from dlc_jax.models.dit import DiT, Outputs
 from dlc_jax.networks.generator import GeneratorNetwork
-from dlc_jax.recipe import build
+from dlc_jax.recipe import build, changed
 from dlc_jax.stages import STAGES, generator
 from dlc_jax.stages.generator import objective
 from dlc_jax.step import example_keys
@@ -38,8 +38,8 @@ def draws():
     process = dict(prediction="x", floor=FLOOR, mean=TIME[0], spread=TIME[1])
     fields = {f"objective.{name}": value for name, value in shares.items()}
     fields |= {f"process.{name}": value for name, value in process.items()}
-    fields |= {"model.image": 2, "model.values": COUNT}
-    config = recipe("generator", count=COUNT, **fields)
+    fields |= {"model.image": 2, "model.patch": 2, "model.values": COUNT}
+    config = changed(recipe("generator", count=COUNT, **fields), {"data.image": 2})
     made = STAGES["generator"](config, step="generator", workdir="unused")
     batch = {
         "position": np.arange(COUNT, dtype=np.int32),
@@ -105,17 +105,17 @@ def test_codes_are_dropped_whole_and_by_position(draws):
 
 
 def test_labels_are_dropped_with_the_codes():
-    """Where one is null the other is: the null condition is a whole."""
+    """The null condition is a whole; and codes are given without their label as often."""
     config = recipe(
         "generator", **{"model.classes": 7, "objective.drop": 0.5, "objective.foreign": 0.0}
     )
     section, place = build(generator.Section, config.generator), jnp.arange(64)
     batch = {"position": place, "codes": jnp.zeros((64, LENGTH), jnp.int32), "label": place % 7}
     given = objective.hide(section.model, section.objective, batch, jax.random.key(0))
-    null = np.asarray(given.label) == 7
-    assert 0.3 < null.mean() < 0.7
-    np.testing.assert_array_equal(given.label[~null], batch["label"][~null])
-    np.testing.assert_array_equal((given.codes == VALUES).all(1), null)
+    label, codes = np.asarray(given.label) == 7, (np.asarray(given.codes) == VALUES).all(1)
+    assert 0.3 < codes.mean() < 0.7 and 0.3 < label[~codes].mean() < 0.7
+    assert label[codes].all()
+    np.testing.assert_array_equal(given.label[~label], batch["label"][~label])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from dlc_jax import optim
 from dlc_jax.errors import UserError
+from dlc_jax.models.dit import DiT
 from dlc_jax.models.encoder import Encoder
 from dlc_jax.models.vit import ViT
 from dlc_jax.step import clip_norms
@@ -236,3 +237,33 @@ def test_parts_are_clipped_for_themselves():
     ):
         with pytest.raises(UserError, match=f"train.clip_separately.*{message}"):
             clip_norms(grads, 1.0, apart)
+
+
+def test_muon_makes_the_matrices_of_every_layer_orthogonal_and_leaves_the_rest_to_adam():
+    """Queries, keys, values, gate and up each; root mean square as Adam's, `scale` of the rate."""
+    sizes = {"image": 8, "channels": 3, "patch": 4, "width": 32, "depth": 2, "heads": 4}
+    model = DiT(**sizes, positions=4, values=5, block="modern", cross=2)
+    inputs = jnp.zeros((1, 8, 8, 3)), jnp.zeros(1), jnp.zeros((1, 4), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    grads = jax.tree.map(
+        lambda leaf: jnp.asarray(np.random.default_rng(leaf.size).normal(size=leaf.shape)), params
+    )
+    tx = optim.Muon(learning_rate=0.01).make(10, model.layer).tx
+    updates, _ = jax.jit(tx.update)(grads, tx.init(grads), grads)
+    adam, _ = optax.adam(0.01).update(grads, optax.adam(0.01).init(grads))
+    of_blocks, adams = updates["blocks"], adam["blocks"]
+    cross, mlp = of_blocks["cross_attention"], of_blocks["mlp"]
+    matrices = [of_blocks["attention"]["qkv"]["kernel"][1, :, part] for part in range(3)]
+    matrices += [cross["q"]["kernel"][1], cross["kv"]["kernel"][1, :, 1]]
+    matrices += [mlp["fc1"]["kernel"][1, :, 0], mlp["fc2"]["kernel"][1]]
+    for matrix in matrices:
+        flat = np.asarray(matrix).reshape(len(matrix), -1) / 0.01
+        values = np.linalg.svd(flat, compute_uv=False) / (0.2 * np.sqrt(max(flat.shape)))
+        # five steps of Newton-Schulz; the gradient's own are from 0.01 to 2
+        assert 0.3 < values.min() and np.median(values) > 0.65 and values.max() < 1.3
+    for path in (("modulation", "kernel"), ("modulation", "bias")):
+        one, other = of_blocks, adams
+        for name in path:
+            one, other = one[name], other[name]
+        np.testing.assert_allclose(one, other, rtol=1e-4)
+    np.testing.assert_allclose(updates["final"]["kernel"], adam["final"]["kernel"], rtol=1e-4)

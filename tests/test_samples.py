@@ -15,10 +15,12 @@ from test_pipeline import drawn, images, networks, random_params
 
 from dlc_jax import parallel
 from dlc_jax.diffusion import sample
+from dlc_jax.diffusion.linear import Linear
 from dlc_jax.diffusion.sample import Method, Sampler
 from dlc_jax.models.dit import DiT
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.networks import Networks
+from dlc_jax.networks.generator import sized
 from dlc_jax.recipe import build
 from dlc_jax.stages import STAGES, samples
 
@@ -92,7 +94,7 @@ def test_the_plan_counts_every_evaluation():
     """Of the null condition too; a prior is called once for each position unless it says less."""
     config = networks().config
     section = build(samples.Section, config.samples)
-    generator = build(DiT, config.generator.model).flops()
+    generator = sized(build(DiT, config.generator.model), Linear()).flops()
     prior = build(MaskedTransformer, config.prior.model).flops()
 
     def flops(calls=3, **sampler):

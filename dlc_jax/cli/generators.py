@@ -64,6 +64,8 @@ def take(arguments) -> None:
     home.write(out / weights.RECORD, facts | {"model": model, "format": name})
     print(f"wrote {out}: {said}\nto start from it:")
     lines = {"train.init_from": str(out), **flat({"model": model})}
+    if model.get("out_channels", 0) == 2 * model["channels"]:  # noise and variances
+        lines = {"process.name": "ddpm", **lines}
     print(shlex.join(f"--config.{STEP}.{key}={value}" for key, value in lines.items()))
 
 

@@ -37,6 +37,12 @@ def add_sampling(parser) -> None:
         "--all), as the run's recipe has them if not given",
     )
     parser.add_argument(
+        "--guide-workdir",
+        metavar="W2[@STEP]",
+        help="autoguidance: lean away from the generator of another run, such as a smaller or a "
+        "younger one, of its newest checkpoint or of STEP; with --sampler.guidance.scale above 1",
+    )
+    parser.add_argument(
         "--seed", type=seed, default=0, metavar="S", help="another seed draws other images; 0"
     )
 
@@ -62,7 +68,7 @@ def say(text: str) -> None:
 
 def check(arguments, rest: Sequence[str] = ()) -> None:
     """Refuses what is not a run, or fields that no sampler has, before seconds go to `load`."""
-    changed(recipe.of_run(arguments.workdir), rest)
+    changed(recipe.of_run(arguments.workdir), [*rest, *_guide(arguments)])
 
 
 def changed(config, rest: Sequence[str]):
@@ -84,6 +90,11 @@ def changed(config, rest: Sequence[str]):
     return recipe.changed(config, flags) if flags else config
 
 
+def _guide(arguments) -> list[str]:
+    place = getattr(arguments, "guide_workdir", None)
+    return [f"--sampler.guidance.base={place}"] if place else []
+
+
 def load(arguments, count: int, rest: Sequence[str] = ()) -> "Pipeline":
     """The pipeline for `count` images: a batch is no larger than that."""
     from absl import logging
@@ -91,7 +102,7 @@ def load(arguments, count: int, rest: Sequence[str] = ()) -> "Pipeline":
     from dlc_jax import pipeline
 
     logging.set_verbosity(logging.ERROR)
-    config = changed(recipe.of_run(arguments.workdir), rest)
+    config = changed(recipe.of_run(arguments.workdir), [*rest, *_guide(arguments)])
     return pipeline.load(arguments.workdir, batch=min(count, arguments.batch), config=config)
 
 
@@ -119,7 +130,7 @@ def say_resized(count: int, total: int, size: int) -> None:
 
 def parts(total: int, size: int, what: str) -> Iterator[tuple[int, int]]:
     """(start, stop) of the parts of a job, showing how much of it is done and when it will end."""
-    with Progress(what, "images") as progress:
+    with Progress(what, "images", silent=not is_first()) as progress:
         for start in range(0, total, size):
             progress(start, total)
             yield start, min(start + size, total)

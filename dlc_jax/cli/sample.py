@@ -111,8 +111,13 @@ def _folder(out: Path, count: int, draw: Callable, about: dict) -> None:
     from dlc_jax.evals import pictures
 
     def missing():
+        known = out / ".samples.json"
+        if not known.exists() and path(0).exists():
+            raise UserError(
+                f"dlc sample: {out} has pictures of another command; give another --out"
+            )
         with networks.writing(out):
-            claim(out / ".samples.json", about | {"folders": count > MOST})
+            claim(known, about | {"folders": count > MOST})
         ranges = ((start, min(start + PART, count)) for start in range(0, count, PART))
         return [
             each for each in ranges if not all(path(number).exists() for number in range(*each))
@@ -156,7 +161,7 @@ def _progress():
 
 def _about(arguments, loaded) -> dict:
     """What images depend on, for parts that another command may have left."""
-    from dlc_jax import checkpoint, recipe
+    from dlc_jax import checkpoint, recipe, remote
 
     steps = {}
     for step in (loaded.prior, loaded.generator):
@@ -164,6 +169,12 @@ def _about(arguments, loaded) -> dict:
             trained = recipe.trained(loaded.config, loaded.networks.workdir, step)
             if (trained / "checkpoints").is_dir():
                 steps[step] = checkpoint.identity_of(trained / "checkpoints")
+    section = loaded.config[loaded.generator]
+    if section.latents and (
+        path := loaded.config[recipe.autoencoder(loaded.config, loaded.generator)].path
+    ):
+        place = remote.local(path) / "checkpoints"
+        steps["autoencoder"] = checkpoint.identity_of(place)
     samplers = {"sampler": loaded.sampler, "code_sampler": loaded.code_sampler}
     return {
         "seed": arguments.seed,

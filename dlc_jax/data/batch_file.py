@@ -45,7 +45,7 @@ class BatchFile:
         """(start, stop) of the parts that are not there."""
         starts = range(0, self.count, PART)
         ranges = [(start, min(start + PART, self.count)) for start in starts]
-        return [each for each in ranges if not self._part(*each).exists()]
+        return [each for each in ranges if not _is_whole(self._part(*each), each[1] - each[0])]
 
     def write(self, start: int, images: np.ndarray) -> None:
         """A part, from image `start` on.
@@ -58,6 +58,8 @@ class BatchFile:
         with self._disk():
             with temporary.open("wb") as file:
                 np.save(file, np.ascontiguousarray(images))
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, path)
 
     def finish(self) -> None:
@@ -102,6 +104,13 @@ class BatchFile:
             ) from error
 
 
+def _is_whole(path: Path, count: int) -> bool:
+    try:
+        return len(np.load(path, mmap_mode="r")) == count
+    except (OSError, ValueError, EOFError):  # not there, or cut short by a crash
+        return False
+
+
 def claim(path: Path, about: dict) -> None:
     """Writes down what is drawn in a folder, or compares it with what was begun there.
 
@@ -119,6 +128,7 @@ def claim(path: Path, about: dict) -> None:
         return
     except ValueError:
         found = {}
+    found = found if isinstance(found, dict) else {}
     if found != about:
         names = [name for name in {**about, **found} if about.get(name) != found.get(name)]
         raise UserError(

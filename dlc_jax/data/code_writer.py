@@ -12,7 +12,7 @@ import numpy as np
 
 from dlc_jax import remote
 from dlc_jax.data import latents, shard
-from dlc_jax.data.codes import FORMAT, code_dtype, record_dtype
+from dlc_jax.data.manifest import FORMAT, code_dtype, record_dtype
 from dlc_jax.errors import UserError
 
 PREFIX = "codes"

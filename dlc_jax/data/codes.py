@@ -8,38 +8,20 @@
 Record i belongs to record i of the source it was made from. `code_writer` writes stores.
 """
 
-import json
 import pathlib
 import threading
 
-import ml_dtypes  # noqa: F401  makes "bfloat16" a NumPy type
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from dlc_jax import checksum, remote
 from dlc_jax.data import shard
+from dlc_jax.data.manifest import code_dtype as code_dtype
+from dlc_jax.data.manifest import read_manifest, record_dtype
 from dlc_jax.errors import UserError
 
-FORMAT = 1
 MEMORY_BYTES = 2**30  # codes alone below this are kept in memory
 BLOCK_BYTES = 2**26  # read at once
-
-
-def code_dtype(values: int) -> str:
-    """The smallest unsigned type for codes in [0, values): "uint8" or "uint16"."""
-    if not 1 <= values <= 2**16:
-        raise UserError(f"codes of {values} values cannot be stored; use 1 to 65536")
-    return "uint8" if values <= 2**8 else "uint16"
-
-
-def record_dtype(manifest: dict) -> np.dtype:
-    """NumPy type of the record that a manifest describes: `codes`, then the fields by name."""
-    fields = [("codes", manifest["dtype"], (manifest["positions"],))]
-    fields += [
-        (name, np.dtype(dtype), tuple(shape))
-        for name, (dtype, shape) in sorted(manifest["fields"].items())
-    ]
-    return np.dtype(fields)
 
 
 class CodeStore:
@@ -63,26 +45,9 @@ class CodeStore:
     def __init__(self, directory: str | pathlib.Path, identity=None):
         self.directory = pathlib.Path(directory)
         remote.fetch(self.directory, whole=True)
-        try:
-            self.manifest = json.loads((self.directory / "manifest.json").read_text())
-            if self.manifest["format"] != FORMAT:
-                raise UserError(
-                    f"code store {directory} has format {self.manifest['format']}, not {FORMAT}; "
-                    "export again"
-                )
-            self._shards, self._shard_size = self.manifest["shards"], self.manifest["shard_size"]
-            self._record = record_dtype(self.manifest)
-        except FileNotFoundError:
-            raise UserError(
-                f"no complete code store in {directory} (no manifest.json); run the codes step"
-            ) from None
-        except OSError as error:
-            raise UserError(f"cannot read code store {directory}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"damaged code store: {self.directory / 'manifest.json'} is not a manifest; export "
-                "again"
-            ) from error
+        self.manifest = read_manifest(directory)
+        self._shards, self._shard_size = self.manifest["shards"], self.manifest["shard_size"]
+        self._record = record_dtype(self.manifest)
         if identity is not None:
             self.check_encoder(identity)
         for entry in self._shards:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlc_jax import parallel, recipe
+from dlc_jax import parallel, recipe, remote
 from dlc_jax.data import inputs
-from dlc_jax.data.codes import CodeStore
+from dlc_jax.data.manifest import facts
 from dlc_jax.diffusion import guidance
 from dlc_jax.diffusion.processes import PROCESSES
 from dlc_jax.diffusion.sample import Sampler
@@ -18,6 +18,7 @@ from dlc_jax.errors import UserError
 from dlc_jax.models.dit import DiT
 from dlc_jax.networks.autoencoder import AutoencoderNetwork, Normalizer
 from dlc_jax.networks.network import Network, key_dtype, keys
+from dlc_jax.networks.samplers import check_sampler
 from dlc_jax.typing import Given
 
 DECODED = 8  # latents that a device makes images of at a time
@@ -25,9 +26,13 @@ DECODED = 8  # latents that a device makes images of at a time
 
 def sized(model: DiT, process: Any) -> DiT:
     """The model with as many channels of output as the process asks for."""
-    if model.out_channels is not None:
-        return model
-    return model.clone(out_channels=process.outputs * model.channels)
+    wanted = process.outputs * model.channels
+    if model.out_channels not in (None, wanted):
+        raise UserError(
+            f"model.out_channels={model.out_channels}, but this process asks for {wanted}; leave "
+            "it out, or choose the process of the weights (DDPM has twice as many as channels)"
+        )
+    return model.clone(out_channels=wanted)
 
 
 def example(model: DiT) -> Given:
@@ -49,7 +54,8 @@ class GeneratorNetwork(Network):
 
     def __init__(self, *arguments, **settings):
         super().__init__(*arguments, **settings)
-        self._bases: dict = {}  # parameters that guidance leans away from
+        self._bases: dict = {}  # generators that guidance leans away from, by their names
+        self._base_loaded: dict = {}  # their parameters
 
     @functools.cached_property
     def process(self):
@@ -114,11 +120,7 @@ class GeneratorNetwork(Network):
             raise UserError(
                 f"{self.step} was trained with codes; give some, as from sample_codes or encode"
             )
-        if sampler.guidance.base == "internal" and not self.model.early:
-            raise UserError(
-                f"sampler.guidance.base=internal: {self.step} has no early head; train with "
-                f"--config.{self.step}.model.early=BLOCK, or give another base"
-            )
+        check_sampler(sampler, self.section, "sampler")
         given = {} if codes is None else {"codes": self.checked(codes, "decode")}
         count = (count or 0) if codes is None else len(given["codes"])
         if self.model.classes:
@@ -126,9 +128,9 @@ class GeneratorNetwork(Network):
         elif labels is not None:
             raise UserError(f"decode: {self.step} was trained without classes; give no labels")
         mesh = self.mesh if params is None else self.full_mesh
-        if (base := sampler.guidance.base) and base != "internal":
+        if (base := sampler.guidance.base) not in ("", "internal") and sampler.guidance.scale != 1:
             own = self.params if params is None else params
-            params = {"own": own, "base": self._base(base, mesh)}
+            params = {"own": own, "base": self._base_params(base, mesh)}
         how = {"sampler": sampler, "names": tuple(given)}
         draws = keys(seed, count, first)
         return self.run(self._draw, draws, *given.values(), params=params, mesh=mesh, **how)
@@ -146,46 +148,55 @@ class GeneratorNetwork(Network):
         given = {name: value for name, value in given.items() if value is not None}
         shapes = [((), key_dtype()), *((leaf.shape[1:], leaf.dtype) for leaf in given.values())]
         own = self.abstract()
-        is_other = sampler.guidance.base not in ("", "internal")
-        params = {"own": own, "base": own} if is_other else own
+        is_other = sampler.guidance.base not in ("", "internal") and sampler.guidance.scale != 1
+        params = {"own": own, "base": own} if is_other else own  # planned as one of its own size
         how = {"sampler": sampler, "names": tuple(given)}
         return self._lower(self._draw, *shapes, params=params, **how)
 
     def _draw(self, params, keys, *given, sampler, names):
         given = Given(**dict(zip(names, given, strict=True)))
-        how, own, weak = sampler.guidance, params, None
-        if how.base not in ("", "internal"):
-            own, weak = params["own"], params["base"]
-
-        def apply(params, *inputs, method):
-            return self.model.apply({"params": params}, *inputs, method=method)
-
-        def predictor(params, given):
-            condition = apply(params, given, method="embed")  # once, not in every step
-
-            def predict(x, t):
-                inputs = self.process.inputs(x, t)
-                output = apply(params, *inputs, condition, method="denoise")
-                return self.process.predict(output, x, t)
-
-            return predict
-
-        def pair(x, t):
-            found = apply(own, *self.process.inputs(x, t), condition, method="all")
-            return tuple(self.process.predict(each, x, t) for each in (found.output, found.early))
-
+        how = sampler.guidance
+        is_other = how.base not in ("", "internal") and how.scale != 1
+        own = params["own"] if is_other else params
         if how.base == "internal" and how.scale != 1:
-            condition = apply(own, given, method="embed")
-            predict = guidance.guided_pair(pair, how)
-        elif names or weak is not None:
-            less = predictor(own, None) if weak is None else predictor(weak, given)
-            predict = guidance.guided(predictor(own, given), less, how)
+            predict = guidance.guided_pair(self._pair(own, given), how)
+        elif is_other:
+            base = self._bases.get(how.base, self)  # of a plan there is none
+            weak = base._predictor(params["base"], given)
+            predict = guidance.guided(self._predictor(own, given), weak, how)
+        elif names:
+            less = self._predictor(own, None)
+            predict = guidance.guided(self._predictor(own, given), less, how)
         else:  # nothing to lean to
-            predict = predictor(own, given)
+            predict = self._predictor(own, given)
         x = sampler.draw(self.process, predict, keys, self._shape)
         if self.section.latents:
             return x
         return to_uint8(x)
+
+    def _apply(self, params, *inputs, method):
+        return self.model.apply({"params": params}, *inputs, method=method)
+
+    def _predictor(self, params, given):
+        """(x, t) -> Prediction under what is given; None is the null condition."""
+        condition = self._apply(params, given, method="embed")  # once, not in every step
+
+        def predict(x, t):
+            inputs = self.process.inputs(x, t)
+            output = self._apply(params, *inputs, condition, method="denoise")
+            return self.process.predict(output, x, t)
+
+        return predict
+
+    def _pair(self, params, given):
+        """(x, t) -> the network's Prediction and its early head's."""
+        condition = self._apply(params, given, method="embed")
+
+        def both(x, t):
+            found = self._apply(params, *self.process.inputs(x, t), condition, method="all")
+            return tuple(self.process.predict(each, x, t) for each in (found.output, found.early))
+
+        return both
 
     def random_labels(self, count: int, *, seed: int, first: int = 0) -> np.ndarray:
         """Classes int [count], each as likely as any, of the images of the numbers from `first`."""
@@ -212,13 +223,41 @@ class GeneratorNetwork(Network):
             )
         return labels.astype(np.int32)
 
-    def _base(self, base: str, mesh):
-        if (base, mesh) not in self._bases:
+    def _base_params(self, base: str, mesh):
+        """Parameters of the generator that guidance leans away from, W[@STEP]."""
+        if (base, mesh) not in self._base_loaded:
+            place, _, at = base.rpartition("@")
+            place, at = (place, int(at)) if place and at.isdecimal() else (base, None)
             try:
-                self._bases[base, mesh] = self.load(Path(base), mesh)
+                network, directory = self._other(remote.local(place))
+                self._bases[base] = network
+                self._base_loaded[base, mesh] = network.load(directory, mesh, step=at)
             except UserError as error:
                 raise UserError(f"sampler.guidance.base={base}: {error}") from error
-        return self._bases[base, mesh]
+        return self._base_loaded[base, mesh]
+
+    def _other(self, place: Path):
+        """(network, folder of its step): a run with a step of this name, or a step's folder."""
+        for workdir, step in ((place, self.step), (place.parent, place.name)):
+            if (workdir / "config.json").is_file():
+                config = recipe.of_run(workdir)
+                if step not in config:
+                    raise UserError(f"its recipe has no step {step!r}")
+                settings = {"mesh": self.full_mesh, "batch": self.batch, "dtype": self._dtype}
+                found = GeneratorNetwork(config, workdir, step, **settings)
+                self._check_alike(found)
+                return found, recipe.trained(config, workdir, step)
+        return self, place
+
+    def _check_alike(self, other: "GeneratorNetwork") -> None:
+        """Refuses a base that draws something else, or of something else."""
+        for part in ("process", "latents", "normalize"):
+            if self.section[part] != other.section[part]:
+                raise UserError(f"it was trained with another {part}; a base has the same")
+        for field in ("image", "channels", "positions", "values", "classes"):
+            ours, theirs = (getattr(each.model, field) for each in (self, other))
+            if ours != theirs:
+                raise UserError(f"its model.{field} is {theirs}, and here it is {ours}")
 
     def _pictures(self, drawn) -> np.ndarray:
         """uint8 images of latents as they are drawn; a few at a time, since they are large."""
@@ -235,8 +274,9 @@ class GeneratorNetwork(Network):
         mesh = parallel.unsplit(self.full_mesh)
         network = AutoencoderNetwork(self.config, self.config[codes].autoencoder, mesh)
         place, normalizer = recipe.place(self.config, self.workdir, codes) / "train", Normalizer()
+        remote.fetch(place)
         if self.section.normalize or place.is_dir():  # else of an imported generator
-            store = CodeStore(place)
+            store = facts(place)
             network.check(store)
             if self.section.normalize:
                 normalizer = network.normalizer(store, self.process.deviation)

@@ -65,9 +65,15 @@ class Network:
         """The saved average, placed and cast. Of several processes all must ask, together."""
         return self.load(recipe.trained(self.config, self.workdir, self.step), self.mesh)
 
-    def load(self, directory: Path, mesh):
-        """The saved average of a trained step of the same model, placed and cast."""
-        return self.cast(checkpoint.load_params(directory / "checkpoints", self._sharded(mesh)))
+    def load(self, directory: Path, mesh, *, step: int | None = None):
+        """The saved average of a trained step of the same model, placed and cast.
+
+        Args:
+          step: of its checkpoints; None is the newest.
+        """
+        how = {} if step is None else {"step": step}
+        found = checkpoint.load_params(directory / "checkpoints", self._sharded(mesh), **how)
+        return self.cast(found)
 
     def cast(self, params):
         """Parameters in the dtypes that the network computes with."""

@@ -21,12 +21,15 @@ from dlc_jax.data.codes import CodeStore
 from dlc_jax.data.sources import DataSet
 from dlc_jax.diffusion.guidance import Guidance
 from dlc_jax.diffusion.masked import CodeSampler
+from dlc_jax.diffusion.processes import PROCESSES
 from dlc_jax.diffusion.sample import Sampler
 from dlc_jax.evals import composition, pictures
 from dlc_jax.evals.factors import Factors
 from dlc_jax.models.dit import DiT
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.networks import Networks, program
+from dlc_jax.networks.generator import sized
+from dlc_jax.networks.samplers import check_sampler
 from dlc_jax.stage import Job
 
 SHOWN = 32  # images of a picture
@@ -135,14 +138,18 @@ def make(config, *, step: str, workdir) -> Job:
 
 def plan(config, section: Section, networks) -> dict:
     """The job's large computations."""
-    model = recipe.build(DiT, config[section.generator].model)
+    generator = config[section.generator]
+    process = recipe.build(PROCESSES, generator.process)
+    model = sized(recipe.build(DiT, generator.model), process)
+    check_sampler(section.sampler, generator, "samples.sampler")
     guidance = section.sampler.guidance
-    is_guided = (section.codes or model.classes or guidance.base) and guidance.scale != 1
+    conditional = reads_codes(config, section) or model.classes or guidance.base
+    is_guided = conditional and guidance.scale != 1
     twice = is_guided and guidance.base != "internal"  # the null condition or the base too
     passes = section.sampler.calls * (2 if twice else 1)
     make = functools.partial(program, networks, batch=section.batch)
     images = make(section.generator, flops=passes * model.flops(), sampler=section.sampler)
-    if not section.codes:
+    if not reads_codes(config, section):
         return {"decode": images}
     prior = recipe.build(MaskedTransformer, config[section.prior].model)
     calls = section.code_sampler.calls or prior.positions
@@ -150,11 +157,16 @@ def plan(config, section: Section, networks) -> dict:
     return {"decode": images, "sample_codes": codes}
 
 
+def reads_codes(config, section: Section) -> bool:
+    """Whether there are codes, and the generator reads them."""
+    return bool(section.codes and config[section.generator].model["positions"])
+
+
 def fill(studio: Studio) -> dict[str, float]:
     """Everything that the section asks for; returns the results."""
     section = studio.section
     draw(studio)
-    if section.codes:
+    if reads_codes(studio.config, section):
         studio.note("judge/", studio.rates.proof(min(200, section.count)))
         for split in studio.config[section.codes].splits:
             if split != "train":
@@ -170,14 +182,14 @@ def fill(studio: Studio) -> dict[str, float]:
 def draw(studio: Studio) -> None:
     """New images."""
     section, codes, how = studio.section, None, "drawn without codes"
-    if section.codes:
+    if reads_codes(studio.config, section):
         prior, seed = studio.networks[section.prior], studio.config.seed
         codes = prior.sample(section.count, seed=seed, sampler=section.code_sampler)
         how = "sampled codes, decoded"
     images = studio.decode(codes, seed=1, count=section.count)
     sentence = f"Images that never existed: {how}."
     studio.show("unconditional", pictures.grid(images[: 2 * SHOWN]), sentence)
-    above = "" if section.codes else f"{section.generator}/"
+    above = "" if reads_codes(studio.config, section) else f"{section.generator}/"
     studio.note(f"{above}unconditional/", studio.rates.unconditional(images))
 
 

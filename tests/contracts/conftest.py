@@ -53,6 +53,4 @@ def real_stages(tmp_path_factory):
         origin = {"identity": "random", "source": sources.identity(split=split, **config.data)}
         code_writer.write(workdir / "codes" / split, encode, total=1024, **sizes, **origin)
     names = ("encoder", "prior", "generator", "modern")
-    return {
-        name: STAGES[config[name].stage](config, step=name, workdir=workdir) for name in names
-    }
+    return {name: STAGES[config[name].stage](config, step=name, workdir=workdir) for name in names}

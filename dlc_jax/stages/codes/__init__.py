@@ -20,7 +20,7 @@ import functools
 
 from dlc_jax import checkpoint, recipe
 from dlc_jax import workdir as home
-from dlc_jax.data import codes, sources
+from dlc_jax.data import codes, latents, sources
 from dlc_jax.data.sources import DataSet
 from dlc_jax.errors import UserError
 from dlc_jax.evals import codes as health
@@ -133,6 +133,9 @@ def check_given(config, workdir, step: str, section: Section, stores) -> None:
             store.check_dtype(section.dtype, step)
             if section.autoencoder:
                 AutoencoderNetwork(config, section.autoencoder).check(store)
+            for name in recipe.of_stage(config, "generator"):
+                if config[name].codes == step and config[name].normalize:
+                    latents.measured(store)
 
 
 def measure(store, simplicial, directory) -> dict[str, float]:

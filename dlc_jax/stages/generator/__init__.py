@@ -18,13 +18,13 @@ from dlc_jax import workdir as home
 from dlc_jax.data import loader
 from dlc_jax.diffusion.linear import Linear
 from dlc_jax.diffusion.processes import PROCESSES
-from dlc_jax.errors import UserError
 from dlc_jax.evaluation.training import Scores, TrainingScores
 from dlc_jax.models.dit import DiT
 from dlc_jax.networks import Networks
 from dlc_jax.networks.generator import example, sized
 from dlc_jax.optim import OPTIMIZERS, AdamW
 from dlc_jax.stage import Evaluator, Plan, Stage
+from dlc_jax.stages.generator import fitting
 from dlc_jax.stages.generator import objective as training
 from dlc_jax.stages.generator.objective import Objective, Task
 from dlc_jax.stages.generator.pictures import Grid, draw_grid, draw_images
@@ -44,6 +44,7 @@ class Section:
       process: how images become noise, and what is learned of it.
       model: the network.
       objective: what it is trained for beside the process's loss.
+      threads: that read records ahead; more where files are read.
       ema_decay: of the average of the parameters; less in the first steps.
       grid: pictures drawn on the way.
       scores: what is measured of images drawn on the way.
@@ -57,6 +58,7 @@ class Section:
     process: Annotated[Any, PROCESSES] = Linear()
     model: DiT = DiT()
     objective: Objective = Objective()
+    threads: int = 8
     ema_decay: float = 0.9999
     grid: Grid = Grid()
     scores: Scores = Scores()
@@ -72,34 +74,23 @@ def make(config, *, step: str, workdir) -> Stage:
     """The stage of a recipe's section `step`."""
     section = recipe.build(Section, config[step])
     model, plan = sized(section.model, section.process), section.train
-    # a store has latents too, which may be drawn without its codes
-    reads_codes = section.codes and (model.positions or not section.latents)
-    if bool(reads_codes) != bool(model.positions):
-        raise UserError(
-            f"{step}.codes={section.codes!r} does not go with {step}.model.positions="
-            f"{model.positions}: without codes, positions is 0"
-        )
-    section.objective.check(model, step)
-    if section.latents and not section.codes:
-        raise UserError(
-            f"{step}.latents are in the store of a codes step, and {step}.codes is ''; name it, "
-            f"and set {step}.model.positions=0 to draw them without codes"
-        )
+    fitting.check(section, config.data.image, step)
     files = Upstream(config, workdir, step, section)
     data, spec = files.data, batch_spec(section, config.data.image)
-    share = section.objective.route  # of patches that the middle blocks do not see
-    kept = training.count_kept(model, share) if share else None
     task = Task(model, section.process, section.objective, plan.batch, files.teacher)
 
     def batches(split, rows=None):
         fields = tuple(name for name in spec if name != "position")
         how = {"batch": plan.batch, "seed": config.seed, "rows": rows}
+        how["threads"] = section.threads
         source, transform = files.source(split, fields), files.transform()
         return loader.batches(source, fields=fields, transform=transform, **how)
 
     def reads():
         if section.scores.weights:
             scores.check()
+        files.check_labels()
+        fitting.check_bases(section, step)
         codes = {"store": files.store("train").origin} if section.codes else {}
         return {"source": data.identity("train")} | codes
 
@@ -132,7 +123,7 @@ def make(config, *, step: str, workdir) -> Stage:
         optimizer=section.optimizer.make(plan.steps, model.layer),
         plan=plan,
         rules=model.rules,
-        flops=plan.batch * (3 * model.flops(training=True, kept=kept) + files.teacher_flops),
+        flops=plan.batch * training.flops(task, plan.steps, files.teacher_flops),
         evals=evals,
         identity={
             **made,
@@ -148,6 +139,20 @@ def make(config, *, step: str, workdir) -> Stage:
         ),
         reads=reads,
     )
+
+
+def former(process, saved):
+    """A checkpoint's identity in the fields of this version.
+
+    Before it had a process there was one, and what the network gave was told by config.json alone.
+    """
+    kinds = {name: functools.partial(recipe.complete, kind) for name, kind in PROCESSES.items()}
+    found = saved.get("process", process if process["name"] == "linear" else {"name": "linear"})
+    complete = {"name": found["name"]} | kinds[found["name"]](
+        {name: value for name, value in found.items() if name != "name"}
+    )
+    model = recipe.complete(DiT, saved["model"])
+    return {"normalize": False} | saved | {"model": model, "process": complete}
 
 
 def batch_spec(section: Section, image: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -6,6 +6,8 @@ images or latents ──noise at drawn times──► network ──► the proc
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +19,7 @@ from dlc_jax.models.dit import DiT
 from dlc_jax.step import example_keys, shared_key
 from dlc_jax.typing import Given
 
-TIME, NOISE, DROP, POSITIONS, ROUTE = 1, 2, 3, 4, 5  # purposes of keys
+TIME, NOISE, DROP, POSITIONS, ROUTE, LABEL = 1, 2, 3, 4, 5, 6  # purposes of keys
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,8 @@ class Objective:
     """The `objective` section.
 
     Attributes:
-      drop: share of examples that see the null condition, for guidance.
+      drop: share of examples that see the null condition, for guidance. A label beside codes is
+        dropped by itself as often again, so that codes alone are a condition too.
       drop_positions: largest share of positions taken from an example that keeps its codes; 0 in
         the paper. The share is drawn evenly up to it.
       foreign: share of examples in which other images' values stand at those positions; 0 in the
@@ -53,25 +56,12 @@ class Objective:
     def __post_init__(self):
         for name in ("drop", "drop_positions", "foreign"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(
-                    f"generator.objective.{name}={getattr(self, name)} is a share: 0 to 1"
-                )
+                raise UserError(f"objective.{name}={getattr(self, name)} is a share: 0 to 1")
         if not 0 <= self.route < 1:
-            raise UserError(
-                f"generator.objective.route={self.route} is a share of patches: from 0, below 1"
-            )
-
-    def check(self, model: DiT, step: str) -> None:
-        """Raises UserError where the objective asks what the model does not have."""
-        for weight, field, what in (
-            (self.align, "align", "a block whose patches are aligned"),
-            (self.route, "route", "true"),
-        ):
-            if bool(weight) != bool(getattr(model, field)):
-                raise UserError(
-                    f"{step}.objective.{field}={weight} does not go with {step}.model.{field}="
-                    f"{getattr(model, field)}: give {what}, or 0 and none"
-                )
+            raise UserError(f"objective.route={self.route} is a share of patches: from 0, below 1")
+        for name in ("early", "align", "align_until", "route_until"):
+            if getattr(self, name) < 0:
+                raise UserError(f"objective.{name}={getattr(self, name)} must be at least 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +96,18 @@ def prepare(task: Task, params, ema, extra, batch, frozen, step, key):
         neighbors = (rows + 1 + columns % (size - 1)) % size
         batch = batch | {"other": batch["codes"][neighbors, columns]}
     if task.teacher is not None:
-        batch = batch | {"patches": spatial(task.teacher(frozen, batch["image"]))}
+        until, images = task.objective.align_until, batch["image"]
+
+        def patches():
+            return spatial(task.teacher(frozen, images))
+
+        shape = jax.eval_shape(patches)
+        found = (
+            jax.lax.cond(step < until, patches, lambda: jnp.zeros(shape.shape, shape.dtype))
+            if until
+            else patches()
+        )
+        batch = batch | {"patches": found}
     return batch
 
 
@@ -124,9 +125,12 @@ def spatial(patches):
 def hide(model: DiT, objective: Objective, batch, key) -> Given:
     """The condition, null at whole examples, and null or foreign at single positions of codes."""
     position = batch["position"]
-    whole = jax.vmap(lambda key: jax.random.uniform(key) < objective.drop)(
-        example_keys(key, position, DROP)
-    )
+
+    def dropped(purpose):
+        keys = example_keys(key, position, purpose)
+        return jax.vmap(lambda key: jax.random.uniform(key) < objective.drop)(keys)
+
+    whole = dropped(DROP)
 
     def one(codes, other, whole, share):
         level, each, kind = jax.random.split(share, 3)
@@ -141,7 +145,8 @@ def hide(model: DiT, objective: Objective, batch, key) -> Given:
         keys = example_keys(key, position, POSITIONS)
         codes = jax.vmap(one)(batch["codes"], other, whole, keys)
     if model.classes:
-        label = jnp.where(whole, model.classes, batch["label"])
+        null = whole | dropped(LABEL) if model.positions else whole
+        label = jnp.where(null, model.classes, batch["label"])
     return Given(codes=codes, label=label)
 
 
@@ -157,7 +162,7 @@ def loss(task: Task, params, extra, batch, frozen, step, key):
     x_t = process.noised(x, noise, t)
     given = hide(model, objective, batch, key)
 
-    def at(keep):
+    def at(keep, params):
         inputs = process.inputs(x_t, t)
         outputs = model.apply({"params": params}, *inputs, given, keep=keep, method="all")
         total = process.loss(outputs.output, x, noise, t).mean()
@@ -172,16 +177,37 @@ def loss(task: Task, params, extra, batch, frozen, step, key):
         return total, metrics
 
     if not objective.route:
-        total, metrics = at(None)
-    elif not objective.route_until:
-        total, metrics = at(kept(model, objective.route, position, key))
-    else:
-        total, metrics = jax.lax.cond(
-            step < objective.route_until,
-            lambda: at(kept(model, objective.route, position, key)),
-            lambda: at(None),
-        )
+        total, metrics = at(None, params)
+        return total, (metrics, {})
+    keep = kept(model, objective.route, position, key)
+    if not objective.route_until:
+        total, metrics = at(keep, params)
+        return total, (metrics, {})
+    routed, whole = functools.partial(at, keep), functools.partial(at, None)
+    total, metrics = either(step < objective.route_until, routed, whole, params)
     return total, (metrics, {})
+
+
+def either(first, one: Callable, other: Callable, params):
+    """one(params) if `first`, else other(params): (loss, metrics), of which the loss has gradients.
+
+    They are computed within the branch that is taken. Where `jax.grad` looks through a `cond`, both
+    branches' residuals are kept, those of the longer one whichever is taken.
+    """
+
+    @jax.custom_vjp
+    def chosen(params):
+        return jax.lax.cond(first, one, other, params)
+
+    def forward(params):
+        graded = (jax.value_and_grad(branch, has_aux=True) for branch in (one, other))
+        return jax.lax.cond(first, *graded, params)
+
+    def backward(grads, cotangent):
+        return (jax.tree.map(lambda grad: (cotangent[0] * grad).astype(grad.dtype), grads),)
+
+    chosen.defvjp(forward, backward)
+    return chosen(params)
 
 
 def kept(model: DiT, share: float, position, key):
@@ -192,6 +218,24 @@ def kept(model: DiT, share: float, position, key):
         return jnp.sort(jax.random.permutation(key, patches)[: count_kept(model, share)])
 
     return jax.vmap(one)(example_keys(key, position, ROUTE))
+
+
+def flops(task: Task, steps: int, teacher: float) -> float:
+    """Model FLOPs of one example of a step, on the average of a run of `steps`.
+
+    Args:
+      teacher: of the encoder's forward pass.
+    """
+    model, objective = task.model, task.objective
+
+    def share(until):
+        return min(until / steps, 1.0) if until else 1.0
+
+    total = 3 * model.flops(training=True)
+    if objective.route:
+        less = 3 * model.flops(training=True, kept=count_kept(model, objective.route))
+        total += share(objective.route_until) * (less - total)
+    return total + share(objective.align_until) * teacher
 
 
 def count_kept(model: DiT, share: float) -> int:
