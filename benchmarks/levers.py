@@ -90,7 +90,7 @@ def config_of(lines, workdir, place):
     lines = {"data.path": place, **lines}
     given = [f"--config.{name}={value}" for name, value in lines.items()]
     given = [f"--config={RECIPE}", *given, f"--workdir={workdir}"]
-    return command.parse(given)[0], given
+    return command.parse(["dlc", *given])[0], given
 
 
 def run(given, steps):

@@ -2,9 +2,9 @@
 
     python -m dlc_jax.main --config=configs/imagenet256_fast.py --config.autoencoder.path=VAE
 
-Encoder, codes and prior are those of imagenet256.py. Each line of the generator is one lever with
-its source, and taking it away gives the generator without it; docs/results.md ("Levers") measures
-them one at a time. 100,000 steps of 1024 are 80 epochs.
+Encoder, codes and prior are those of imagenet256.py. Each group of lines is one lever with its
+source, and taking the group away gives the generator without it; docs/results.md ("Levers")
+measures them one at a time. 100,000 steps of 1024 are 80 epochs.
 """
 
 RECIPE = {

@@ -14,6 +14,7 @@ from dlc_jax.data import sources
 from dlc_jax.diffusion.guidance import Guidance
 from dlc_jax.diffusion.linear import Linear
 from dlc_jax.diffusion.sample import Sampler
+from dlc_jax.errors import UserError
 from dlc_jax.models.dit import DiT, Outputs
 from dlc_jax.networks.generator import GeneratorNetwork
 from dlc_jax.recipe import build, changed
@@ -222,3 +223,38 @@ def test_the_grid_draws_unseen_images_by_the_average(stores, tmp_path, monkeypat
     assert more == {"params": "average", "seed": 0, "count": 8, "sampler": sampler}
     np.testing.assert_array_equal(codes[0], np.full(LENGTH, 4))  # validation counts down
     assert found["samples"].ndim == 3 and (tmp_path / "pictures" / "step_7.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model.image": 8}, "generator.model.image=8, but images of 16 pixels"),
+        ({"normalize": True}, "normalize=True is for latents"),
+        ({"model.embedding": 4}, "no step gives embeddings"),
+        ({"codes": ""}, "without codes, positions is 0"),
+        ({"codes": "", "latents": True}, "latents are in the store of a codes step"),
+        ({"objective.route": 0.5}, "objective.route=0.5 does not go with"),
+        ({"model.align": 1}, "objective.align=0.0 does not go with"),
+        ({"model.out_channels": 6}, "model.out_channels=6, but this process asks for 3"),
+        ({"process.name": "ddpm", "grid.sampler.churn": 5.0}, "churn needs a process of cont"),
+        ({"process.name": "ddpm", "grid.sampler.steps": 2000}, "2000 steps"),
+        ({"grid.sampler.guidance.base": "internal"}, "grid.sampler.guidance.base=internal needs"),
+        ({"objective.drop": 0.0}, "objective.drop=0 does not train"),
+        ({"objective.drop": 1.5}, "objective.drop=1.5 is a share"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_before_anything_is_trained(changes, words):
+    with pytest.raises(UserError, match=words):
+        stage("generator", **changes)
+
+
+def test_a_base_that_is_nowhere_is_told_before_training(stores):  # noqa: F811
+    made = stage("generator", stores, **{"grid.sampler.guidance.base": "/nowhere@3"})
+    with pytest.raises(UserError, match="grid.sampler.guidance.base=/nowhere@3: there is no such"):
+        made.reads()
+
+
+def test_labels_must_be_those_of_the_data(stores):  # noqa: F811
+    made = stage("generator", stores, **{"model.classes": 3})
+    with pytest.raises(UserError, match="model.classes=3, but the data is not in classes"):
+        made.reads()
