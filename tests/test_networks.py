@@ -13,6 +13,7 @@ import pytest
 from test_pipeline import FAST, SMALL, images, networks, random_params
 
 from dlc_jax import checkpoint, parallel, pipeline
+from dlc_jax import workdir as home
 from dlc_jax.diffusion.guidance import Guidance
 from dlc_jax.errors import UserError
 from dlc_jax.networks import Networks
@@ -113,3 +114,35 @@ def test_a_base_that_is_not_a_trained_generator_is_refused_in_a_line(workdir, tm
             p.decode(CODES, sampler=leaning(base))
         line = str(refused.value)
         assert line.startswith(f"sampler.guidance.base={base}: ") and "\n" not in line
+
+
+def other_run(place, lines, factors):
+    """A run of another generator; its checkpoint of step n has its weights times factors[n]."""
+    found = networks(lines)
+    place.mkdir()
+    home.write(place / "config.json", found.config.to_dict())
+    saved = checkpoint.Checkpoints(place / "generator" / "checkpoints", keep=2)
+    for step, factor in factors.items():
+        params = jax.tree.map(lambda leaf, by=factor: by * leaf, random_params(found["generator"]))
+        saved.save(step, {"ema": jax.device_get(params)}, None, {"identity": {}})
+    saved.close()
+
+
+def test_a_base_is_a_smaller_generator_of_another_run_at_any_of_its_steps(workdir, tmp_path):
+    """Also the folder of its step; and what draws something else is refused."""
+    other_run(tmp_path / "W2", {"generator.model.width": 8}, {1: 0.5, 2: 1.0})
+    p = pipeline.Pipeline(opened(workdir), sampler=FAST)
+    drawn = {
+        name: p.decode(CODES, seed=1, sampler=leaning(tmp_path / name, 3.0)).astype(int)
+        for name in ("W2", "W2@2", "W2@1", "W2/generator")
+    }
+    np.testing.assert_array_equal(drawn["W2"], drawn["W2@2"])
+    np.testing.assert_array_equal(drawn["W2"], drawn["W2/generator"])
+    assert np.abs(drawn["W2"] - drawn["W2@1"]).max() > 1
+    for name, lines, words in (
+        ("edm", {"generator.process.name": "edm"}, "another process"),
+        ("short", {"generator.model.values": 4}, "model.values is 4"),
+    ):
+        other_run(tmp_path / name, lines, {1: 1.0})
+        with pytest.raises(UserError, match=f"base={tmp_path / name}: .*{words}"):
+            p.decode(CODES, sampler=leaning(tmp_path / name))
