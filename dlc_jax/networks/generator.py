@@ -93,29 +93,6 @@ class GeneratorNetwork(Network):
             not points of simplices; none for a generator that reads some; no weights of the
             autoencoder; a `guidance.base` that is not this model, trained.
         """
-        drawn = self.draw(
-            codes,
-            labels=labels,
-            seed=seed,
-            count=count,
-            first=first,
-            sampler=sampler,
-            params=params,
-        )
-        return self._pictures(drawn) if self.section.latents else drawn
-
-    def draw(
-        self,
-        codes: np.ndarray | None,
-        *,
-        labels: np.ndarray | None = None,
-        seed: int = 0,
-        count: int | None = None,
-        first: int = 0,
-        sampler: Sampler = Sampler(),  # noqa: B008, it is frozen
-        params=None,
-    ) -> np.ndarray:
-        """What `decode` makes images of: latents float32 [b, y, x, c], else the images."""
         if codes is None and self.model.positions:
             raise UserError(
                 f"{self.step} was trained with codes; give some, as from sample_codes or encode"
@@ -133,7 +110,8 @@ class GeneratorNetwork(Network):
             params = {"own": own, "base": self._base_params(base, mesh)}
         how = {"sampler": sampler, "names": tuple(given)}
         draws = keys(seed, count, first)
-        return self.run(self._draw, draws, *given.values(), params=params, mesh=mesh, **how)
+        drawn = self.run(self._draw, draws, *given.values(), params=params, mesh=mesh, **how)
+        return self._pictures(drawn) if self.section.latents else drawn
 
     def checked(self, codes: np.ndarray, where: str) -> np.ndarray:
         """Codes int32 [b, l] or float32 [b, l, v] that the generator can read; see `decode`."""
@@ -143,7 +121,7 @@ class GeneratorNetwork(Network):
         return inputs.check_codes(codes, where=where, **shape)
 
     def lower(self, *, sampler: Sampler):
-        """`draw` of a batch, lowered from shapes alone."""
+        """`decode` of a batch up to the latents, if it draws them, lowered from shapes alone."""
         given = {name: value for name, value in example(self.model)._asdict().items()}
         given = {name: value for name, value in given.items() if value is not None}
         shapes = [((), key_dtype()), *((leaf.shape[1:], leaf.dtype) for leaf in given.values())]
