@@ -1,10 +1,10 @@
 """The levers of configs/imagenet256_fast.py, one at a time, at equal model FLOPs, on small images.
 
-    python benchmarks/levers.py PLACE --weights cifar10_resnet56-4bfd9763.th --workdir DIR
+    python benchmarks/levers.py PLACE --weights squeezenet_v1.0_decoded_OIHW.npz --workdir DIR
 
 PLACE is CIFAR-10 or any place of images, taken at 16 pixels. One encoder and its codes serve all.
 The table has the validation loss where it is of the same kind as the first row's, and the Fréchet
-distance of ResNet-56's features between images drawn from codes of the validation split and images
+distance of SqueezeNet's features between images drawn from codes of the validation split and images
 of the training split. What is done in DIR is not done again.
 """
 
@@ -44,9 +44,10 @@ GENERATOR = {
     "generator.train.save_every": 10_000,
     "generator.ema_decay": 0.995,
     "generator.optimizer.learning_rate": 1e-3,
-    "generator.scores.network": "resnet56",
+    "generator.scores.network": "squeezenet",
+    "generator.scores.protocol": "stretch",
     "generator.scores.count": 1000,
-    "generator.scores.reference_count": 10_000,
+    "generator.scores.reference_count": 5000,
     "generator.scores.metrics": "('fd',)",
     "generator.scores.sampler.method": "heun",
     "generator.scores.sampler.steps": 10,
@@ -143,10 +144,12 @@ def main():
         run(given, "generator")
         results = json.loads((place / "results.json").read_text())
         loss = "" if name in OTHER_LOSS else f"{results['generator/validation/loss']:.4f}"
-        distance, error = (results[f"generator/scores/fd_resnet56{end}"] for end in ("", "_error"))
-        rows.append(f"| {name} | {steps} | {loss} | {distance:.2f} ± {error:.2f} |")
+        distance, error = (
+            results[f"generator/scores/fd_squeezenet{end}"] for end in ("", "_error")
+        )
+        rows.append(f"| {name} | {steps} | {loss} | {distance:.0f} ± {error:.0f} |")
         print(rows[-1], flush=True)
-    print("\n| lever | steps | validation loss | Fréchet distance, ResNet-56 |\n|---|---|---|---|")
+    print("\n| lever | steps | validation loss | Fréchet distance, SqueezeNet |\n|---|---|---|---|")
     print("\n".join(rows))
 
 

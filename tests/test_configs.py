@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import recipes
 
-from dlc_jax import optim, parallel, recipe, train
+from dlc_jax import agenda, optim, parallel, recipe, train
 from dlc_jax.errors import UserError
 from dlc_jax.interop import slots, torch_names
 from dlc_jax.models.encoder import Encoder
@@ -211,3 +211,18 @@ CHANGED = [  # the words that change a step
 @pytest.mark.parametrize("step, variant", CHANGED)
 def test_imagenet_variants_lower(step, variant, tmp_path):
     assert all("dot_general" in text for text in lowered(imagenet(variant), step, tmp_path))
+
+
+def test_a_generator_of_latents_may_read_classes_instead_of_codes(tmp_path, monkeypatch):
+    """Or nothing. The store's latents serve it; its samples ask no prior."""
+    monkeypatch.setattr(agenda, "_check_autoencoders", lambda *_: None)  # no weights are here
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    none = {"generator.model.positions": 0, "generator.model.values": 0}
+    small = {"generator.model.width": 64, "generator.model.depth": 2, "generator.model.heads": 2}
+    for classes in (0, 1000):
+        lines = none | small | {"generator.model.classes": classes}
+        lines |= {"steps": ("generator", "samples")}
+        made = agenda.make(recipes.load("imagenet256.py", lines), tmp_path, mesh)
+        assert ("label" in made["generator"].batch_spec) == (classes > 0)
+        assert "codes" not in made["generator"].batch_spec
+        assert list(made["samples"].programs) == ["decode"]
