@@ -118,7 +118,8 @@ def test_a_folder_trains_to_the_end(tmp_path):
     assert all(f"{step}: complete" in again.stdout for step in STEPS)
     moved = folder.rename(tmp_path / "elsewhere")  # the place may change, not what is in it
     assert run(tmp_path / "run", moved).returncode == 0
-    refused = run(tmp_path / "run", moved, "--config.data.image=64")
+    sides = ("--config.data.image=64", "--config.generator.model.image=64")
+    refused = run(tmp_path / "run", moved, *sides)
     assert refused.returncode == 2 and "data.image: 32 -> 64" in refused.stderr
 
 

@@ -156,9 +156,10 @@ def test_grids_are_drawn_from_the_same_codes_with_the_same_noise(step, config, t
     assert captions["step_12.png"].startswith("After 12 steps: ")
 
 
-def test_latents_have_no_grid(config, tmp_path):
+def test_latents_have_a_grid_too(config, tmp_path):
     config.generator.latents = True
-    assert make(config, "generator", tmp_path).evals == ()
+    (grid,) = make(config, "generator", tmp_path).evals
+    assert grid.name == "grid"
 
 
 def test_a_wrong_grid_is_refused(config, tmp_path):
