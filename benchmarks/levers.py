@@ -69,6 +69,7 @@ LEVERS = {
         "model.early": 2,
         "objective.drop": 0.0,
         "scores.sampler.guidance.base": "internal",
+        "grid.sampler.guidance.base": "internal",
         "scores.sampler.guidance.scale": 1.5,
     },
     "guidance 1.5 by the null condition": {"scores.sampler.guidance.scale": 1.5},
