@@ -258,3 +258,19 @@ def test_labels_must_be_those_of_the_data(stores):  # noqa: F811
     made = stage("generator", stores, **{"model.classes": 3})
     with pytest.raises(UserError, match="model.classes=3, but the data is not in classes"):
         made.reads()
+
+
+@pytest.mark.parametrize("process", ["linear", "ddpm"])
+def test_a_checkpoint_of_before_there_were_processes_is_of_the_linear_path(process):
+    """It goes on under that one alone, and a field that is new since has its default."""
+    made = stage("generator", **{"process.name": process})
+    saved = {name: dict(value) for name, value in made.identity.items() if name == "model"}
+    before = {**made.identity, **saved}
+    for name in ("process", "normalize"):
+        del before[name]
+    del before["model"]["route"]
+    found = made.former(before)
+    assert found["model"] == made.identity["model"] and found["normalize"] is False
+    assert (found == made.identity) == (process == "linear")
+    assert found["process"]["name"] == "linear"
+    assert made.former(made.identity) == made.identity

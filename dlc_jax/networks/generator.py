@@ -91,7 +91,7 @@ class GeneratorNetwork(Network):
         Raises:
           UserError: codes or labels of another shape or type, or out of range; soft codes that are
             not points of simplices; none for a generator that reads some; no weights of the
-            autoencoder; a `guidance.base` that is not this model, trained.
+            autoencoder; a `guidance.base` that is not there, or draws something else.
         """
         if codes is None and self.model.positions:
             raise UserError(

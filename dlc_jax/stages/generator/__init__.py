@@ -132,11 +132,7 @@ def make(config, *, step: str, workdir) -> Stage:
             "normalize": section.normalize,
             **home.lasting({"data": config.data.to_dict()}),
         },
-        former=lambda saved: (
-            {"process": made["process"], "normalize": False}
-            | saved
-            | {"model": recipe.complete(DiT, saved["model"])}
-        ),
+        former=functools.partial(former, made["process"]),
         reads=reads,
     )
 
@@ -146,11 +142,9 @@ def former(process, saved):
 
     Before it had a process there was one, and what the network gave was told by config.json alone.
     """
-    kinds = {name: functools.partial(recipe.complete, kind) for name, kind in PROCESSES.items()}
-    found = saved.get("process", process if process["name"] == "linear" else {"name": "linear"})
-    complete = {"name": found["name"]} | kinds[found["name"]](
-        {name: value for name, value in found.items() if name != "name"}
-    )
+    found = dict(saved.get("process", process if process["name"] == "linear" else {}))
+    name = found.pop("name", "linear")
+    complete = {"name": name, **recipe.complete(PROCESSES[name], found)}
     model = recipe.complete(DiT, saved["model"])
     return {"normalize": False} | saved | {"model": model, "process": complete}
 
