@@ -1,7 +1,7 @@
 """Are drawn images those of their numbers alone? One run's images in two batches, to be compared.
 
     python benchmarks/draws.py W one.npz
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python benchmarks/draws.py W eight.npz one.npz
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python benchmarks/draws.py W 8.npz one.npz
 
 Writes the codes, and the images that three methods draw of them, in batches of 16 and of 64. With a
 second file it prints, for each, the largest difference in levels and the share of pixels within 1.

@@ -68,8 +68,8 @@ def _generator(section):
 def _process(objective):
     """(process, objective) of when there was one process, and it had fields of the objective."""
     objective = dict(objective)
-    names = {"prediction": "prediction", "floor": "floor"}
-    process = {names[name]: objective.pop(name) for name in names if name in objective}
+    own = ("prediction", "floor")
+    process = {name: objective.pop(name) for name in own if name in objective}
     if "time" in objective:
         process["mean"], process["spread"] = objective.pop("time")
     return {"name": "linear", **process}, objective

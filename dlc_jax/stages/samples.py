@@ -132,16 +132,16 @@ def make(config, *, step: str, workdir) -> Job:
             return fill(Studio(config, workdir, section, data, opened, rates, directory))
 
     changeable = ("count", "pairs", "code_sampler", "sampler")
-    programs = plan(config, section, networks)
+    programs = plan(config, section, networks, step)
     return Job(run=run, programs=programs, settings=changeable)
 
 
-def plan(config, section: Section, networks) -> dict:
+def plan(config, section: Section, networks, step: str = "samples") -> dict:
     """The job's large computations."""
     generator = config[section.generator]
     process = recipe.build(PROCESSES, generator.process)
     model = sized(recipe.build(DiT, generator.model), process)
-    check_sampler(section.sampler, generator, "samples.sampler")
+    check_sampler(section.sampler, generator, f"{step}.sampler")
     guidance = section.sampler.guidance
     conditional = reads_codes(config, section) or model.classes or guidance.base
     is_guided = conditional and guidance.scale != 1
