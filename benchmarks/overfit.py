@@ -1,6 +1,6 @@
 """Can a generator learn 16 real images by heart? Every process, in pixels and in latents.
 
-    python benchmarks/overfit.py PLACE [--autoencoder DIR --model.name tiny] [--steps 3000]
+    python benchmarks/overfit.py PLACE [--autoencoder DIR [--name tiny]] [--steps 3000]
 
 PLACE is any place of images. Each image has a code of its own, drawn at random. The table has the
 peak signal-to-noise ratio of what is drawn from the codes, in latents beside what the autoencoder
@@ -26,7 +26,7 @@ from dlc_jax.networks.generator import example, sized, to_uint8
 from dlc_jax.networks.network import keys
 from dlc_jax.stages.generator.objective import Objective, Task, loss, to_pixels
 
-COUNT, LENGTH, VALUES, DRAWS = 16, 8, 16, 4
+COUNT, LENGTH, VALUES = 16, 8, 16
 PROCESS = {
     "linear": {"prediction": "x"},
     "ddpm": {},
@@ -40,19 +40,20 @@ def psnr(a, b):
     return float(np.mean(10 * np.log10(255**2 / np.maximum(error, 1e-9))))
 
 
-def fit(name, x, patch, width, depth, steps, rate):
-    """(draws [n, ...] of every code after training on x, seconds)."""
+def fit(name, x, patch, width, depth, steps, rate, draws):
+    """(draws [n, ...] of every code after training on x, seconds); every image is draws times in a
+    batch, at times of their own."""
     process = PROCESSES[name](**PROCESS[name])
     size = {"image": x.shape[1], "channels": x.shape[-1], "patch": patch}
     sizes = {"width": width, "depth": depth, "heads": 4, "remat": "none", "unroll": 0}
     code = {"positions": LENGTH, "values": VALUES}
     model = sized(DiT(**size, **sizes, **code, qk_norm=True), process)
-    batch = DRAWS * COUNT  # of every image so many, at times of their own
+    batch = draws * COUNT
     task = Task(model, process, Objective(drop=0.0), batch)
     codes = jax.random.randint(jax.random.key(1), (COUNT, LENGTH), 0, VALUES)
     records = {"latent": x * process.deviation, "codes": codes}
     records = {
-        name: jnp.tile(each, (DRAWS, *[1] * (each.ndim - 1))) for name, each in records.items()
+        name: jnp.tile(each, (draws, *[1] * (each.ndim - 1))) for name, each in records.items()
     }
     batch = records | {"position": jax.random.permutation(jax.random.key(3), batch)}
     first = jnp.zeros((1, *x.shape[1:])), jnp.zeros((1,)), example(model)
@@ -108,12 +109,13 @@ def main():
     parser.add_argument("--name", default="tiny", choices=("tiny", "kl"))
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--processes", default=",".join(PROCESS))
+    parser.add_argument("--pixels", type=int, default=1)
     arguments = parser.parse_args()
     print("| what is drawn | process | PSNR | autoencoder alone | seconds |\n|---|---|---|---|---|")
     names = arguments.processes.split(",")
     real = images(arguments.place, 32)
-    for name in names:
-        drawn, seconds = fit(name, to_pixels(real), 8, 256, 4, arguments.steps, 2e-3)
+    for name in names if arguments.pixels else ():
+        drawn, seconds = fit(name, to_pixels(real), 8, 256, 4, arguments.steps, 2e-3, 4)
         found = psnr(np.asarray(to_uint8(drawn)), real)
         print(f"| 32 x 32 pixels | {name} | {found:.1f} dB | | {seconds:.0f} |", flush=True)
     if arguments.autoencoder:
@@ -129,7 +131,7 @@ def main():
         alone = psnr(np.asarray(decode(latents)), real)
         for name in names:
             normal = jnp.asarray((latents - mean) / std)
-            drawn, seconds = fit(name, normal, 8, 384, 4, arguments.steps, 1e-3)
+            drawn, seconds = fit(name, normal, 2, 256, 4, arguments.steps, 2e-3, 1)
             found = psnr(np.asarray(decode(drawn * std + mean)), real)
             row = f"| 256 x 256 pixels by latents | {name} | {found:.1f} dB | {alone:.1f} dB |"
             print(f"{row} {seconds:.0f} |", flush=True)
