@@ -29,8 +29,8 @@ from pathlib import Path
 import numpy as np
 
 from dlc_jax import parallel, recipe
+from dlc_jax.diffusion.code_sampler import CodeSampler
 from dlc_jax.diffusion.guidance import Guidance as Guidance
-from dlc_jax.diffusion.masked import CodeSampler
 from dlc_jax.diffusion.sample import Sampler
 from dlc_jax.errors import UserError
 from dlc_jax.evals import composition

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import pytest
 
 from dlc_jax import command, recipe
+from dlc_jax.diffusion.code_sampler import CodeSampler
 from dlc_jax.diffusion.guidance import Guidance, guided
 from dlc_jax.diffusion.linear import Linear
-from dlc_jax.diffusion.masked import CodeSampler
 from dlc_jax.diffusion.process import Prediction
 from dlc_jax.diffusion.processes import PROCESSES
 from dlc_jax.diffusion.sample import Sampler

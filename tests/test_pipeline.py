@@ -15,8 +15,8 @@ import pytest
 from recipes import load
 
 from dlc_jax import parallel, pipeline
+from dlc_jax.diffusion.code_sampler import CodeSampler
 from dlc_jax.diffusion.guidance import Guidance
-from dlc_jax.diffusion.masked import CodeSampler
 from dlc_jax.diffusion.sample import Sampler
 from dlc_jax.errors import UserError
 from dlc_jax.evals import composition

@@ -1,11 +1,12 @@
-"""The prior over codes: a time-agnostic masked transformer under the continuous-time bound.
+"""The prior over codes: a transformer that learns one of the processes of codes.
 
-Source: MDLM and RADD (the optimal masked denoiser does not depend on time); arXiv 2507.12318,
-section 3.
+Sources: MDLM and RADD (the optimal masked denoiser does not depend on time), SEDD for the score
+entropy; arXiv 2507.12318, section 3.
 """
 
 import dataclasses
 import functools
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,18 @@ import jax.numpy as jnp
 from dlc_jax import recipe
 from dlc_jax.data import loader
 from dlc_jax.data.codes import CodeStore
-from dlc_jax.diffusion import masked, schedules
+from dlc_jax.data.sources import DataSet, WithCodes
+from dlc_jax.diffusion import schedules
+from dlc_jax.diffusion.code_processes import CODE_PROCESSES
+from dlc_jax.diffusion.masked import Masked
+from dlc_jax.errors import UserError
 from dlc_jax.models.masked_transformer import MaskedTransformer
-from dlc_jax.optim import AdamW
+from dlc_jax.networks.prior import apply, example
+from dlc_jax.optim import OPTIMIZERS, AdamW
 from dlc_jax.stage import Plan, Stage
 from dlc_jax.step import example_keys, shared_key
 
-TIME, MASK = 1, 2  # purposes of keys
+TIME, MASK, DROP, UNITS = 1, 2, 3, 4  # purposes of keys
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,16 +34,20 @@ class Section:
 
     Attributes:
       codes: step whose code store it learns from.
+      process: how codes become noise, and what is learned of it.
       model: the network.
+      drop_label: share of the examples whose class is hidden from a model with classes, in [0, 1].
       ema_decay: of the average of the parameters; less in the first steps.
       optimizer: of the parameters.
       train: how long and how.
     """
 
     codes: str = "codes"
+    process: Annotated[Any, CODE_PROCESSES] = Masked()
     model: MaskedTransformer = MaskedTransformer()
+    drop_label: float = 0.1
     ema_decay: float = 0.9999
-    optimizer: AdamW = AdamW(learning_rate=3e-4, warmup=2500)
+    optimizer: Annotated[Any, OPTIMIZERS] = AdamW(learning_rate=3e-4, warmup=2500)
     train: Plan = Plan(
         steps=500_456,
         batch=512,
@@ -45,11 +55,16 @@ class Section:
         dtype="bfloat16",
     )
 
+    def __post_init__(self):
+        if not 0 <= self.drop_label <= 1:
+            raise UserError(f"drop_label={self.drop_label} must be in [0, 1]")
+
 
 def make(config, *, step: str, workdir) -> Stage:
     """The stage of a recipe's section `step`; it reads the store of the step `codes`."""
     section = recipe.build(Section, config[step])
     model, plan = section.model, section.train
+    made = {name: config[step][name].to_dict() for name in ("model", "process")}
 
     def store(split):
         codes = CodeStore(recipe.place(config, workdir, section.codes) / split)
@@ -57,36 +72,67 @@ def make(config, *, step: str, workdir) -> Stage:
 
     def batches(split, rows=None):
         how = {"batch": plan.batch, "seed": config.seed, "rows": rows}
-        return loader.batches(store(split), fields=("codes",), **how)
+        source = store(split)
+        if model.classes:
+            data = DataSet(**config.data)
+            source = WithCodes(data.source(split), source, identity=data.identity(split))
+        fields = tuple(name for name in batch_spec(section) if name != "position")
+        return loader.batches(source, fields=fields, **how)
 
     return Stage(
         init=functools.partial(init, model),
-        loss=functools.partial(loss, model, plan.batch),
+        loss=functools.partial(loss, section),
         ema_decay=lambda step: jnp.minimum(section.ema_decay, (1 + step) / (10 + step)),
-        batch_spec={
-            "position": jax.ShapeDtypeStruct((plan.batch,), jnp.int32),
-            "codes": jax.ShapeDtypeStruct((plan.batch, model.positions), jnp.int32),
-        },
+        batch_spec=batch_spec(section),
         batches=batches,
         optimizer=section.optimizer.make(plan.steps, model.layer),
         plan=plan,
         rules=model.rules,
         flops=3 * plan.batch * model.flops(),
-        identity={"model": config[step].model.to_dict(), "codes": section.codes},
-        former=lambda saved: saved | {"model": recipe.complete(MaskedTransformer, saved["model"])},
+        identity={**made, "codes": section.codes},
+        former=former,
         reads=lambda: {"store": store("train").origin},
     )
 
 
+def former(saved):
+    """A checkpoint's identity in the fields of this version; there was one process before."""
+    process = {"name": "masked"} | saved.get("process", {})
+    kind = CODE_PROCESSES[process.pop("name")]
+    whole = {"name": "masked" if kind is Masked else "uniform", **recipe.complete(kind, process)}
+    model = recipe.complete(MaskedTransformer, saved["model"])
+    return saved | {"model": model, "process": whole}
+
+
+def batch_spec(section: Section) -> dict[str, jax.ShapeDtypeStruct]:
+    """The global batch: `position`, `codes`, and `label` of a model with classes."""
+    batch, model = section.train.batch, section.model
+    spec = {
+        "position": jax.ShapeDtypeStruct((batch,), jnp.int32),
+        "codes": jax.ShapeDtypeStruct((batch, model.positions), jnp.int32),
+    }
+    if model.classes:
+        spec["label"] = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    return spec
+
+
 def init(model: MaskedTransformer, key):
-    return model.init(key, jnp.zeros((1, model.positions), jnp.int32))["params"], {}
+    return model.init(key, *example(model))["params"], {}
 
 
-def loss(model: MaskedTransformer, batch_size, params, extra, batch, frozen, step, key):
-    """The bound in nats per position, of codes of which some positions are hidden."""
-    t = schedules.stratified(batch["position"], batch_size, shared_key(key, TIME))
-    keys = example_keys(key, batch["position"], MASK)
-    noisy, hidden = masked.mask_codes(batch["codes"], t, keys, values=model.values)
-    logits = model.apply({"params": params}, noisy)
-    bound = masked.bound(logits, batch["codes"], hidden, t).mean() / model.positions
-    return bound, ({"nats_per_token": bound}, {})
+def loss(section: Section, params, extra, batch, frozen, step, key):
+    """The process's loss in nats per position, beside the bound of the likelihood in the same."""
+    model, process, position = section.model, section.process, batch["position"]
+    t = schedules.stratified(position, section.train.batch, shared_key(key, TIME))
+    keys = functools.partial(example_keys, key, position)
+    noisy = process.corrupt(batch["codes"], t, keys(MASK), values=model.values)
+    label = None
+    if model.classes:
+        dropped = jax.vmap(jax.random.uniform)(keys(DROP)) < section.drop_label
+        label = jnp.where(dropped, model.classes, batch["label"])
+    how = {"dropout_keys": keys(UNITS)} if model.dropout else {}
+    outputs = apply(model, params, noisy, process.noise.sigma(t), label, **how)
+    of = outputs, batch["codes"], noisy, t
+    value = process.loss(*of, values=model.values).mean() / model.positions
+    bound = process.bound(*of, values=model.values).mean() / model.positions
+    return value, ({"nats_per_token": bound}, {})

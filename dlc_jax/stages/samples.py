@@ -19,8 +19,8 @@ from dlc_jax import recipe
 from dlc_jax.data import sources
 from dlc_jax.data.codes import CodeStore
 from dlc_jax.data.sources import DataSet
+from dlc_jax.diffusion.code_sampler import CodeSampler
 from dlc_jax.diffusion.guidance import Guidance
-from dlc_jax.diffusion.masked import CodeSampler
 from dlc_jax.diffusion.processes import PROCESSES
 from dlc_jax.diffusion.sample import Sampler
 from dlc_jax.evals import composition, pictures

@@ -1,0 +1,107 @@
+"""Schedules of discrete noise: what share of a code's positions is noise at a time.
+
+With the survival alpha(t) of the literature, `hidden` is 1 - alpha, and sigma = -log alpha is the
+total noise that SEDD's networks are told. Sources: SEDD (arXiv 2310.16834) log_linear and
+geometric, MD4 (arXiv 2406.04329) linear, cosine and polynomial.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike
+
+from dlc_jax.diffusion.schedules import EDGE
+from dlc_jax.errors import UserError
+from dlc_jax.typing import Array, Float
+
+NAMES = ("linear", "log_linear", "cosine", "polynomial", "geometric")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Noise:
+    """A schedule. t=0 is data, t=1 noise.
+
+    Attributes:
+      name: "linear", t; "log_linear", (1 - eps) t, whose sigma stays finite; "cosine",
+        sin(pi t / 2), noisier than linear; "polynomial", t^power; or "geometric", whose sigma rises
+        from `smallest` to `largest` by the same factor in equal times.
+      eps: share that even log_linear noise leaves, in (0, 1).
+      power: of the polynomial, above 0.
+      smallest: sigma of geometric noise at t=0.
+      largest: sigma of geometric noise at t=1.
+
+    Raises:
+      UserError: an unknown name, or a number out of range.
+    """
+
+    name: str = "linear"
+    eps: float = 1e-3
+    power: float = 2.0
+    smallest: float = 1e-4
+    largest: float = 20.0
+
+    def __post_init__(self):
+        if self.name not in NAMES:
+            raise UserError(f"noise.name={self.name!r} is unknown; known: {', '.join(NAMES)}")
+        if not 0 < self.eps < 1:
+            raise UserError(f"noise.eps={self.eps} must be between 0 and 1")
+        if not 0 < self.power < float("inf"):
+            raise UserError(f"noise.power={self.power} must be above 0")
+        if not 0 < self.smallest < self.largest < float("inf"):
+            raise UserError(
+                f"noise.smallest={self.smallest} must be above 0 and below noise.largest="
+                f"{self.largest}"
+            )
+
+    def hidden(self, t: ArrayLike, xp=jnp) -> Array:
+        """The share of positions that is noise at t, of t's shape.
+
+        Args:
+          xp: jax.numpy, or numpy for float64 on the host.
+        """
+        if self.name == "log_linear":
+            return (1 - self.eps) * t
+        if self.name == "cosine":
+            return xp.sin(np.pi / 2 * t)
+        if self.name == "polynomial":
+            return t**self.power
+        if self.name == "geometric":
+            return -xp.expm1(-self._geometric(t))
+        return 1.0 * t
+
+    def weight(self, t: ArrayLike, xp=jnp) -> Array:
+        """hidden'(t) / hidden(t), what a hidden position weighs in the likelihood's bound."""
+        t = xp.maximum(t, EDGE)  # nothing is hidden at 0; zero must not meet an infinite weight
+        if self.name == "cosine":
+            return np.pi / 2 / xp.tan(np.pi / 2 * t)
+        if self.name == "polynomial":
+            return self.power / t
+        if self.name == "geometric":
+            return self.rate(t, xp) / xp.expm1(self._geometric(t))
+        return 1 / t
+
+    def rate(self, t: ArrayLike, xp=jnp) -> Array:
+        """sigma'(t), how fast values are replaced."""
+        if self.name == "geometric":
+            return self._geometric(t) * np.log(self.largest / self.smallest)
+        hidden = self.hidden(t, xp)
+        return self.weight(t, xp) * hidden / (1 - hidden)
+
+    def sigma(self, t: ArrayLike, xp=jnp) -> Array:
+        """The total noise, -log(1 - hidden(t))."""
+        return self._geometric(t) if self.name == "geometric" else total(self.hidden(t, xp), xp)
+
+    @property
+    def mean(self) -> float:
+        """Of `hidden` over t ~ U(0, 1)."""
+        nodes, weights = np.polynomial.legendre.leggauss(64)
+        return float((weights * self.hidden((nodes + 1) / 2, np)).sum() / 2)
+
+    def _geometric(self, t):
+        return self.smallest * (self.largest / self.smallest) ** t
+
+
+def total(hidden: Float[Array, "b"], xp=jnp) -> Float[Array, "b"]:
+    """sigma of a share of noise, -log(1 - hidden)."""
+    return -xp.log1p(-xp.minimum(hidden, 1 - EDGE))
