@@ -71,6 +71,7 @@ def make(config, *, step: str, workdir) -> Stage:
         optimizer=section.optimizer.make(plan.steps, model.layer),
         plan=plan,
         rules=model.rules,
+        tables=model.tables,
         flops=3 * plan.batch * model.flops(),
         identity={"model": config[step].model.to_dict(), "codes": section.codes},
         former=lambda saved: saved | {"model": recipe.complete(MaskedTransformer, saved["model"])},
