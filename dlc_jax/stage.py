@@ -137,6 +137,10 @@ class Stage:
         over, never donated.
       rules: how parameters are split that `parallel` would not split so by size alone: (regular
         expression over the path, axis, mesh axis). Each must match.
+      tables: regular expressions of the whole names of lookup tables, as in code_table/table. They
+        stay float32 where the rest is cast to `train.dtype`; the model casts the rows that it
+        reads. A row's gradient is a sum over all that read it, added one by one: most of it is lost
+        when thousands of bfloat16 numbers are. Each must match.
       evals: what to measure on the way.
       group: examples in a row that belong together and must stay so in a microbatch.
       flops: model FLOPs of one optimizer step over the global batch: forward and twice that for
@@ -161,6 +165,7 @@ class Stage:
     frozen_spec: Tree = dataclasses.field(default_factory=dict)
     load_frozen: Callable = lambda mesh: {}
     rules: tuple[tuple[str, int, str], ...] = ()
+    tables: tuple[str, ...] = ()
     evals: tuple[Evaluator, ...] = ()
     group: int = 1
     flops: float = 0.0

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import keystr
 
 from dlc_jax.errors import UserError
 from dlc_jax.stage import Stage
@@ -57,13 +58,30 @@ def shared_key(key: Key[Array, ""], purpose: int) -> Key[Array, ""]:
     return jax.random.fold_in(key, 2**32 - 1 - purpose)
 
 
-def cast(tree: Tree, dtype) -> Tree:
-    """Floating-point leaves in `dtype`; integers and keys as they are."""
+def cast(tree: Tree, dtype, keep: tuple[str, ...] = ()) -> Tree:
+    """Floating-point leaves in `dtype`; integers and keys as they are.
 
-    def convert(leaf):
-        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    Args:
+      keep: regular expressions of whole names with slashes, as in code_table/table, of leaves that
+        stay as they are too.
 
-    return jax.tree.map(convert, tree)
+    Raises:
+      UserError: one of them matches no leaf.
+    """
+    names = [
+        keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)
+    ]
+    for pattern in keep:
+        if names and not any(re.fullmatch(pattern, name) for name in names):
+            raise UserError(f"{pattern!r} matches no parameter; names are {', '.join(names[:3])}")
+
+    def convert(path, leaf):
+        name = keystr(path, simple=True, separator="/")
+        kept = any(re.fullmatch(pattern, name) for pattern in keep)
+        is_real = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(dtype) if is_real and not kept else leaf
+
+    return jax.tree.map_with_path(convert, tree)
 
 
 def make_init(stage: Stage) -> Callable[[Key[Array, ""]], TrainState]:
@@ -110,7 +128,7 @@ def clip_norms(grads: Tree, clip: float, separately: tuple[str, ...] = ()) -> Tr
     """
     leaves, tree = jax.tree.flatten(grads)
     paths = [path for path, _ in jax.tree.leaves_with_path(grads)]
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    names = [keystr(path, simple=True, separator="/") for path in paths]
     try:
         parts = [
             next((i for i, pattern in enumerate(separately) if re.fullmatch(pattern, name)), -1)
@@ -152,7 +170,7 @@ def make_train_step(
       shares: shares of the batch on the mesh, see `split`.
       clip, clip_separately: see `clip_norms`; 0 never clips.
       dtype: of the computation, "float32" or "bfloat16"; parameters, sums of gradients and averages
-        stay float32.
+        stay float32, and the stage's `tables` are read in float32.
       shardings: shardings of the parameters, which the gradients then have too, also while they are
         summed over microbatches.
 
@@ -165,12 +183,13 @@ def make_train_step(
         key = jax.random.fold_in(root, state.step)
         frozen = cast(frozen, dtype)
         # No gradient passes here, and the whole global batch is in sight: teachers, Sinkhorn.
-        params, ema = cast(state.params, dtype), cast(state.ema, dtype)
+        params = cast(state.params, dtype, stage.tables)
+        ema = cast(state.ema, dtype, stage.tables)
         batch = stage.prepare(params, ema, state.extra, batch, frozen, state.step, key)
         batch = jax.lax.stop_gradient(batch)
 
         def loss(params, micro):
-            params = cast(params, dtype)
+            params = cast(params, dtype, stage.tables)
             value, (metrics, aux) = stage.loss(params, state.extra, micro, frozen, state.step, key)
             return value, ({"loss": value, **metrics}, aux)
 
@@ -233,8 +252,8 @@ def make_validation_step(
     dtype = jnp.dtype(dtype)
 
     def validation_step(state, batch, frozen, key):
-        frozen, params = cast(frozen, dtype), cast(state.params, dtype)
-        ema = cast(state.ema, dtype)
+        frozen, params = cast(frozen, dtype), cast(state.params, dtype, stage.tables)
+        ema = cast(state.ema, dtype, stage.tables)
         batch = stage.prepare(params, ema, state.extra, batch, frozen, state.step, key)
         loss, (metrics, _) = stage.loss(params, state.extra, batch, frozen, state.step, key)
         return {"loss": loss, **metrics}

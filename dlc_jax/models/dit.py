@@ -277,6 +277,12 @@ class DiT(nn.Module):
         """How parameters are split, see `stage.Stage.rules`."""
         return RULES if self.positions or self.classes else layers.RULES
 
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """What stays float32 in training, see `stage.Stage.tables`."""
+        there = {"code_table/table": self.positions, "label_table/table": self.classes}
+        return tuple(name for name, size in there.items() if size)
+
     @nn.nowrap
     def flops(self, *, training: bool = False, kept: int | None = None) -> float:
         """FLOPs of a forward pass of one image, see `dit_sizes.flops`."""

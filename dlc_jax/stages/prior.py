@@ -88,6 +88,7 @@ def make(config, *, step: str, workdir) -> Stage:
         optimizer=section.optimizer.make(plan.steps, model.layer),
         plan=plan,
         rules=model.rules,
+        tables=model.tables,
         flops=3 * plan.batch * model.flops(),
         identity={**made, "codes": section.codes},
         former=former,

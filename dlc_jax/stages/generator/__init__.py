@@ -123,6 +123,7 @@ def make(config, *, step: str, workdir) -> Stage:
         optimizer=section.optimizer.make(plan.steps, model.layer),
         plan=plan,
         rules=model.rules,
+        tables=model.tables,
         flops=plan.batch * training.flops(task, plan.steps, files.teacher_flops),
         evals=evals,
         identity={
