@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dlc_jax.diffusion.masked import Belief, Masked
+from dlc_jax.diffusion.masked import Belief
 from dlc_jax.typing import Array, Bool, Float, Int, Key
 
 FRESH = 1 << 30  # calls' numbers beyond positions': values that are drawn again and again
@@ -34,7 +34,7 @@ class Chain:
       value: keys of which values, [b].
     """
 
-    process: Masked
+    process: Any
     predict: Callable
     sampler: Any
     values: int

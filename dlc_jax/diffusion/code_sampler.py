@@ -99,7 +99,7 @@ class CodeSampler:
         """The same with "auto" replaced by what it stands for, at codes of `length` positions.
 
         Raises:
-          UserError: the process has no such method.
+          UserError: the process has no such method, or no temperature.
         """
         method = self.method
         if method == "auto":
@@ -111,6 +111,12 @@ class CodeSampler:
                 f"sampler.method={method!r} cannot follow process.name={name!r}; those that can: "
                 f"{', '.join(known)}"
             )
+        for name, plain in (("temperature", 1.0), ("nucleus", 1.0)):
+            if isinstance(process, Uniform) and getattr(self, name) != plain:
+                raise UserError(
+                    f"sampler.{name}={getattr(self, name)} is of masked processes alone; here it "
+                    f"is {plain}"
+                )
         return dataclasses.replace(self, method=method)
 
     def steps(self, process, length: int) -> int:

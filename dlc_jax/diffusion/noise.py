@@ -6,6 +6,7 @@ geometric, MD4 (arXiv 2406.04329) linear, cosine and polynomial.
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,6 @@ from jaxtyping import ArrayLike
 
 from dlc_jax.diffusion.schedules import EDGE
 from dlc_jax.errors import UserError
-from dlc_jax.typing import Array, Float
 
 NAMES = ("linear", "log_linear", "cosine", "polynomial", "geometric")
 
@@ -54,7 +54,7 @@ class Noise:
                 f"{self.largest}"
             )
 
-    def hidden(self, t: ArrayLike, xp=jnp) -> Array:
+    def hidden(self, t: ArrayLike, xp: Any = jnp) -> ArrayLike:
         """The share of positions that is noise at t, of t's shape.
 
         Args:
@@ -70,7 +70,7 @@ class Noise:
             return -xp.expm1(-self._geometric(t))
         return 1.0 * t
 
-    def weight(self, t: ArrayLike, xp=jnp) -> Array:
+    def weight(self, t: ArrayLike, xp: Any = jnp) -> ArrayLike:
         """hidden'(t) / hidden(t), what a hidden position weighs in the likelihood's bound."""
         t = xp.maximum(t, EDGE)  # nothing is hidden at 0; zero must not meet an infinite weight
         if self.name == "cosine":
@@ -81,14 +81,14 @@ class Noise:
             return self.rate(t, xp) / xp.expm1(self._geometric(t))
         return 1 / t
 
-    def rate(self, t: ArrayLike, xp=jnp) -> Array:
+    def rate(self, t: ArrayLike, xp: Any = jnp) -> ArrayLike:
         """sigma'(t), how fast values are replaced."""
         if self.name == "geometric":
             return self._geometric(t) * np.log(self.largest / self.smallest)
         hidden = self.hidden(t, xp)
         return self.weight(t, xp) * hidden / (1 - hidden)
 
-    def sigma(self, t: ArrayLike, xp=jnp) -> Array:
+    def sigma(self, t: ArrayLike, xp: Any = jnp) -> ArrayLike:
         """The total noise, -log(1 - hidden(t))."""
         return self._geometric(t) if self.name == "geometric" else total(self.hidden(t, xp), xp)
 
@@ -102,6 +102,6 @@ class Noise:
         return self.smallest * (self.largest / self.smallest) ** t
 
 
-def total(hidden: Float[Array, "b"], xp=jnp) -> Float[Array, "b"]:
+def total(hidden: ArrayLike, xp: Any = jnp) -> ArrayLike:
     """sigma of a share of noise, -log(1 - hidden)."""
     return -xp.log1p(-xp.minimum(hidden, 1 - EDGE))

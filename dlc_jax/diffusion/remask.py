@@ -51,7 +51,7 @@ def remask(chain: Chain) -> Drawn:
     """
     stop, start = _window(chain)
     eta = _eta(chain)
-    times = schedules.grid(chain.sampler.times, chain.calls)
+    times = schedules.grid(chain.sampler.times, chain.calls).round(12)  # the ends are not within
     inside = (stop < times[:-1]) & (times[:-1] < start)
     target = np.where(inside, times[1:] - eta * (1 - times[:-1]), times[1:])
     now, after = _hidden(chain, times)[:-1], _hidden(chain, np.maximum(target, 0))

@@ -98,11 +98,11 @@ def make(config, *, step: str, workdir) -> Stage:
 
 def former(saved):
     """A checkpoint's identity in the fields of this version; there was one process before."""
-    process = {"name": "masked"} | saved.get("process", {})
-    kind = CODE_PROCESSES[process.pop("name")]
-    whole = {"name": "masked" if kind is Masked else "uniform", **recipe.complete(kind, process)}
+    found = dict(saved.get("process", {}))
+    name = found.pop("name", "masked")
+    process = {"name": name, **recipe.complete(CODE_PROCESSES[name], found)}
     model = recipe.complete(MaskedTransformer, saved["model"])
-    return saved | {"model": model, "process": whole}
+    return saved | {"model": model, "process": process}
 
 
 def batch_spec(section: Section) -> dict[str, jax.ShapeDtypeStruct]:

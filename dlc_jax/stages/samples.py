@@ -19,6 +19,7 @@ from dlc_jax import recipe
 from dlc_jax.data import sources
 from dlc_jax.data.codes import CodeStore
 from dlc_jax.data.sources import DataSet
+from dlc_jax.diffusion.code_processes import CODE_PROCESSES
 from dlc_jax.diffusion.code_sampler import CodeSampler
 from dlc_jax.diffusion.guidance import Guidance
 from dlc_jax.diffusion.processes import PROCESSES
@@ -151,9 +152,11 @@ def plan(config, section: Section, networks, step: str = "samples") -> dict:
     images = make(section.generator, flops=passes * model.flops(), sampler=section.sampler)
     if not reads_codes(config, section):
         return {"decode": images}
-    prior = recipe.build(MaskedTransformer, config[section.prior].model)
-    calls = section.code_sampler.calls or prior.positions
-    codes = make(section.prior, flops=calls * prior.flops(), sampler=section.code_sampler)
+    prior = config[section.prior]
+    model = recipe.build(MaskedTransformer, prior.model)
+    process = recipe.build(CODE_PROCESSES, prior.process)
+    calls = section.code_sampler.steps(process, model.positions)
+    codes = make(section.prior, flops=calls * model.flops(), sampler=section.code_sampler)
     return {"decode": images, "sample_codes": codes}
 
 
