@@ -81,7 +81,7 @@ def test_ancestral_nears_the_joint_with_steps():
 @pytest.mark.parametrize("schedule", ["cosine", "polynomial"])
 def test_steps_follow_the_schedule(schedule):
     """After half of the steps as much is visible as the schedule says; Euler differs from it."""
-    process = Masked(noise=Noise(name=schedule))
+    process = Masked(noise=Noise(schedule=schedule))
     share = {}
     for method in ("ancestral", "euler"):
         states = watched(CodeSampler(method=method, calls=4), length=64, values=4, process=process)
@@ -409,7 +409,7 @@ def test_rare_values_are_not_lost_to_rounding():
 @pytest.mark.parametrize("method", ["ancestral", "euler"])
 def test_uniform_diffusion_draws_the_joint_distribution(method):
     """With the exact scores of the process, from random values; more steps are nearer."""
-    process = Uniform(noise=Noise(name="geometric", smallest=1e-3, largest=10.0))
+    process = Uniform(noise=Noise(schedule="geometric", smallest=1e-3, largest=10.0))
     codes = jnp.asarray(CODES)
 
     def predict(noisy, share):

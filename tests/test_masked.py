@@ -46,7 +46,7 @@ def expected(table, code, process=Masked(), measure="bound", scale=1.0):  # noqa
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_bound_of_the_exact_model_is_the_likelihood(schedule):
     p = joint()
-    table, process = conditionals(p), Masked(noise=Noise(name=schedule))
+    table, process = conditionals(p), Masked(noise=Noise(schedule=schedule))
     for index in (0, 7, 25):
         found = expected(table, CODES[index], process)
         assert found == pytest.approx(-math.log(p[index]), rel=1e-5)
@@ -85,7 +85,7 @@ def test_the_score_entropy_is_sedds(schedule):
     outputs = rng.normal(size=(8, LENGTH, VALUES))
     codes, t = rng.integers(0, VALUES, (8, LENGTH)), rng.uniform(0.1, 0.9, 8)
     noisy = np.where(rng.random((8, LENGTH)) < 0.5, VALUES, codes)
-    noise = Noise(name=schedule)
+    noise = Noise(schedule=schedule)
     found = Masked(objective="score", noise=noise).loss(
         *(jnp.asarray(each) for each in (outputs.astype(np.float32), codes, noisy, t)),
         values=VALUES,
@@ -106,7 +106,7 @@ def test_simple_weighs_all_times_alike():
     """An even guess costs log V a position under both; what is left out differs."""
     even = np.zeros((VALUES + 1,) * LENGTH + (LENGTH, VALUES))
     for schedule in SCHEDULES:
-        process = Masked(objective="simple", noise=Noise(name=schedule))
+        process = Masked(objective="simple", noise=Noise(schedule=schedule))
         for measure in ("loss", "bound"):
             found = expected(even, CODES[0], process, measure)
             assert found == pytest.approx(LENGTH * math.log(VALUES), rel=1e-5)
@@ -146,7 +146,7 @@ def test_bound_is_finite_at_the_ends_of_time():
     codes = jnp.zeros((2, 4), jnp.int32)
     t = jnp.array([0.0, 1.0])
     for schedule in SCHEDULES:
-        process = Masked(noise=Noise(name=schedule))
+        process = Masked(noise=Noise(schedule=schedule))
         noisy = process.corrupt(codes, t, jax.random.split(jax.random.key(0), 2), values=5)
         assert (noisy[0] == 0).all() and (noisy[1] == 5).all()
         assert np.isfinite(process.bound(jnp.ones((2, 4, 5)), codes, noisy, t, values=5)).all()
@@ -156,7 +156,7 @@ def test_hiding_takes_its_share_and_each_example_alone():
     b = 2000
     keys = jax.random.split(jax.random.key(1), b)
     codes = jax.random.randint(jax.random.key(2), (b, 16), 0, 9)
-    process = Masked(noise=Noise(name="polynomial", power=2.0))
+    process = Masked(noise=Noise(schedule="polynomial", power=2.0))
     t = jnp.full((b,), math.sqrt(0.3))
     noisy = process.corrupt(codes, t, keys, values=9)
     hidden = noisy == 9

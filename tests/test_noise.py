@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 
 from dlc_jax.diffusion import noise
-from dlc_jax.diffusion.noise import NAMES, Noise
+from dlc_jax.diffusion.noise import SCHEDULES, Noise
 from dlc_jax.errors import UserError
 
 T = np.array([0.05, 0.3, 0.5, 0.9])
 
 
 def test_shares_by_hand():
-    share = {name: Noise(name=name).hidden(0.5, np) for name in NAMES}
+    share = {name: Noise(schedule=name).hidden(0.5, np) for name in SCHEDULES}
     assert share["linear"] == 0.5
     assert share["log_linear"] == pytest.approx(0.4995)
     assert share["cosine"] == pytest.approx(np.sqrt(0.5))
@@ -20,9 +20,9 @@ def test_shares_by_hand():
     assert share["geometric"] == pytest.approx(1 - np.exp(-np.sqrt(1e-4 * 20)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_derivatives(name):
-    schedule, step = Noise(name=name), 1e-6
+    schedule, step = Noise(schedule=name), 1e-6
     slope = (schedule.hidden(T + step, np) - schedule.hidden(T - step, np)) / (2 * step)
     hidden = schedule.hidden(T, np)
     np.testing.assert_allclose(schedule.weight(T, np), slope / hidden, rtol=1e-6)
@@ -33,10 +33,12 @@ def test_derivatives(name):
         np.testing.assert_allclose(on_device, getattr(schedule, method)(T, np), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_the_mean_share(name):
     fine = (np.arange(100_000) + 0.5) / 100_000
-    assert Noise(name=name).mean == pytest.approx(Noise(name=name).hidden(fine, np).mean(), 1e-5)
+    assert Noise(schedule=name).mean == pytest.approx(
+        Noise(schedule=name).hidden(fine, np).mean(), 1e-5
+    )
 
 
 def test_the_noise_is_finite_where_all_is_hidden():
@@ -46,7 +48,10 @@ def test_the_noise_is_finite_where_all_is_hidden():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"name": "sqrt"}, "noise.name='sqrt' is unknown; known: linear, log_linear, cosine"),
+        (
+            {"schedule": "sqrt"},
+            "noise.schedule='sqrt' is unknown; known: linear, log_linear, cosine",
+        ),
         ({"eps": 0.0}, "noise.eps=0.0 must be between 0 and 1"),
         ({"power": -1.0}, "noise.power=-1.0 must be above 0"),
         ({"smallest": 30.0}, "noise.smallest=30.0 must be above 0 and below noise.largest=20.0"),

@@ -48,7 +48,7 @@ def stores(tmp_path_factory):
 def test_guessing_evenly_costs_log_v_a_token(monkeypatch):
     """On average over times and masks: the weight is one over the share of hidden positions."""
 
-    def network(self, variables, noisy):
+    def network(self, variables, noisy, *_):
         return jnp.zeros((*noisy.shape, VALUES))
 
     monkeypatch.setattr(MaskedTransformer, "apply", network)

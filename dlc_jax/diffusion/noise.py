@@ -15,7 +15,7 @@ from jaxtyping import ArrayLike
 from dlc_jax.diffusion.schedules import EDGE
 from dlc_jax.errors import UserError
 
-NAMES = ("linear", "log_linear", "cosine", "polynomial", "geometric")
+SCHEDULES = ("linear", "log_linear", "cosine", "polynomial", "geometric")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Noise:
     """A schedule. t=0 is data, t=1 noise.
 
     Attributes:
-      name: "linear", t; "log_linear", (1 - eps) t, whose sigma stays finite; "cosine",
+      schedule: "linear", t; "log_linear", (1 - eps) t, whose sigma stays finite; "cosine",
         sin(pi t / 2), noisier than linear; "polynomial", t^power; or "geometric", whose sigma rises
         from `smallest` to `largest` by the same factor in equal times.
       eps: share that even log_linear noise leaves, in (0, 1).
@@ -32,18 +32,20 @@ class Noise:
       largest: sigma of geometric noise at t=1.
 
     Raises:
-      UserError: an unknown name, or a number out of range.
+      UserError: an unknown schedule, or a number out of range.
     """
 
-    name: str = "linear"
+    schedule: str = "linear"
     eps: float = 1e-3
     power: float = 2.0
     smallest: float = 1e-4
     largest: float = 20.0
 
     def __post_init__(self):
-        if self.name not in NAMES:
-            raise UserError(f"noise.name={self.name!r} is unknown; known: {', '.join(NAMES)}")
+        if self.schedule not in SCHEDULES:
+            raise UserError(
+                f"noise.schedule={self.schedule!r} is unknown; known: {', '.join(SCHEDULES)}"
+            )
         if not 0 < self.eps < 1:
             raise UserError(f"noise.eps={self.eps} must be between 0 and 1")
         if not 0 < self.power < float("inf"):
@@ -60,37 +62,37 @@ class Noise:
         Args:
           xp: jax.numpy, or numpy for float64 on the host.
         """
-        if self.name == "log_linear":
+        if self.schedule == "log_linear":
             return (1 - self.eps) * t
-        if self.name == "cosine":
+        if self.schedule == "cosine":
             return xp.sin(np.pi / 2 * t)
-        if self.name == "polynomial":
+        if self.schedule == "polynomial":
             return t**self.power
-        if self.name == "geometric":
+        if self.schedule == "geometric":
             return -xp.expm1(-self._geometric(t))
         return 1.0 * t
 
     def weight(self, t: ArrayLike, xp: Any = jnp) -> ArrayLike:
         """hidden'(t) / hidden(t), what a hidden position weighs in the likelihood's bound."""
         t = xp.maximum(t, EDGE)  # nothing is hidden at 0; zero must not meet an infinite weight
-        if self.name == "cosine":
+        if self.schedule == "cosine":
             return np.pi / 2 / xp.tan(np.pi / 2 * t)
-        if self.name == "polynomial":
+        if self.schedule == "polynomial":
             return self.power / t
-        if self.name == "geometric":
+        if self.schedule == "geometric":
             return self.rate(t, xp) / xp.expm1(self._geometric(t))
         return 1 / t
 
     def rate(self, t: ArrayLike, xp: Any = jnp) -> ArrayLike:
         """sigma'(t), how fast values are replaced."""
-        if self.name == "geometric":
+        if self.schedule == "geometric":
             return self._geometric(t) * np.log(self.largest / self.smallest)
         hidden = self.hidden(t, xp)
         return self.weight(t, xp) * hidden / (1 - hidden)
 
     def sigma(self, t: ArrayLike, xp: Any = jnp) -> ArrayLike:
         """The total noise, -log(1 - hidden(t))."""
-        return self._geometric(t) if self.name == "geometric" else total(self.hidden(t, xp), xp)
+        return self._geometric(t) if self.schedule == "geometric" else total(self.hidden(t, xp), xp)
 
     @property
     def mean(self) -> float:

@@ -22,7 +22,7 @@ class Uniform:
       noise: how many positions are replaced at a time.
     """
 
-    noise: Noise = Noise(name="geometric")
+    noise: Noise = Noise(schedule="geometric")
 
     def corrupt(
         self, codes: Int[Array, "b l"], t: Float[Array, "b"], keys: Key[Array, "b"], *, values: int

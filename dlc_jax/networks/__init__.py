@@ -18,7 +18,12 @@ from dlc_jax.networks.network import Network
 from dlc_jax.networks.prior import PriorNetwork
 from dlc_jax.stage import Program
 
-KINDS = {"encoder": EncoderNetwork, "prior": PriorNetwork, "generator": GeneratorNetwork}
+KINDS = {
+    "encoder": EncoderNetwork,
+    "prior": PriorNetwork,
+    "distill": PriorNetwork,
+    "generator": GeneratorNetwork,
+}
 
 
 class Networks:

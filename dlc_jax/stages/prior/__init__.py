@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from dlc_jax import recipe
 from dlc_jax.data import loader
-from dlc_jax.data.codes import CodeStore
-from dlc_jax.data.sources import DataSet, WithCodes
+from dlc_jax.data.codes import CodeStore, WithCodes
+from dlc_jax.data.sources import DataSet
 from dlc_jax.diffusion import schedules
 from dlc_jax.diffusion.code_processes import CODE_PROCESSES
 from dlc_jax.diffusion.masked import Masked
@@ -62,7 +62,11 @@ class Section:
 
 def make(config, *, step: str, workdir) -> Stage:
     """The stage of a recipe's section `step`; it reads the store of the step `codes`."""
-    section = recipe.build(Section, config[step])
+    return stage(recipe.build(Section, config[step]), config, step=step, workdir=workdir)
+
+
+def stage(section, config, *, step: str, workdir) -> Stage:
+    """What a prior and its students share: network, codes, average, and the loss of a prior."""
     model, plan = section.model, section.train
     made = {name: config[step][name].to_dict() for name in ("model", "process")}
 
