@@ -12,6 +12,12 @@ How images are drawn is a value; `p.sampler` is that of the run's recipe:
     fast = Sampler(method="euler", steps=12, guidance=Guidance(scale=1.5))
     images = p.decode(codes, sampler=fast)
 
+The prior also says how likely codes are, and draws any part of them given the rest:
+
+    bits, error = p.likelihood(codes)                        # -log2 p of a code, at most
+    codes = p.complete(codes, keep=range(12))                # all other positions anew
+    codes = p.redraw(codes, 0.1)                             # the least likely tenth anew
+
 Soft codes are points of the simplices instead of their corners. The generator reads both:
 
     s = p.simplices(images, temperature=0.3)                 # float32 [b, l, v]
@@ -23,6 +29,7 @@ on the batch size, and a long job can be done in parts (`first`). Functions are 
 shape; the last batch is padded. `close`, or `with`, frees the networks.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +44,7 @@ from dlc_jax.evals import composition
 from dlc_jax.networks import Networks
 
 Images = np.ndarray | Sequence[np.ndarray]
+CALLS = 8  # that find the least likely positions
 
 
 def load(workdir: str | Path, *, batch: int = 128, config=None) -> "Pipeline":
@@ -127,11 +135,51 @@ class Pipeline:
         return self._encoder.simplices(images, temperature=temperature)
 
     def sample_codes(
-        self, count: int, *, seed: int = 0, first: int = 0, sampler: CodeSampler | None = None
+        self, count: int, *, seed: int = 0, sampler: CodeSampler | None = None, **how
     ) -> np.ndarray:
-        """`count` new codes int32 [count, l]."""
-        prior = self.networks[self.prior]
-        return prior.sample(count, seed=seed, first=first, sampler=sampler or self.code_sampler)
+        """`count` new codes int32 [count, l]; `how` is as in `PriorNetwork.sample_counted`."""
+        return self._prior.sample(count, seed=seed, sampler=sampler or self.code_sampler, **how)
+
+    def complete(self, codes: np.ndarray, keep: Sequence[int] | np.ndarray, **how) -> np.ndarray:
+        """Codes int32 [b, l] whose positions outside of `keep` are drawn given the others.
+
+        Args:
+          keep: positions, or bool [l] or [b, l]. What codes [b, l] have elsewhere is not read.
+          how: seed, first, sampler, labels, as in `sample_codes`.
+
+        Raises:
+          UserError: codes of another shape, kept values outside [0, V), positions outside [0, L).
+        """
+        known = _checked("complete", composition.kept, keep, np.shape(codes))
+        return self.sample_codes(len(codes), prompt=codes, known=known, **how)
+
+    def likelihood(self, codes: np.ndarray, **how) -> tuple[np.ndarray, np.ndarray]:
+        """(bits [b], error [b]) of codes int [b, l]; see `PriorNetwork.likelihood`."""
+        return self._prior.likelihood(codes, **how)
+
+    def surprise(self, codes: np.ndarray, *, calls: int | None = None, **how) -> np.ndarray:
+        """-log2 p of each value given the others, float32 [b, l]; see `PriorNetwork.surprise`.
+
+        Args:
+          calls: None are 8, or one a position if there are fewer.
+        """
+        return self._prior.surprise(codes, calls=self._calls if calls is None else calls, **how)
+
+    def redraw(
+        self,
+        codes: np.ndarray,
+        share: float = 0.1,
+        *,
+        seed: int = 0,
+        sampler: CodeSampler | None = None,
+        **how,
+    ) -> np.ndarray:
+        """Codes int32 [b, l] with a share of their positions, the least likely, drawn anew."""
+        if not 0 <= share <= 1:
+            raise UserError(f"redraw: share={share} of the positions must be in 0..1")
+        positions = math.ceil(round(share * self._prior.model.positions, 6))
+        how |= {"positions": positions, "calls": self._calls, "seed": seed}
+        return self._prior.redraw(codes, sampler=sampler or self.code_sampler, **how)
 
     def decode(
         self,
@@ -179,14 +227,18 @@ class Pipeline:
         """New images uint8 [count, y, x, c]: codes as `sample_codes` draws them, decoded.
 
         Args:
-          labels: class of each image, int [count], for a generator trained with classes. One that
-            reads no codes draws them at random if they are None.
+          labels: class of each image, int [count], for a generator or a prior trained with
+            classes. A generator that reads no codes draws them at random if they are None.
           first: number of the first image. Images [n, n + count) of a seed are these of any longer
             call.
         """
         codes, model = None, self._generator.model
         if model.positions:
-            codes = self.sample_codes(count, seed=seed, first=first, sampler=code_sampler)
+            of = labels if self._prior.model.classes else None
+            codes = self.sample_codes(
+                count, seed=seed, first=first, sampler=code_sampler, labels=of
+            )
+            labels = labels if model.classes or of is None else None
         elif model.classes and labels is None:
             labels = self._generator.random_labels(count, seed=seed, first=first)
         how = {"seed": seed + 1, "count": count, "first": first, "sampler": sampler}
@@ -235,11 +287,8 @@ class Pipeline:
                 f"compose: parents hold the same number of examples; they hold {sorted(lengths)}"
             )
         numbers = first + np.arange(len(codes[0]))
-        try:
-            mixed = composition.mix(codes, seed=seed, weights=weights, keep=keep, position=numbers)
-        except ValueError as error:
-            raise UserError(f"compose: {error}") from error
-        return mixed.astype(np.int32)
+        how = {"seed": seed, "weights": weights, "keep": keep, "position": numbers}
+        return _checked("compose", composition.mix, codes, **how).astype(np.int32)
 
     def close(self) -> None:
         """Frees the networks; one that is used again is loaded again."""
@@ -256,5 +305,21 @@ class Pipeline:
         return self.networks[self.encoder]
 
     @property
+    def _prior(self):
+        return self.networks[self.prior]
+
+    @property
+    def _calls(self):
+        return min(CALLS, self._prior.model.positions)
+
+    @property
     def _generator(self):
         return self.networks[self.generator]
+
+
+def _checked(where: str, function, *arguments, **settings):
+    """What the function returns; what it refuses is the user's."""
+    try:
+        return function(*arguments, **settings)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
