@@ -14,9 +14,9 @@ How images are drawn is a value; `p.sampler` is that of the run's recipe:
 
 The prior also says how likely codes are, and draws any part of them given the rest:
 
-    bits, error = p.likelihood(codes)                        # -log2 p of a code, at most
-    codes = p.complete(codes, keep=range(12))                # all other positions anew
-    codes = p.redraw(codes, 0.1)                             # the least likely tenth anew
+    bits, error = p.likelihood(codes)                        # -log2 p of each, at most
+    codes = p.complete(codes, keep=range(12))                # other positions drawn anew
+    codes = p.redraw(codes, 0.1)                             # the least likely tenth drawn anew
 
 Soft codes are points of the simplices instead of their corners. The generator reads both:
 
@@ -25,8 +25,7 @@ Soft codes are points of the simplices instead of their corners. The generator r
     images = p.decode(p.compose([a, b], temperature=0.3))    # values drawn from that mean
 
 Every draw has its own key, folded from the seed and the sample's number. So results do not depend
-on the batch size, and a long job can be done in parts (`first`). Functions are compiled once per
-shape; the last batch is padded. `close`, or `with`, frees the networks.
+on the batch size, and a long job can be done in parts (`first`). `close`, or `with`, frees all.
 """
 
 import math
@@ -44,7 +43,6 @@ from dlc_jax.evals import composition
 from dlc_jax.networks import Networks
 
 Images = np.ndarray | Sequence[np.ndarray]
-CALLS = 8  # that find the least likely positions
 
 
 def load(workdir: str | Path, *, batch: int = 128, config=None) -> "Pipeline":
@@ -145,41 +143,32 @@ class Pipeline:
 
         Args:
           keep: positions, or bool [l] or [b, l]. What codes [b, l] have elsewhere is not read.
-          how: seed, first, sampler, labels, as in `sample_codes`.
+          how: as in `sample_codes`.
 
         Raises:
-          UserError: codes of another shape, kept values outside [0, V), positions outside [0, L).
+          UserError: codes or positions that do not fit.
         """
-        known = _checked("complete", composition.kept, keep, np.shape(codes))
+        shape = (len(codes), self._prior.model.positions)
+        known = _checked("complete", composition.kept, keep, shape)
         return self.sample_codes(len(codes), prompt=codes, known=known, **how)
 
     def likelihood(self, codes: np.ndarray, **how) -> tuple[np.ndarray, np.ndarray]:
         """(bits [b], error [b]) of codes int [b, l]; see `PriorNetwork.likelihood`."""
         return self._prior.likelihood(codes, **how)
 
-    def surprise(self, codes: np.ndarray, *, calls: int | None = None, **how) -> np.ndarray:
-        """-log2 p of each value given the others, float32 [b, l]; see `PriorNetwork.surprise`.
-
-        Args:
-          calls: None are 8, or one a position if there are fewer.
-        """
-        return self._prior.surprise(codes, calls=self._calls if calls is None else calls, **how)
+    def surprise(self, codes: np.ndarray, **how) -> np.ndarray:
+        """-log2 p of each value given the others, float32 [b, l]; see `PriorNetwork.surprise`."""
+        return self._prior.surprise(codes, **how)
 
     def redraw(
-        self,
-        codes: np.ndarray,
-        share: float = 0.1,
-        *,
-        seed: int = 0,
-        sampler: CodeSampler | None = None,
-        **how,
+        self, codes: np.ndarray, share: float = 0.1, *, sampler: CodeSampler | None = None, **how
     ) -> np.ndarray:
-        """Codes int32 [b, l] with a share of their positions, the least likely, drawn anew."""
+        """Codes int32 [b, l], a share of their positions, the least likely, drawn anew."""
         if not 0 <= share <= 1:
             raise UserError(f"redraw: share={share} of the positions must be in 0..1")
-        positions = math.ceil(round(share * self._prior.model.positions, 6))
-        how |= {"positions": positions, "calls": self._calls, "seed": seed}
-        return self._prior.redraw(codes, sampler=sampler or self.code_sampler, **how)
+        length = self._prior.model.positions
+        how = {"seed": 0, "calls": min(8, length), "sampler": sampler or self.code_sampler} | how
+        return self._prior.redraw(codes, positions=math.ceil(round(share * length, 6)), **how)
 
     def decode(
         self,
@@ -204,15 +193,8 @@ class Pipeline:
           UserError: codes of another shape or type, outside [0, V), or soft ones that are not
             points of simplices.
         """
-        return self._generator.decode(
-            codes,
-            labels=labels,
-            seed=seed,
-            count=count,
-            first=first,
-            sampler=sampler or self.sampler,
-            params=params,
-        )
+        how = {"labels": labels, "seed": seed, "count": count, "first": first, "params": params}
+        return self._generator.decode(codes, sampler=sampler or self.sampler, **how)
 
     def sample(
         self,
@@ -234,11 +216,9 @@ class Pipeline:
         """
         codes, model = None, self._generator.model
         if model.positions:
-            of = labels if self._prior.model.classes else None
-            codes = self.sample_codes(
-                count, seed=seed, first=first, sampler=code_sampler, labels=of
-            )
-            labels = labels if model.classes or of is None else None
+            how = {"labels": labels if self._prior.model.classes else None, "first": first}
+            codes = self.sample_codes(count, seed=seed, sampler=code_sampler, **how)
+            labels = labels if model.classes or how["labels"] is None else None
         elif model.classes and labels is None:
             labels = self._generator.random_labels(count, seed=seed, first=first)
         how = {"seed": seed + 1, "count": count, "first": first, "sampler": sampler}
@@ -270,8 +250,7 @@ class Pipeline:
             raise UserError("compose: there are no parents")
         if temperature and any(parent.ndim != 4 for parent in parents):
             raise UserError(
-                "compose: a temperature is for images; simplices have theirs, "
-                "and codes are corners already"
+                "compose: a temperature is for images; simplices have theirs, and codes are corners"
             )
 
         def read(parent):
@@ -286,8 +265,8 @@ class Pipeline:
             raise UserError(
                 f"compose: parents hold the same number of examples; they hold {sorted(lengths)}"
             )
-        numbers = first + np.arange(len(codes[0]))
-        how = {"seed": seed, "weights": weights, "keep": keep, "position": numbers}
+        how = {"seed": seed, "weights": weights, "keep": keep}
+        how["position"] = first + np.arange(len(codes[0]))
         return _checked("compose", composition.mix, codes, **how).astype(np.int32)
 
     def close(self) -> None:
@@ -307,10 +286,6 @@ class Pipeline:
     @property
     def _prior(self):
         return self.networks[self.prior]
-
-    @property
-    def _calls(self):
-        return min(CALLS, self._prior.model.positions)
 
     @property
     def _generator(self):
