@@ -1,5 +1,6 @@
 """Mixing codes of several images."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -118,6 +119,24 @@ def kept(keep: Sequence[int] | np.ndarray, shape: tuple[int, ...]) -> np.ndarray
     known = np.zeros(shape, bool)
     known[:, found] = True
     return known
+
+
+def lot(
+    share: float, keep: np.ndarray, *, seed: int, position: np.ndarray | None = None
+) -> np.ndarray:
+    """Which positions stay when a share of them is left open by lot, bool [n, l].
+
+    Args:
+      share: of all positions; fewer are left open where `keep` leaves fewer.
+      keep: bool [n, l], positions that stay in any case.
+      seed: of the lot, which is not that of `mix`.
+      position: int [n], the examples' numbers, by which they draw; None is 0..n-1.
+    """
+    count, length = keep.shape
+    numbers = np.arange(count) if position is None else np.asarray(position)
+    draws = [np.random.default_rng([seed, int(number), 1]).random(length) for number in numbers]
+    order = np.argsort(np.argsort(np.where(keep, 2, draws), 1), 1)
+    return keep | (order >= math.ceil(round(share * length, 6)))
 
 
 def _draw(simplices: np.ndarray, uniform: np.ndarray) -> np.ndarray:
