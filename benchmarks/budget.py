@@ -23,12 +23,12 @@ ROOMS = {
     "extending fields launch launch_cluster memory mutants readme recipe stop turn",
     "loop: steps, agenda, optimizer, workdir": "agenda contract optim step train workdir",
     "stages on real networks, several devices": "encoder_stage generator_stage mesh parallel "
-    "prior_stage real_stages several hosts remote remote_runs",
+    "prior_scores prior_stage real_stages several hosts remote remote_runs",
     "images: places, decoding, conversion, crops": "archives cli_data colors convert decoder "
     "files heic images inputs listing loader npz parquet shapes sources survey sweep transforms "
     "webdataset",
     "codes: store, job, health": "checkup cli_probe code_store codes_dtype codes_health codes_job "
-    "latents masks neighbors probe shared_codes batch_file",
+    "latents masks neighbors probe shared_codes batch_file code_likeness",
     "networks, kernel, losses": "attention autoencoder dit dit_interop dit_options dit_parity "
     "drop_path encoder flops layers masked_transformer models networks parameters positions "
     "shardings ssl_loss tiny_autoencoder vit vit_parity",

@@ -37,6 +37,7 @@ RECIPE = {
     "codes.splits": ("train", "validation"),
     "probe.splits": ("validation",),
     "prior.train.steps": 1500,
+    "prior_scores.count": 2000,  # to be run by --config.steps="('prior_scores',)"
     "generator.train.steps": 5000,
     "without_codes": None,
     "samples_without_codes": None,
@@ -102,6 +103,7 @@ VARIANTS = {
         "encoder.objective.koleo_group": 32,
         "encoder.monitor.count": 64,
         "probe.count": 512,
+        "prior_scores.count": 64,
         "*.every": 12,
         "generator.grid.count": 8,
         "*.sampler.steps": 4,

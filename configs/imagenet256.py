@@ -32,6 +32,8 @@ RECIPE = {
     "probe.fit.deviation": 0.01,
     "probe.fit.held": 0.02,
     "probe.fit.memory_gb": 40.0,
+    "prior_scores.count": 10_000,  # to be run by --config.steps="('prior_scores',)"
+    "prior_scores.batch": 512,
     "generator.latents": True,
     "generator.process.name": "ddpm",
     "*.sampler.method": "ancestral",

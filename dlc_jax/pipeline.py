@@ -12,6 +12,12 @@ How images are drawn is a value; `p.sampler` is that of the run's recipe:
     fast = Sampler(method="euler", steps=12, guidance=Guidance(scale=1.5))
     images = p.decode(codes, sampler=fast)
 
+The prior also says how likely codes are, and draws any part of them given the rest:
+
+    bits, error = p.likelihood(codes)                        # -log2 p of each, at most
+    codes = p.complete(codes, keep=range(12))                # other positions drawn anew
+    codes = p.redraw(codes, 0.1)                             # the least likely tenth drawn anew
+
 Soft codes are points of the simplices instead of their corners. The generator reads both:
 
     s = p.simplices(images, temperature=0.3)                 # float32 [b, l, v]
@@ -19,10 +25,10 @@ Soft codes are points of the simplices instead of their corners. The generator r
     images = p.decode(p.compose([a, b], temperature=0.3))    # values drawn from that mean
 
 Every draw has its own key, folded from the seed and the sample's number. So results do not depend
-on the batch size, and a long job can be done in parts (`first`). Functions are compiled once per
-shape; the last batch is padded. `close`, or `with`, frees the networks.
+on the batch size, and a long job can be done in parts (`first`). `close`, or `with`, frees all.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -127,11 +133,42 @@ class Pipeline:
         return self._encoder.simplices(images, temperature=temperature)
 
     def sample_codes(
-        self, count: int, *, seed: int = 0, first: int = 0, sampler: CodeSampler | None = None
+        self, count: int, *, seed: int = 0, sampler: CodeSampler | None = None, **how
     ) -> np.ndarray:
-        """`count` new codes int32 [count, l]."""
-        prior = self.networks[self.prior]
-        return prior.sample(count, seed=seed, first=first, sampler=sampler or self.code_sampler)
+        """`count` new codes int32 [count, l]; `how` is as in `PriorNetwork.sample_counted`."""
+        return self._prior.sample(count, seed=seed, sampler=sampler or self.code_sampler, **how)
+
+    def complete(self, codes: np.ndarray, keep: Sequence[int] | np.ndarray, **how) -> np.ndarray:
+        """Codes int32 [b, l] whose positions outside of `keep` are drawn given the others.
+
+        Args:
+          keep: positions, or bool [l] or [b, l]. What codes [b, l] have elsewhere is not read.
+          how: as in `sample_codes`.
+
+        Raises:
+          UserError: codes or positions that do not fit.
+        """
+        shape = (len(codes), self._prior.model.positions)
+        known = _checked("complete", composition.kept, keep, shape)
+        return self.sample_codes(len(codes), prompt=codes, known=known, **how)
+
+    def likelihood(self, codes: np.ndarray, **how) -> tuple[np.ndarray, np.ndarray]:
+        """(bits [b], error [b]) of codes int [b, l]; see `PriorNetwork.likelihood`."""
+        return self._prior.likelihood(codes, **how)
+
+    def surprise(self, codes: np.ndarray, **how) -> np.ndarray:
+        """-log2 p of each value given the others, float32 [b, l]; see `PriorNetwork.surprise`."""
+        return self._prior.surprise(codes, **how)
+
+    def redraw(
+        self, codes: np.ndarray, share: float = 0.1, *, sampler: CodeSampler | None = None, **how
+    ) -> np.ndarray:
+        """Codes int32 [b, l], a share of their positions, the least likely, drawn anew."""
+        if not 0 <= share <= 1:
+            raise UserError(f"redraw: share={share} of the positions must be in 0..1")
+        length = self._prior.model.positions
+        how = {"seed": 0, "calls": min(8, length), "sampler": sampler or self.code_sampler} | how
+        return self._prior.redraw(codes, positions=math.ceil(round(share * length, 6)), **how)
 
     def decode(
         self,
@@ -156,15 +193,8 @@ class Pipeline:
           UserError: codes of another shape or type, outside [0, V), or soft ones that are not
             points of simplices.
         """
-        return self._generator.decode(
-            codes,
-            labels=labels,
-            seed=seed,
-            count=count,
-            first=first,
-            sampler=sampler or self.sampler,
-            params=params,
-        )
+        how = {"labels": labels, "seed": seed, "count": count, "first": first, "params": params}
+        return self._generator.decode(codes, sampler=sampler or self.sampler, **how)
 
     def sample(
         self,
@@ -179,14 +209,16 @@ class Pipeline:
         """New images uint8 [count, y, x, c]: codes as `sample_codes` draws them, decoded.
 
         Args:
-          labels: class of each image, int [count], for a generator trained with classes. One that
-            reads no codes draws them at random if they are None.
+          labels: class of each image, int [count], for a generator or a prior trained with
+            classes. A generator that reads no codes draws them at random if they are None.
           first: number of the first image. Images [n, n + count) of a seed are these of any longer
             call.
         """
         codes, model = None, self._generator.model
         if model.positions:
-            codes = self.sample_codes(count, seed=seed, first=first, sampler=code_sampler)
+            how = {"labels": labels if self._prior.model.classes else None, "first": first}
+            codes = self.sample_codes(count, seed=seed, sampler=code_sampler, **how)
+            labels = labels if model.classes or how["labels"] is None else None
         elif model.classes and labels is None:
             labels = self._generator.random_labels(count, seed=seed, first=first)
         how = {"seed": seed + 1, "count": count, "first": first, "sampler": sampler}
@@ -218,8 +250,7 @@ class Pipeline:
             raise UserError("compose: there are no parents")
         if temperature and any(parent.ndim != 4 for parent in parents):
             raise UserError(
-                "compose: a temperature is for images; simplices have theirs, "
-                "and codes are corners already"
+                "compose: a temperature is for images; simplices have theirs, and codes are corners"
             )
 
         def read(parent):
@@ -234,12 +265,9 @@ class Pipeline:
             raise UserError(
                 f"compose: parents hold the same number of examples; they hold {sorted(lengths)}"
             )
-        numbers = first + np.arange(len(codes[0]))
-        try:
-            mixed = composition.mix(codes, seed=seed, weights=weights, keep=keep, position=numbers)
-        except ValueError as error:
-            raise UserError(f"compose: {error}") from error
-        return mixed.astype(np.int32)
+        how = {"seed": seed, "weights": weights, "keep": keep}
+        how["position"] = first + np.arange(len(codes[0]))
+        return _checked("compose", composition.mix, codes, **how).astype(np.int32)
 
     def close(self) -> None:
         """Frees the networks; one that is used again is loaded again."""
@@ -256,5 +284,17 @@ class Pipeline:
         return self.networks[self.encoder]
 
     @property
+    def _prior(self):
+        return self.networks[self.prior]
+
+    @property
     def _generator(self):
         return self.networks[self.generator]
+
+
+def _checked(where: str, function, *arguments, **settings):
+    """What the function returns; what it refuses is the user's."""
+    try:
+        return function(*arguments, **settings)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error

@@ -65,7 +65,9 @@ def untrained(tmp_path):
 # ---- without trained networks
 
 
-@pytest.mark.parametrize("verb", ["info", "probe", "sample", "encode", "compose", "evaluate"])
+@pytest.mark.parametrize(
+    "verb", ["info", "probe", "sample", "encode", "likelihood", "compose", "evaluate"]
+)
 def test_help_has_an_example(verb, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main([verb, "--help"])
@@ -110,6 +112,20 @@ def test_help_has_an_example(verb, capsys):
         ("compose -w {untrained} {here}/a.png {here}/b.png --keep 1,,2", "1,,2"),
         ("compose -w {untrained} {here}/a.png {here}/b.png --temperature -1", "temperature"),
         ("compose -w {untrained} {here}/a.png {here}/b.png --out {here}/x", "x is not a .png"),
+        ("compose -w {untrained} {here}/a.png --complete 1.5", "'1.5' is not a share"),
+        ("compose -w {untrained} {here}/a.png --redraw nan", "'nan' is not a share"),
+        ("compose -w {untrained} {here}/a.png --redraw 0", "two images"),
+        ("compose -w {untrained} {here}/a.png --complete .5", "train this step first"),
+        ("likelihood -w {untrained}", "PATH"),
+        ("likelihood -w {untrained} {here}/a.png --draws 1", "--draws=1"),
+        ("likelihood -w {untrained} {here}/a.png --draws -3", "'-3' is not a whole number"),
+        ("likelihood -w {untrained} {here}/a.png --calls 3", "'--calls'"),
+        ("likelihood -w {untrained} {here}/a.png {here}/c.npz", "c.npz alone"),
+        ("likelihood -w {untrained} {here}/c.npz", "c.npz: No such file"),
+        ("likelihood -w {untrained} {here}/text.npz", "with an array `codes`"),
+        ("likelihood -w {untrained} {here}/flat.npz", "are [n, l], not [3]"),
+        ("likelihood -w {untrained} {here}/text.png", "text.png"),
+        ("likelihood -w {untrained} {here}/a.png", "train this step first"),
         ("info {here}/nowhere", "nowhere does not exist"),
         ("info {here}/a.png", "not a folder"),
         ("info {here}/empty", "no run"),
@@ -117,6 +133,8 @@ def test_help_has_an_example(verb, capsys):
 )
 def test_refused_in_one_line(arguments, words, pictures, untrained, capsys):
     (pictures / "text.png").write_text("no image")
+    (pictures / "text.npz").write_text("no arrays")
+    np.savez(pictures / "flat.npz", codes=np.arange(3))
     (pictures / "empty").mkdir()
     before = sorted(pictures.rglob("*"))
     assert words in refused(capsys, *arguments.format(here=pictures, untrained=untrained).split())
@@ -135,6 +153,8 @@ sample -w {here}/nowhere
 sample -w {untrained} --out {here}/a.png/grid.png
 encode -w {here}/nowhere {here}/a.png
 compose -w {untrained} {here}/a.png {here}/text.png
+likelihood -w {here}/nowhere {here}/a.png
+likelihood -w {untrained} {here}/a.png --draws 1
 info {here}/empty
 evaluate {here}/a.png {here}/b.png --metrics fit
 evaluate -w {here}/nowhere --sweep scale=1
@@ -447,6 +467,73 @@ def test_compose(trained, pictures):
         and err.count("\n") == 1
         and not (pictures / "kept.png").exists()
     )
+
+
+def said(capsys, *arguments):
+    """What a verb prints that is run in this process and succeeds."""
+    assert cli.main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+BITS = r"([\d.]+)(?: ± ([\d.]+))? bits"
+
+
+@slow
+def test_likelihood(trained, pictures, capsys):
+    images = [pictures / "a.png", pictures / "gray.jpg"]
+    words = ["likelihood", "-w", trained, "--draws", 8]
+    out = said(capsys, *words, *images, "--surprise")
+    *found, held = re.findall(rf"^(.*): {BITS}$", out, re.M)
+    assert [name for name, *_ in found] == list(map(str, images)) and "held-out" in held[0]
+    assert all(0 < float(error) < float(mean) < 36 * 5 for _, mean, error in [*found, held])
+    rows = re.findall(r"^(.*), position by position: (.*)$", out, re.M)
+    assert [len(row.split()) for _, row in rows] == [36, 36]
+    assert np.sum([float(each) for each in rows[0][1].split()]) < 36 * 6
+    said(capsys, "encode", "-w", trained, *images, "--out", pictures / "codes.npz")
+    again = said(capsys, *words, pictures / "codes.npz")
+    assert re.findall(rf"^(.*): {BITS}$", again, re.M) == [*found, held]
+    np.savez(pictures / "masked.npz", codes=np.full((2, 36), 16))  # the mask's id
+    assert "0..15; found 16" in refused(capsys, *words, pictures / "masked.npz")
+    np.savez(pictures / "short.npz", codes=np.zeros((2, 35), int))
+    assert "[b, 36]" in refused(capsys, *words, pictures / "short.npz")
+
+
+@slow
+def test_likelihood_beside_that_of_the_scores_of_the_prior(trained, pictures, capsys):
+    scored = pictures / "scored"
+    scored.mkdir()
+    for name in ("encoder", "codes", "prior"):
+        (scored / name).symlink_to(trained / name)
+    config = recipes.load("quickstart.py:tiny", {"prior_scores.count": 100})
+    (scored / "config.json").write_text(json.dumps(config.to_dict()))
+    results = {"validation": 54.25, "validation_error": 1.5}
+    results = {f"prior_scores/bits_per_code/{name}": value for name, value in results.items()}
+    (scored / "results.json").write_text(json.dumps(results))
+    out = said(capsys, "likelihood", "-w", scored, pictures / "a.png")
+    assert "held-out codes of the run, mean: 54.2 ± 1.5 bits" in out
+
+
+@slow
+def test_compose_with_the_prior(trained, pictures, capsys, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(compose, "say_bits", lambda _, what, codes: drawn.update({what: codes}))
+    words = ["compose", "-w", trained, "--count", 6, "--sampler.steps=2", "--out"]
+    out = pictures / "composed.png"
+    one = [pictures / "a.png", "--complete", 0.5, "--keep", "0-3", "--batch", 4]
+    assert "6 compositions of 1 images" in said(capsys, *words, out, *one)
+    parent, before, after = drawn.values()
+    assert (before == parent).all() and (after[:, :4] == parent[0, :4]).all()
+    assert 6 < (after != before).sum() <= 6 * 18 and len(np.unique(after != before, axis=0)) > 1
+    full = said(capsys, *words, out, pictures / "a.png", "--complete", 1)
+    assert full and (drawn["after the prior"] != drawn["mixtures"]).mean() > 0.5
+    two = [pictures / "a.png", pictures / "b.png", "--redraw", 0.25]
+    said(capsys, *words, out, *two, "--code_sampler.calls=3")
+    changed = (drawn["after the prior"] != drawn["mixtures"]).sum(1)
+    assert 0 < changed.max() <= 9
+    monkeypatch.undo()
+    shown = said(capsys, *words, out, *two)
+    lines = re.findall(r"^(.+): [\d.]+ bits a code at most$", shown, re.M)
+    assert lines == ["parents", "mixtures", "after the prior"]
 
 
 @slow

@@ -118,3 +118,27 @@ def test_a_part_mixes_as_in_the_whole():
 def test_bad_weights_are_refused(weights):
     with pytest.raises(ValueError, match="weights"):
         composition.mix([np.zeros((1, 1), int)] * 2, seed=0, weights=weights)
+
+
+def test_a_lot_leaves_a_share_open_and_keeps_what_stays():
+    keep = np.zeros((200, 10), bool)
+    keep[:, [2, 7]] = True
+    stays = composition.lot(0.3, keep, seed=0)
+    assert ((~stays).sum(1) == 3).all() and stays[:, [2, 7]].all()
+    np.testing.assert_allclose((~stays[:, ~keep[0]]).mean(0), 3 / 8, atol=0.15)
+    assert (composition.lot(0.9, keep, seed=0) == keep).all() and composition.lot(
+        0, keep, seed=0
+    ).all()
+    part = composition.lot(0.3, keep[5:8], seed=0, position=np.arange(5, 8))
+    np.testing.assert_array_equal(part, stays[5:8])
+    assert (composition.lot(0.3, keep, seed=1) != stays).any()
+
+
+def test_what_is_kept_is_told_by_positions_or_by_masks():
+    mask = np.array([True, False, True])
+    for keep in ([0, 2], (2, 0), range(0, 3, 2), mask, np.tile(mask, (4, 1))):
+        np.testing.assert_array_equal(composition.kept(keep, (4, 3)), np.tile(mask, (4, 1)))
+    assert not composition.kept((), (4, 3)).any()
+    parents = [np.zeros((4, 3), int), np.ones((4, 3), int)]
+    mixed = composition.mix(parents, seed=0, weights=(0, 1), keep=mask)
+    np.testing.assert_array_equal(mixed, np.tile([0, 1, 0], (4, 1)))

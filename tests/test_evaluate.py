@@ -399,6 +399,8 @@ def verb(capsys, *arguments, code=0):
         ("--reference {a}", "--out=FILE.npz"),
         ("{a} {b} --sweep scale=1,2", "-w W"),
         ("-w {here}/nowhere --sweep scale=one", "scale=A,B"),
+        ("{a} {b} --codes oracle", "-w W"),
+        ("-w {here}/nowhere --codes real", "'real'"),
         ("-w {here}/nowhere --sweep scale=1", "nowhere does not exist"),
         ("{a} {b} --sampler.steps=3", "unexpected argument"),
     ],
@@ -503,17 +505,23 @@ def test_a_sweep_scores_what_the_run_draws(quickstart, tmp_path, capsys, shared_
     words += ["--protocol", "stretch", "--count", 24, "--metrics", "fd,vendi", "--seed", 3]
     out = tmp_path / "new" / "sweep.json"
     words += ["--sampler.steps=2", "--cache", tmp_path / "cache", "--out", out]
-    said = verb(capsys, *words, "--sweep", "scale=2,1")
+    said = verb(capsys, *words, "--sweep", "scale=2,1", "--codes", "both")
     assert said.count("fd_squeezenet") >= 2 and f"wrote {out.with_suffix('.png')}" in said
     found = json.loads(out.read_text())
-    assert [each["scale"] for each in found["results"]] == [1.0, 2.0]
+    rows = [(each["codes"], each["scale"]) for each in found["results"]]
+    assert rows == [("oracle", 1.0), ("oracle", 2.0), ("prior", 1.0), ("prior", 2.0)]
     assert found["results"][1]["sampler"]["guidance"]["scale"] == 2.0
     assert found["reference"]["name"].startswith("training images of") and found["seed"] == 3
     assert found["reference"]["count"] == 100
-    assert Image.open(out.with_suffix(".png")).size == (1920, 600)
+    assert Image.open(out.with_suffix(".png")).size == (2880, 1200)
+    real = sweep._codes(pipeline.load(quickstart / "run"), 24, 3, "oracle")
+    with pytest.raises(UserError, match="--count=.* or less"):
+        sweep._codes(pipeline.load(quickstart / "run"), 10**6, 3, "oracle")
     with pipeline.load(quickstart / "run", batch=24) as loaded:
         for each in found["results"]:
             guidance = dataclasses.replace(loaded.sampler.guidance, scale=each["scale"])
             sampler = dataclasses.replace(loaded.sampler, steps=2, guidance=guidance)
             images = loaded.sample(24, seed=3, sampler=sampler)
+            if each["codes"] == "oracle":  # of the same noise
+                images = loaded.decode(real, seed=4, sampler=sampler)
             assert array_set(images).sha256 == each["sha256"]

@@ -23,7 +23,9 @@ from dlc_jax.evals import composition
 from dlc_jax.models.vit import standardize
 from dlc_jax.networks import Networks
 from dlc_jax.networks.encoder import EncoderNetwork
+from dlc_jax.networks.generator import GeneratorNetwork
 from dlc_jax.networks.network import Network
+from dlc_jax.networks.prior import PriorNetwork
 
 SIZE, LENGTH, VALUES = 8, 6, 5
 STEPS = ("encoder", "prior", "generator")
@@ -161,6 +163,8 @@ def test_a_function_is_compiled_once_per_shape(monkeypatch):
 def test_samplers_are_those_of_the_pipeline_unless_given(monkeypatch):
     found = drawn(code_sampler=CodeSampler(calls=2))
     monkeypatch.setattr(Network, "run", lambda *arguments, sampler, **more: sampler)
+    counted = lambda *arguments, sampler, **more: (sampler, 0)  # noqa: E731
+    monkeypatch.setattr(PriorNetwork, "sample_counted", counted)
     codes = np.zeros((1, LENGTH), int)
     assert found.decode(codes) is FAST and found.sample_codes(1) == CodeSampler(calls=2)
     other, others = Sampler(steps=5), CodeSampler(temperature=0.5)
@@ -186,7 +190,7 @@ LIKELY = np.arange(LENGTH) % VALUES
 def known():
     """A pipeline whose networks know the likeliest values, and the pixels of a code and of none."""
 
-    def logits(variables, codes):
+    def logits(variables, codes, sigma, label):
         twice = jnp.log1p(jax.nn.one_hot(LIKELY, VALUES))
         return jnp.broadcast_to(twice, (*codes.shape, VALUES))
 
@@ -199,6 +203,7 @@ def known():
 
     found = pipeline.Pipeline(networks({"generator.process.prediction": "x"}))
     sizes = dict(positions=LENGTH, values=VALUES, image=2, channels=3, classes=0, early=0)
+    sizes["sigma_conditioning"] = False
     for step, apply in (("prior", logits), ("generator", data)):
         network = found.networks[step]
         network.model = types.SimpleNamespace(apply=apply, **sizes)
@@ -221,6 +226,69 @@ def test_the_temperature_reaches_the_prior(known):
     """At 0 every value is the likeliest one, though it is only twice as likely as each other."""
     found = known.sample_codes(8, sampler=CodeSampler(temperature=0.0))
     np.testing.assert_array_equal(found, np.tile(LIKELY, (8, 1)))
+
+
+def other(codes, *positions):
+    """The codes with another value at some positions."""
+    codes = codes.copy()
+    codes[:, list(positions)] = (codes[:, list(positions)] + 2) % VALUES
+    return codes
+
+
+def test_how_likely_codes_and_their_values_are(known):
+    """One value of a position has 1/3, and each other one 1/6, whatever the others are."""
+    codes = np.stack([LIKELY, *other(LIKELY[None], 1, 4)])
+    bits = np.full(codes.shape, np.log2(3))
+    bits[1, [1, 4]] = np.log2(6)
+    for calls in (1, 4, LENGTH):
+        np.testing.assert_allclose(known.surprise(codes, calls=calls), bits, atol=1e-5)
+    found, error = known.likelihood(np.repeat(codes, 50, 0), draws=64, seed=3)
+    found, error = found.reshape(2, 50), error.reshape(2, 50)
+    spread = 4 * np.sqrt((error**2).sum(1)) / 50
+    assert (abs(found.mean(1) - bits.sum(1)) < spread).all() and spread.max() < 1
+
+
+def test_the_least_likely_positions_are_drawn_anew(known):
+    likely = np.tile(LIKELY, (5, 1))
+    codes, sampler = other(likely, 0, 3), CodeSampler(temperature=0.0)
+    np.testing.assert_array_equal(known.redraw(codes, 2 / LENGTH, sampler=sampler), likely)
+    one = known.redraw(codes, 0.1, sampler=sampler)  # of 6 positions a tenth is one
+    assert ((one != likely).sum(1) == 1).all() and ((one != codes).sum(1) == 1).all()
+    np.testing.assert_array_equal(known.redraw(codes, 0.0), codes)
+
+
+def test_codes_are_completed_around_what_is_kept(known):
+    likely = np.tile(LIKELY, (4, 1))
+    codes, sampler = other(likely, *range(LENGTH)), CodeSampler(temperature=0.0)
+    kept = np.zeros(LENGTH, bool)
+    kept[[1, 5]] = True
+    expected = np.where(kept, codes, likely)
+    codes[:, 0] = VALUES  # a mask where nothing is kept is not read
+    for keep in ([1, 5], kept, np.tile(kept, (4, 1))):
+        found = known.complete(codes, keep, sampler=sampler)
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(known.complete(codes, [], sampler=sampler), likely)
+    drawn = known.complete(codes, [1], seed=2)
+    np.testing.assert_array_equal(drawn[2:], known.complete(codes[2:], [1], seed=2, first=2))
+    assert (drawn != known.complete(codes, [1], seed=3)).any()
+
+
+def test_labels_reach_the_networks_that_have_classes(monkeypatch):
+    given = {}
+    for name, kind in (("prior", PriorNetwork), ("generator", GeneratorNetwork)):
+
+        def draw(*_, labels=None, name=name, **how):
+            given[name] = labels
+            return np.zeros((2, LENGTH), int), None
+
+        method = {"prior": "sample_counted", "generator": "decode"}[name]
+        monkeypatch.setattr(kind, method, draw)
+    for prior, generator in ((0, 0), (3, 0), (0, 3), (3, 3)):
+        lines = {"prior.model.classes": prior, "generator.model.classes": generator}
+        found = pipeline.Pipeline(networks(lines))
+        found.sample(2, labels=[1, 2])
+        has = {"prior": bool(prior), "generator": bool(generator) or not prior}  # or it refuses
+        assert {name: label is not None for name, label in given.items()} == has
 
 
 def test_compose_copies_codes_position_by_position(p):
@@ -267,6 +335,18 @@ def test_compose_mixes_simplices_at_a_temperature(p):
         (lambda p, x, c: p.decode(c, sampler=Sampler(method="rk4")), "rk4"),
         (lambda p, x, c: p.sample(0), "nothing to do"),
         (lambda p, x, c: p.sample_codes(1, sampler=CodeSampler(calls=-1)), "calls=-1"),
+        (lambda p, x, c: p.sample_codes(1, labels=[0]), "without classes"),
+        (lambda p, x, c: p.complete(c, [LENGTH]), f"0..{LENGTH - 1}; got {LENGTH}"),
+        (lambda p, x, c: p.complete(c, np.ones(LENGTH - 1, bool)), f"bool [{LENGTH}]"),
+        (lambda p, x, c: p.complete(c, [0.5]), "list of positions"),
+        (lambda p, x, c: p.complete(c[0], [0]), f"[b, {LENGTH}]"),
+        (lambda p, x, c: p.complete(c + VALUES, [0]), f"0..{VALUES - 1}"),
+        (lambda p, x, c: p.complete(c[:, 1:], [0]), f"[b, {LENGTH}]"),
+        (lambda p, x, c: p.likelihood(c + VALUES), f"0..{VALUES - 1}"),
+        (lambda p, x, c: p.likelihood(c, draws=1), "draws=1"),
+        (lambda p, x, c: p.surprise(c, calls=LENGTH + 1), f"1..{LENGTH}"),
+        (lambda p, x, c: p.redraw(c, 1.5), "share=1.5"),
+        (lambda p, x, c: p.redraw(c, float("nan")), "share=nan"),
     ],
 )
 def test_refused_in_one_line(p, call, words):

@@ -37,6 +37,7 @@ VERBS = {
     "sample": ("draw new images from a run", True),
     "evaluate": ("FID and other metrics of images, or of a run at several guidance scales", True),
     "encode": ("write down the codes of images", False),
+    "likelihood": ("how likely images are to a run's prior, in bits of their codes", False),
     "compose": ("draw images that have something of each of several images", True),
     "import": ("weights of other programs: DINOv2, a simplicial encoder, an autoencoder", True),
     "export": ("an encoder for other programs, under the published or transformers' names", False),

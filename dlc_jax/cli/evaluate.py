@@ -55,6 +55,13 @@ def arguments(parser) -> None:
         metavar="scale=A,B",
         help="guidance scales; the reference is one path, or the run's own training images",
     )
+    group.add_argument(
+        "--codes",
+        choices=sweep.CODES,
+        default="prior",
+        help="whose codes the run draws from: the prior's, those of held-out images (oracle), "
+        "which shows what the generator alone can do, or both; prior",
+    )
     parser.add_argument(
         "--batch", type=networks.whole, default=64, metavar="N", help="images at a time; 64"
     )
@@ -97,6 +104,8 @@ def _work(arguments) -> tuple[list[str], list[str], str | None]:
     samples, reference = list(arguments.paths), arguments.reference
     if arguments.sweep and not arguments.workdir:
         raise UserError("dlc evaluate: --sweep draws images of a run; give its folder, -w W")
+    if arguments.codes != "prior" and not arguments.workdir:
+        raise UserError("dlc evaluate: --codes draws images of a run; give its folder, -w W")
     if reference and not samples and not arguments.workdir:
         if not (arguments.out or "").endswith(".npz") or arguments.metrics:
             raise UserError(

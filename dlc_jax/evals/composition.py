@@ -1,5 +1,6 @@
 """Mixing codes of several images."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -60,7 +61,8 @@ def mix(
       parents: each codes, int [n, l], or simplices, float [n, l, v].
       seed: of the choice.
       weights: how often each parent is chosen, any positive scale; None is equally often.
-      keep: positions that are the first parent's in any case, with its likeliest value.
+      keep: positions that are the first parent's in any case, with its likeliest value; see
+        `kept`.
       position: int [n], the examples' numbers, by which they draw; None is 0..n-1.
 
     Returns:
@@ -77,9 +79,7 @@ def mix(
             f"{len(parents)} parents need as many weights, none negative and not all zero; "
             f"got {weights}"
         )
-    kept = np.asarray(list(keep), np.int64)
-    if len(outside := kept[(kept < 0) | (kept >= length)]):
-        raise ValueError(f"positions to keep must lie in 0..{length - 1}; got {outside[0]}")
+    known = kept(keep, (count, length))
     edges = np.cumsum(share / share.sum())[:-1]
     numbers = np.arange(count) if position is None else np.asarray(position)
     choices, values = np.empty((2, count, length))
@@ -93,8 +93,50 @@ def mix(
     chosen = np.searchsorted(edges, choices, side="right")
     mixed = np.take_along_axis(stacked, chosen[None], axis=0)[0]
     first = parents[0] if parents[0].ndim == 2 else parents[0].argmax(-1)
-    mixed[:, kept] = first[:, kept]
-    return mixed
+    return np.where(known, first, mixed)
+
+
+def kept(keep: Sequence[int] | np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Which positions of codes of a shape [n, l] are kept, bool [n, l].
+
+    Args:
+      keep: positions, or bool [l] or [n, l].
+
+    Raises:
+      ValueError: it does not go with the shape.
+    """
+    found = np.asarray(keep)
+    if found.dtype == bool and len(shape) == 2 and found.shape in (shape, shape[1:]):
+        return np.broadcast_to(found, shape)
+    if len(shape) != 2 or found.ndim != 1 or found.dtype.kind not in "iu" and found.size:
+        raise ValueError(
+            f"what to keep of codes {list(shape)} is a list of positions or bool {list(shape[1:])} "
+            f"or {list(shape)}; got {found.dtype} {list(found.shape)}"
+        )
+    found = found.astype(np.int64)
+    if len(outside := found[(found < 0) | (found >= shape[1])]):
+        raise ValueError(f"positions to keep must lie in 0..{shape[1] - 1}; got {outside[0]}")
+    known = np.zeros(shape, bool)
+    known[:, found] = True
+    return known
+
+
+def lot(
+    share: float, keep: np.ndarray, *, seed: int, position: np.ndarray | None = None
+) -> np.ndarray:
+    """Which positions stay when a share of them is left open by lot, bool [n, l].
+
+    Args:
+      share: of all positions; fewer are left open where `keep` leaves fewer.
+      keep: bool [n, l], positions that stay in any case.
+      seed: of the lot, which is not that of `mix`.
+      position: int [n], the examples' numbers, by which they draw; None is 0..n-1.
+    """
+    count, length = keep.shape
+    numbers = np.arange(count) if position is None else np.asarray(position)
+    draws = [np.random.default_rng([seed, int(number), 1]).random(length) for number in numbers]
+    order = np.argsort(np.argsort(np.where(keep, 2, draws), 1), 1)
+    return keep | (order >= math.ceil(round(share * length, 6)))
 
 
 def _draw(simplices: np.ndarray, uniform: np.ndarray) -> np.ndarray:

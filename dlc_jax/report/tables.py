@@ -39,6 +39,10 @@ _GROUPS = {
     "and times the share by chance.",
     "codes": "How codes use their values: perplexity is 1 where all are equally frequent, dead is "
     "the share of values never used.",
+    "prior_scores": "How likely codes are to the prior: at most so many bits each, of those it was "
+    "trained on and of others. How codes that it draws differ from real ones: total variation of a "
+    "position's values and of pairs, and the area under the curve of a classifier, 0.5 if it sees "
+    "no difference. The floor is what training codes have instead of drawn ones.",
     "judge": "The judge reads the factors off an image. Here it is tested itself, on images whose "
     "answer is known.",
 }
