@@ -91,6 +91,9 @@ def test_the_classifier_comes_near_the_best_there_is_on_single_positions():
     best, _ = two_samples.area((even == 0).sum(1), (skewed == 0).sum(1))
     area, error = two_samples.auc(even, skewed, values=VALUES)
     assert best - 0.05 < area < best + 4 * error
+    best, _ = two_samples.area(even[:, 0] == 0, skewed[:, 0] == 0)
+    area, error = two_samples.auc(even[:, :1], skewed[:, :1], values=VALUES)
+    assert abs(area - best) < 4 * error < best - 0.5  # where there are no pairs
 
 
 def test_the_area_and_its_error_are_those_of_many_repetitions():
