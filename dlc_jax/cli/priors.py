@@ -102,9 +102,9 @@ def give(arguments) -> None:
     layout = arguments.layout or facts.get("layout", "hf")
     if out.suffix != SUFFIX[layout]:
         raise UserError(f"dlc export sedd: --out={out} is not a {SUFFIX[layout]} file ({layout})")
-    abstract = abstract(network)
-    rows = sedd_names.table(slots.shapes_of(abstract))
-    params = checkpoint.load_params(directory / "checkpoints", abstract)
+    shapes = abstract(network)
+    rows = sedd_names.table(slots.shapes_of(shapes))
+    params = checkpoint.load_params(directory / "checkpoints", shapes)
     params = {path: np.asarray(array) for path, array in slots.flat(params).items()}
     found = tensors(params, rows, str(directory))
     prepare(out, out.parent)
