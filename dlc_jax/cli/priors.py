@@ -74,9 +74,10 @@ def take(arguments, rest) -> None:
     steps = config[STEP].train.steps
     facts = {"file": arguments.file, "metadata": found.metadata, "aside": list(aside)}
     facts["layout"] = "local" if raw else "hf"
-    facts["dtypes"] = {
-        given: found.dtypes[given] for given in found.names.values() if given not in aside
-    }
+    # in the order of the file, which JSON keeps of lists alone
+    facts["average"] = [
+        (given, found.dtypes[given]) for given in found.names.values() if given not in aside
+    ]
     prepare(out, out)
     with home.lock(out):
         home.remember(out, config.to_dict(), present=recipe.read_back)
@@ -128,7 +129,7 @@ def _as_it_came(found, directory: Path, facts: dict) -> tuple[dict, dict, dict]:
     """(the average by the file's names and dtypes, what lay beside it, metadata)."""
     average = {
         name: found[sedd_names.clean(name)].astype(weights.dtype(dtype), copy=False)
-        for name, dtype in facts["dtypes"].items()
+        for name, dtype in facts["average"]
     }
     kept = files.load(directory / weights.ASIDE) if facts["aside"] else None
     raw = {name.removeprefix(sedd_names.RAW): kept.read(name) for name in facts["aside"]}
