@@ -125,6 +125,7 @@ def broken(**parts):
 
 
 EMA = training()["ema"]
+SWAPPED = [0, 1, 3, 2, *range(4, len(EMA["shadow_params"]))]
 REFUSED = {
     "no SEDD": ({"a": np.zeros(3, np.float32)}, "holds no SEDD"),
     "no positions": (
@@ -153,8 +154,8 @@ REFUSED = {
         f"has {len(EMA['shadow_params'])} parameters",
     ),
     "a list of another order": (
-        broken(ema=EMA | {"shadow_params": EMA["shadow_params"][::-1]}),
-        "does not hold this model",
+        broken(ema=EMA | {"shadow_params": [EMA["shadow_params"][at] for at in SWAPPED]}),
+        "sigma_map.mlp.0.weight is (128,) and not (128, 256)",
     ),
     "names sorted": (broken(model=dict(sorted(training()["model"].items()))), "are sorted"),
     "an average of nothing": (broken(ema={}), "a list of 0 tensors"),
