@@ -23,7 +23,7 @@ ROOMS = {
     "extending fields launch launch_cluster memory mutants readme recipe stop turn",
     "loop: steps, agenda, optimizer, workdir": "agenda contract optim step train workdir",
     "stages on real networks, several devices": "encoder_stage generator_stage mesh parallel "
-    "prior_stage real_stages several hosts remote remote_runs",
+    "narrow_gradients prior_stage real_stages several hosts remote remote_runs",
     "images: places, decoding, conversion, crops": "archives cli_data colors convert decoder "
     "files heic images inputs listing loader npz parquet shapes sources survey sweep transforms "
     "webdataset",

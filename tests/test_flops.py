@@ -127,6 +127,7 @@ TINY = {
     "dit, modern": (everything(block="modern"), {"training": True}, {"method": "all"}),
     "prior": (MaskedTransformer(7, 5, per_position=True, **WIDTHS), {}, {}),
     "prior, sigma": (MaskedTransformer(7, 5, sigma_conditioning=True, **WIDTHS), {}, {}),
+    "prior, classes": (MaskedTransformer(7, 5, classes=3, **WIDTHS), {}, {}),
 }
 
 

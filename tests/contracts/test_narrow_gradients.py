@@ -46,9 +46,18 @@ def gradients(stage):
     }
 
 
-def wrong(wide, narrow) -> float:
-    """Their difference over the size of the first; 0 of what gets no gradient in either."""
-    return float(np.linalg.norm(narrow - wide) / max(np.linalg.norm(wide), 1e-30))
+def errors(pairs) -> dict[str, float]:
+    """{name: norm of the difference, over that of the leaf's gradient}.
+
+    A gradient below a hundredth of the whole one is compared with that hundredth: what cancels to
+    next to nothing keeps the rounding of its terms.
+    """
+    norms = {name: np.linalg.norm(wide) for name, (wide, _) in pairs.items()}
+    least = 0.01 * np.linalg.norm(list(norms.values()))
+    return {
+        name: float(np.linalg.norm(narrow - wide) / max(norms[name], least))
+        for name, (wide, narrow) in pairs.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -68,5 +77,7 @@ def stages(real_stages, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["encoder", "prior", "generator", "modern", *THROWAWAY])
 def test_bfloat16_gives_the_gradient_of_float32(name, stages):
-    errors = {leaf: wrong(*pair) for leaf, pair in gradients(stages[name]).items()}
-    assert max(errors.values()) <= MOST, sorted(errors.items(), key=lambda pair: -pair[1])[:5]
+    found = errors(gradients(stages[name]))
+    worst = sorted(found.items(), key=lambda pair: -pair[1])[:5]
+    print(name, worst)
+    assert all(error <= MOST for error in found.values()), worst
