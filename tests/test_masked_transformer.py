@@ -168,6 +168,7 @@ def test_dropout_is_of_each_branch_and_each_example_by_its_own_key():
     angles, keys = positions.rotary(L, 8), jax.random.split(jax.random.key(3), 64)
     block = masked_transformer.Block(2, 4.0, None, share)
     p = drawn(block, x, angles, c)["params"]
+    every = {}
     for name, dropped in (("mlp", "attention"), ("attention", "mlp")):  # the other adds nothing
         last = {"mlp": "fc2", "attention": "out"}[dropped]
         zero = {last: jax.tree.map(jnp.zeros_like, p[dropped][last])}
@@ -177,10 +178,11 @@ def test_dropout_is_of_each_branch_and_each_example_by_its_own_key():
         kept = np.abs(found) > 1e-7
         np.testing.assert_allclose(found, np.where(kept, added / (1 - share), 0), atol=1e-5)
         assert abs((~kept).mean() - share) < 5 * np.sqrt(share * (1 - share) / kept.size), name
-        masks = kept.reshape(64, -1)
-        assert len(np.unique(masks, axis=0)) == 64
+        every[name] = kept.reshape(64, -1)
         again = apply(block, {"params": q}, x[5:9], angles, c[5:9], keys[5:9]) - x[5:9]
         np.testing.assert_array_equal(np.abs(again) > 1e-7, kept[5:9])
+    masks = np.concatenate(list(every.values()))
+    assert len(np.unique(masks, axis=0)) == 128
 
 
 def test_dropout_differs_between_layers_and_is_off_without_keys():

@@ -68,6 +68,7 @@ def stages(real_stages, tmp_path_factory):
     gradient is one over their distances: there bfloat16 is wrong by 7 %, however it is summed.
     """
     lines = {"encoder.train.batch": 32, "encoder.objective.koleo": 0.0}
+    lines |= {"encoder.objective.ibot": 1.0, "encoder.objective.mask_group": 32}
     lines |= {"encoder.model*.width": 32, "encoder.model*.depth": 2, "encoder.model*.heads": 2}
     config = load("quickstart.py:tiny", lines)
     encoder = STAGES["encoder"](config, step="encoder", workdir=tmp_path_factory.mktemp("encoder"))
