@@ -80,5 +80,4 @@ def stages(real_stages, tmp_path_factory):
 def test_bfloat16_gives_the_gradient_of_float32(name, stages):
     found = errors(gradients(stages[name]))
     worst = sorted(found.items(), key=lambda pair: -pair[1])[:5]
-    print(name, worst)
     assert all(error <= MOST for error in found.values()), worst
