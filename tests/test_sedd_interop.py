@@ -110,6 +110,56 @@ def test_every_parameter_has_one_place_in_a_file():
         assert all((array == 1).all() for array in entries.values())
 
 
+def test_the_published_network_has_the_published_shapes():
+    model = MaskedTransformer(positions=512, values=256, sigma_conditioning=True)
+    table = sedd_names.table(slots.shapes_of(priors.abstract(model)))
+    shapes = {name: slot.shape for name, slot in table.items()}
+    published = {
+        "vocab_embed.embedding": (257, 1024),
+        "pos_embed": (512, 1024),
+        "sigma_map.mlp.0.weight": (128, 256),
+        "blocks.23.attn_qkv.weight": (3072, 1024),
+        "blocks.23.mlp.0.weight": (4096, 1024),
+        "blocks.23.adaLN_modulation.weight": (6144, 128),
+        "output_layer.norm_final.weight": (1024,),
+        "output_layer.linear.weight": (257, 1024),
+        "output_layer.adaLN_modulation.bias": (2048,),
+    }
+    assert {name: shapes[name] for name in published} == published
+    assert len(shapes) == 2 + 4 + 24 * 10 + 5
+    section = sedd_names.section(shapes, "here")  # no buffer: the heads of this width are known
+    assert section == {
+        "positions": 512,
+        "values": 256,
+        "width": 1024,
+        "depth": 24,
+        "heads": 16,
+        "mlp_ratio": 4.0,
+        "per_position": False,
+        "sigma_conditioning": True,
+        "dropout": 0.1,
+    }
+
+
+def test_an_imported_prior_joins_a_run_of_its_sizes(tmp_path, capsys):
+    file, run = write(tmp_path / "sedd.safetensors", state()), tmp_path / "run"
+    config, _ = command.parse(["dlc", RECIPE])
+    run.mkdir()
+    workdir.write(run / "config.json", workdir.plain(config.to_dict()))
+    line = refused(capsys, "import", "sedd", file, "--out", run)
+    assert "is a run of another config" in line and "prior.model.depth: 24 -> 2" in line
+    out = imported(capsys, file, tmp_path / "first")
+    flags = [flag for flag in shlex.split(out.splitlines()[-1]) if "init_from" not in flag]
+    sizes = f"positions={L}", f"values={V}"
+    flags += [f"--config.generator.model.{size}" for size in sizes]
+    flags += [f"--config.encoder.model.simplicial.{size}" for size in sizes]
+    config, _ = command.parse(["dlc", RECIPE, *flags])
+    workdir.write(run / "config.json", workdir.plain(config.to_dict()))
+    dlc(capsys, "import", "sedd", file, "--out", run)
+    assert (run / "prior" / "done.json").exists()
+    assert "is there already" in refused(capsys, "import", "sedd", file, "--out", run)
+
+
 def test_a_prior_without_sigma_is_not_exported(tmp_path, capsys):
     config, _ = command.parse(["dlc", RECIPE, "--config.prior.model.depth=1"])
     workdir.write(tmp_path / "config.json", workdir.plain(config.to_dict()))
