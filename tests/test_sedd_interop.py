@@ -158,16 +158,26 @@ def test_an_imported_prior_joins_a_run_of_its_sizes(tmp_path, capsys):
     dlc(capsys, "import", "sedd", file, "--out", run)
     assert (run / "prior" / "done.json").exists()
     assert "is there already" in refused(capsys, "import", "sedd", file, "--out", run)
+    (tmp_path / "second").mkdir()
+    workdir.write(tmp_path / "second" / "config.json", workdir.plain(config.to_dict()))
+    flag = "--config.prior.model.depth=2"
+    line = refused(capsys, "import", "sedd", file, "--out", tmp_path / "second", flag)
+    assert f"{flag} cannot change" in line
 
 
 def test_a_prior_without_sigma_is_not_exported(tmp_path, capsys):
-    config, _ = command.parse(["dlc", RECIPE, "--config.prior.model.depth=1"])
+    score = "--config.prior.process.objective=score"
+    config, _ = command.parse(["dlc", RECIPE, score])
     workdir.write(tmp_path / "config.json", workdir.plain(config.to_dict()))
     (tmp_path / "prior" / "checkpoints").mkdir(parents=True)
     line = refused(capsys, "export", "sedd", tmp_path, "--out", tmp_path / "x.safetensors")
     assert "sigma_conditioning=True" in line
     line = refused(capsys, "export", "sedd", tmp_path, "--out", tmp_path / "x.pt")
     assert "not a .safetensors file" in line
+    config, _ = command.parse(["dlc", RECIPE])
+    workdir.write(tmp_path / "config.json", workdir.plain(config.to_dict()))
+    line = refused(capsys, "export", "sedd", tmp_path, "--out", tmp_path / "x.safetensors")
+    assert "process.objective=score" in line
 
 
 def broken(**parts):

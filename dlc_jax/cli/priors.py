@@ -57,6 +57,8 @@ def take(arguments, rest) -> None:
     out, name = Path(arguments.out), sedd_names.BUFFER
     directory = weights.absent(out / STEP)
     if (out / "config.json").exists():
+        if rest:
+            raise UserError(f"{out} is a run already, whose recipe {rest[0]} cannot change")
         config = recipe.of_run(out)
     else:
         config, _ = command.parse([*command.given(arguments), *rest])
@@ -67,7 +69,8 @@ def take(arguments, rest) -> None:
     aside = {found.names[key]: found.read(key) for key in raw}
     if name in found.shapes:
         aside[found.names[name]] = found.read(name)
-        sedd_names.check_buffer(aside[found.names[name]], network.width // network.heads, name)
+        head = network.width // network.heads
+        sedd_names.check_buffer(aside[found.names[name]], head, found.where)
     shapes = slots.shapes_of(abstract(network))
     params = found.params(sedd_names.table(shapes), shapes, unused=[*raw, name])
     said = ", ".join([weights.count(params), *(f"{key} {value}" for key, value in model.items())])
@@ -96,6 +99,12 @@ def give(arguments) -> None:
     config, out = recipe.of_run(arguments.workdir), Path(arguments.out)
     if STEP not in config:
         raise UserError(f"{arguments.workdir} is a run whose recipe has no step {STEP!r}")
+    process = config[STEP].get("process", {})
+    if process.get("objective", "score") != "score" or process.get("name", "masked") != "masked":
+        raise UserError(
+            f"{arguments.workdir}: SEDD's outputs are scores of masked codes, which only a prior "
+            "with process.name=masked and process.objective=score gives"
+        )
     from dlc_jax import checkpoint
 
     network, directory = _built(config), recipe.trained(config, arguments.workdir, STEP)
