@@ -57,7 +57,7 @@ def test_a_published_file_is_exported_as_it_came_and_started_from(case, tmp_path
     config, _ = command.parse(["dlc", RECIPE, *shlex.split(out.splitlines()[-1])])
     process, model = config.prior.process, recipe.build(MaskedTransformer, config.prior.model)
     assert (process.name, process.objective) == ("masked", "score")
-    assert process.noise.name == "log_linear"
+    assert process.noise.schedule == "log_linear"
     checkpoint.check_start(config.prior.train.init_from, priors.abstract(model))
     config = recipe.of_run(run)  # all that reads codes reads these
     assert config.generator.model.positions == config.encoder.model.simplicial.positions == L

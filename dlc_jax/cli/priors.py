@@ -21,7 +21,7 @@ EXPORT = "dlc export sedd runs/imagenet256 --out sedd.safetensors"
 STEP = "prior"  # of a recipe: it is taken from it or put in it
 # what SEDD was trained as
 PROCESS = {"process.name": "masked", "process.objective": "score"}
-PROCESS |= {"process.noise.name": "log_linear"}
+PROCESS |= {"process.noise.schedule": "log_linear"}
 SUFFIX = {"hf": ".safetensors", "local": ".pth"}
 
 
