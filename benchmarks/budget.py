@@ -21,9 +21,10 @@ TABLE = re.compile(r"(<!-- costs -->\n).*?(<!-- /costs -->)", re.DOTALL)
 ROOMS = {
     "house: rules, recipes, launcher, command line": "architecture budget command configs errors "
     "extending fields launch launch_cluster memory mutants readme recipe stop turn",
-    "loop: steps, agenda, optimizer, workdir": "agenda contract optim step train workdir",
+    "loop: steps, agenda, optimizer, workdir": "agenda contract narrow_gradients optim step "
+    "train workdir",
     "stages on real networks, several devices": "encoder_stage generator_stage mesh parallel "
-    "narrow_gradients prior_stage real_stages several hosts remote remote_runs",
+    "prior_stage real_stages several hosts remote remote_runs",
     "images: places, decoding, conversion, crops": "archives cli_data colors convert decoder "
     "files heic images inputs listing loader npz parquet shapes sources survey sweep transforms "
     "webdataset",
