@@ -21,7 +21,8 @@ TABLE = re.compile(r"(<!-- costs -->\n).*?(<!-- /costs -->)", re.DOTALL)
 ROOMS = {
     "house: rules, recipes, launcher, command line": "architecture budget command configs errors "
     "extending fields launch launch_cluster memory mutants readme recipe stop turn",
-    "loop: steps, agenda, optimizer, workdir": "agenda contract optim step train workdir",
+    "loop: steps, agenda, optimizer, workdir": "agenda contract narrow_gradients optim step "
+    "train workdir",
     "stages on real networks, several devices": "encoder_stage generator_stage mesh parallel "
     "prior_scores prior_stage real_stages several hosts remote remote_runs",
     "images: places, decoding, conversion, crops": "archives cli_data colors convert decoder "
@@ -39,7 +40,7 @@ ROOMS = {
     "evaluation: metrics of samples": "evaluate evaluate_parity frechet inception_score "
     "kernel_distance manifold metrics_parity training_scores vendi",
     "feature networks": "features features_parity",
-    "import and export": "interop interop_cli interop_refusals tensor_files torch_zip",
+    "import and export": "interop interop_cli interop_refusals sedd_interop tensor_files torch_zip",
     "plans for other machines": "plan plan_machine plan_program",
     "whole runs: quickstart, own images": "faults image_folder latent_runs main",
 }

@@ -137,10 +137,11 @@ class Stage:
         over, never donated.
       rules: how parameters are split that `parallel` would not split so by size alone: (regular
         expression over the path, axis, mesh axis). Each must match.
-      tables: regular expressions of the whole names of lookup tables, as in code_table/table. They
-        stay float32 where the rest is cast to `train.dtype`; the model casts the rows that it
-        reads. A row's gradient is a sum over all that read it, added one by one: most of it is lost
-        when thousands of bfloat16 numbers are. Each must match.
+      tables: regular expressions of the whole names of tables of rows that many positions read, as
+        in code_table/table, and of single rows such as mask tokens. They stay float32 where the
+        rest is cast to `train.dtype`; the model casts what it reads. A row's gradient is a sum over
+        all that read it, added one by one: of thousands of bfloat16 numbers most is lost. Each must
+        match.
       evals: what to measure on the way.
       group: examples in a row that belong together and must stay so in a microbatch.
       flops: model FLOPs of one optimizer step over the global batch: forward and twice that for

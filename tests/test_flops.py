@@ -63,8 +63,9 @@ def products(jaxpr):
 def inputs(model, *, batch=B, image=None):
     """Abstract arguments of a forward pass."""
     if isinstance(model, MaskedTransformer):
-        sigma = (jax.ShapeDtypeStruct((batch,), jnp.float32),) if model.sigma_conditioning else ()
-        return jax.ShapeDtypeStruct((batch, model.positions), jnp.int32), *sigma
+        sigma = jax.ShapeDtypeStruct((batch,), jnp.float32) if model.sigma_conditioning else None
+        label = jax.ShapeDtypeStruct((batch,), jnp.int32) if model.classes else None
+        return jax.ShapeDtypeStruct((batch, model.positions), jnp.int32), sigma, label
     body = model.backbone if isinstance(model, Encoder) else model
     side = image or body.image
     pixels = jax.ShapeDtypeStruct((batch, side, side, body.channels), jnp.float32)
@@ -127,6 +128,7 @@ TINY = {
     "dit, modern": (everything(block="modern"), {"training": True}, {"method": "all"}),
     "prior": (MaskedTransformer(7, 5, per_position=True, **WIDTHS), {}, {}),
     "prior, sigma": (MaskedTransformer(7, 5, sigma_conditioning=True, **WIDTHS), {}, {}),
+    "prior, classes": (MaskedTransformer(7, 5, classes=3, **WIDTHS), {}, {}),
 }
 
 

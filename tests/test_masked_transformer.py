@@ -129,3 +129,80 @@ def test_masked_transformer_block_order_is_shift_scale_gate():
     )
     y = y + gate2 * mlp.apply({"params": p["mlp"]}, norm2(y) * (1 + scale2) + shift2)
     np.testing.assert_allclose(apply(block, {"params": p}, x, angles, c), y, atol=1e-4)
+
+
+def test_masked_transformer_with_classes():
+    codes, label = integers(3, V + 1, 4, L), jnp.array([0, 2, 3, 0])
+    model = small_prior(classes=3)
+    variables = drawn(model, codes, None, label)
+    out = apply(model, variables, codes, label=label)
+    assert out.shape == (4, L, V)  # without sigma there is no output for the mask
+    changed = apply(model, variables, codes, label=label.at[0].set(3))
+    assert (np.abs(out - changed).max((1, 2)) > 1e-4).tolist() == [True, False, False, False]
+    assert np.isnan(apply(model, variables, codes, label=label.at[1].set(4))[1]).all()
+    with pytest.raises(UserError, match="classes=3, but the label is missing"):
+        apply(model, variables, codes)
+    with pytest.raises(UserError, match="classes=0, but the label is given"):
+        apply(small_prior(), variables, codes, label=label)
+
+
+def test_masked_transformer_adds_the_embeddings_of_sigma_and_class():
+    codes, sigma, label = integers(3, V, 2, L), jnp.array([0.5, 3.0]), jnp.array([1, 3])
+    both = small_prior(sigma_conditioning=True, classes=3)
+    p = drawn(both, codes, sigma, label)["params"]
+    row = 2.5 * p["label_table"]["table"][1]
+    p["label_table"]["table"] = p["label_table"]["table"].at[3].set(row)
+    out = apply(both, {"params": p}, codes, sigma, label)
+    alone = {name: part for name, part in p.items() if name != "label_table"}
+    second = p["sigma_embed"]["fc2"]
+    for example, row in enumerate(p["label_table"]["table"][label]):
+        alone["sigma_embed"] = p["sigma_embed"] | {"fc2": second | {"bias": second["bias"] + row}}
+        model = small_prior(sigma_conditioning=True)
+        one = apply(model, {"params": alone}, codes, sigma)[example]
+        np.testing.assert_allclose(out[example], one, atol=1e-5)
+
+
+def test_dropout_is_of_each_branch_and_each_example_by_its_own_key():
+    """What a block adds, where nothing is dropped, is larger by 1 / (1 - share); else it is 0."""
+    share, x, c = 0.25, normal(0, 64, L, 16), normal(1, 64, 8)
+    angles, keys = positions.rotary(L, 8), jax.random.split(jax.random.key(3), 64)
+    block = masked_transformer.Block(2, 4.0, None, share)
+    p = drawn(block, x, angles, c)["params"]
+    every = {}
+    for name, dropped in (("mlp", "attention"), ("attention", "mlp")):  # the other adds nothing
+        last = {"mlp": "fc2", "attention": "out"}[dropped]
+        zero = {last: jax.tree.map(jnp.zeros_like, p[dropped][last])}
+        q = p | {dropped: p[dropped] | zero}
+        added = apply(block, {"params": q}, x, angles, c) - x
+        found = apply(block, {"params": q}, x, angles, c, keys) - x
+        kept = np.abs(found) > 1e-7
+        np.testing.assert_allclose(found, np.where(kept, added / (1 - share), 0), atol=1e-5)
+        assert abs((~kept).mean() - share) < 5 * np.sqrt(share * (1 - share) / kept.size), name
+        every[name] = kept.reshape(64, -1)
+        again = apply(block, {"params": q}, x[5:9], angles, c[5:9], keys[5:9]) - x[5:9]
+        np.testing.assert_array_equal(np.abs(again) > 1e-7, kept[5:9])
+    masks = np.concatenate(list(every.values()))
+    assert len(np.unique(masks, axis=0)) == 128
+
+
+def test_dropout_differs_between_layers_and_is_off_without_keys():
+    codes, keys = integers(3, V + 1, 4, L), jax.random.split(jax.random.key(3), 4)
+    model, off = small_prior(dropout=0.5), small_prior()
+    variables = drawn(off, codes)
+    np.testing.assert_array_equal(apply(model, variables, codes), apply(off, variables, codes))
+    plain = apply(off, variables, codes, dropout_keys=keys)
+    np.testing.assert_array_equal(plain, apply(off, variables, codes))
+    out = apply(model, variables, codes, dropout_keys=keys)
+    assert np.abs(out - plain).max() > 1e-2
+    alone = apply(model, variables, codes[2:], dropout_keys=keys[2:])
+    np.testing.assert_allclose(alone, out[2:], atol=1e-5)
+    p = variables["params"]
+    h, block = p["token_embed"][codes] + p["pos_embed"], masked_transformer.Block(2, 4.0, None, 0.5)
+    for layer in range(2):  # each by keys of its own
+        own = jax.vmap(lambda key, layer=layer: jax.random.fold_in(key, layer))(keys)
+        one = {"params": jax.tree.map(lambda leaf, layer=layer: leaf[layer], p["blocks"])}
+        h = apply(block, one, h, positions.rotary(L, 8), None, own)
+    h = normalized(np.asarray(h), 1e-5) * p["final_norm"]["scale"]
+    np.testing.assert_allclose(out, dense(p["final"], h), atol=1e-4)
+    with pytest.raises(UserError, match="dropout=1"):
+        apply(small_prior(dropout=1.0), variables, codes)

@@ -17,6 +17,8 @@ from small_models import (
     to_bfloat16,
 )
 
+from dlc_jax.step import cast
+
 
 def layers_below(model, *args):
     """{name: layers between it and the head} of all parameters, those of blocks as tuples."""
@@ -57,9 +59,15 @@ def test_bfloat16_parameters_compute_close_to_float32(name):
     wide, narrow = (jax.jit(model.apply)(v, *args) for v in (variables, to_bfloat16(variables)))
     for a, b in zip(jax.tree.leaves(wide), jax.tree.leaves(narrow)):
         assert np.abs(a - b.astype(jnp.float32)).max() < 0.06 * (1 + np.abs(a).max())
-    compute = jax.make_jaxpr(model.apply)(to_bfloat16(variables), *args)
-    products = [eqn for eqn in equations(compute.jaxpr) if eqn.primitive.name == "dot_general"]
-    assert products and all(v.aval.dtype == jnp.bfloat16 for eqn in products for v in eqn.invars)
+    # as training casts them: tables stay wide, and what is read of them widens nothing
+    trained = {"params": cast(variables["params"], jnp.bfloat16, model.tables)}
+    for params in (to_bfloat16(variables), trained):
+        compute = jax.make_jaxpr(model.apply)(params, *args)
+        products = [eqn for eqn in equations(compute.jaxpr) if eqn.primitive.name == "dot_general"]
+        used = {v.aval.dtype.name for eqn in products for v in eqn.invars}
+        assert used == {"bfloat16"}
+        loops = [eqn for eqn in equations(compute.jaxpr) if eqn.primitive.name == "scan"]
+        assert {v.aval.dtype.name for eqn in loops for v in eqn.outvars} == {"bfloat16"}
 
 
 def equations(jaxpr):

@@ -1,13 +1,23 @@
 """One training step on three numbers: what a stage is given, and which steps are skipped."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlc_jax.errors import UserError
 from dlc_jax.optim import AdamW
 from dlc_jax.stage import Plan, Stage
-from dlc_jax.step import example_keys, make_init, make_train_step, make_validation_step, shared_key
+from dlc_jax.step import (
+    cast,
+    example_keys,
+    make_init,
+    make_train_step,
+    make_validation_step,
+    shared_key,
+)
 
 ROOT, OFFSET = jax.random.key(5), {"w": np.float32([4, 5, 6])}
 
@@ -125,3 +135,19 @@ def test_shared_keys_differ_by_purpose_and_from_every_examples():
 
     keys = np.asarray(jax.jit(draw)(ROOT))
     assert len(np.unique(keys, axis=0)) == len(keys) == 15
+
+
+def test_tables_stay_wide_in_all_that_a_stage_computes_with_and_each_must_match():
+    state, batch = make_init(watched())(ROOT), {"x": np.ones(3, np.float32)}
+    for make in (make_train_step, make_validation_step):
+        step = make(dataclasses.replace(watched(), tables=("w",)), dtype="bfloat16")
+        found = jax.eval_shape(step, state, batch, OFFSET, ROOT)
+        found = found[1] if make is make_train_step else found
+        narrow = {name for name, leaf in found.items() if leaf.dtype == jnp.bfloat16}
+        assert narrow == {"prepare/frozen", "loss/frozen"}, make.__name__
+        wrong = dataclasses.replace(watched(), tables=("w", "embed"))
+        with pytest.raises(UserError, match="'embed' matches no parameter; names are w"):
+            jax.eval_shape(make(wrong, dtype="bfloat16"), state, batch, OFFSET, ROOT)
+    tree = {"a": {"table": jnp.ones(2), "tables": jnp.ones(2)}, "n": jnp.ones(2, jnp.int32)}
+    found = jax.tree.map(lambda leaf: leaf.dtype.name, cast(tree, jnp.bfloat16, (r"a/table",)))
+    assert found == {"a": {"table": "float32", "tables": "bfloat16"}, "n": "int32"}

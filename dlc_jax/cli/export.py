@@ -1,4 +1,4 @@
-"""dlc export sem | dinov2 | vae W --out FILE: encoders and autoencoders for other programs."""
+"""dlc export sem | dinov2 | sedd | vae | dit W --out FILE: networks for other programs."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dlc_jax import recipe
-from dlc_jax.cli import autoencoders, generators, weights
+from dlc_jax.cli import autoencoders, generators, priors, weights
 from dlc_jax.cli.networks import prepare, writing
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files, slots, torch_names
@@ -15,7 +15,7 @@ from dlc_jax.interop.weights import tensors
 
 SEM = "dlc export sem runs/imagenet256 --out encoder.safetensors"
 DINOV2 = "dlc export dinov2 runs/imagenet256 --out encoder/"
-EXAMPLE = f"{SEM}\n  {DINOV2}\n  {autoencoders.EXPORT}\n  {generators.EXPORT}"
+EXAMPLE = f"{SEM}\n  {DINOV2}\n  {autoencoders.EXPORT}\n  {generators.EXPORT}\n  {priors.EXPORT}"
 
 
 def arguments(parser) -> None:
@@ -29,6 +29,8 @@ def arguments(parser) -> None:
     generators.give_flags(
         _action(actions, "dit", what, generators.EXPORT, "FILE", "a .safetensors file")
     )
+    what = "its prior, by the names of SEDD; an imported one as it came, byte by byte"
+    priors.give_flags(_action(actions, "sedd", what, priors.EXPORT, "FILE", "the file"))
     what = "an autoencoder as it came: by the names and in the types of the imported files"
     out = "a .safetensors file, or two of a tiny one: its encoder and its decoder"
     where = {"where": "dir", "of": "folder that dlc import vae made", "count": "+"}
@@ -59,7 +61,8 @@ def run(arguments, rest) -> None:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
-    verbs = {"sem": sem, "dinov2": dinov2, "vae": autoencoders.give, "dit": generators.give}
+    verbs = {"sem": sem, "dinov2": dinov2, "sedd": priors.give, "vae": autoencoders.give}
+    verbs["dit"] = generators.give
     verbs[arguments.action](arguments)
 
 

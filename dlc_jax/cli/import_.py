@@ -1,4 +1,4 @@
-"""dlc import dinov2 | sem | vae | dit FILE --out DIR: weights of other programs.
+"""dlc import dinov2 | sem | sedd | vae | dit FILE --out DIR: weights of other programs.
 
 Every tensor of the file is used, or named as unused.
 """
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from dlc_jax import command, recipe
 from dlc_jax import workdir as home
-from dlc_jax.cli import autoencoders, generators, weights
+from dlc_jax.cli import autoencoders, generators, priors, weights
 from dlc_jax.cli.networks import prepare, whole
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files, sections, slots, torch_names
@@ -21,7 +21,7 @@ from dlc_jax.recipe.lines import flat
 
 DINOV2 = "dlc import dinov2 dinov2_vitl14_reg4_pretrain.pth --out weights/dinov2"
 SEM = "dlc import sem model.safetensors --out runs/published --positions 512 --values 256"
-EXAMPLE = f"{DINOV2}\n  {SEM}\n  {autoencoders.IMPORT}\n  {generators.IMPORT}"
+EXAMPLE = f"{DINOV2}\n  {SEM}\n  {autoencoders.IMPORT}\n  {generators.IMPORT}\n  {priors.IMPORT}"
 
 
 def arguments(parser) -> None:
@@ -53,13 +53,17 @@ def arguments(parser) -> None:
     )
     what = "a DiT by the names of DLC, of the public DiT or of diffusers, to start training from"
     generators.take_flags(action("dit", what, generators.IMPORT, "a new folder"))
+    what = (
+        "SEDD over codes, published or as its training wrote it, as a run whose prior is complete"
+    )
+    priors.take_flags(action("sedd", what, priors.IMPORT, "folder of the run"))
     what = "an autoencoder: diffusers' AutoencoderKL, or the two files of a tiny one (TAEF2)"
     vae = f"{autoencoders.IMPORT}\n  {autoencoders.TINY}"
     action("vae", what, vae, "a new folder", files="+")
 
 
 def run(arguments, rest) -> None:
-    if rest and arguments.action != "sem":
+    if rest and arguments.action not in ("sem", "sedd"):
         verb = f"dlc import {arguments.action}"
         raise UserError(f"{verb}: unexpected argument {rest[0]!r}; see dlc import --help")
     from absl import logging
@@ -67,7 +71,7 @@ def run(arguments, rest) -> None:
     logging.set_verbosity(logging.ERROR)
     if arguments.action == "dit":
         return generators.take(arguments)
-    verbs = {"dinov2": dinov2, "sem": sem, "vae": autoencoders.take}
+    verbs = {"dinov2": dinov2, "sem": sem, "sedd": priors.take, "vae": autoencoders.take}
     verbs[arguments.action](arguments, rest)
 
 

@@ -9,7 +9,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -36,11 +36,23 @@ class Tensors(NamedTuple):
     metadata: Mapping[str, str]
 
 
-def load(path: str | Path) -> Tensors:
+def state(found: Any) -> Any:
+    """The dict of a model in what a file of PyTorch holds.
+
+    {"teacher": {name: tensor}} as DINOv2 writes it counts as its teacher, and {"state_dict": {name:
+    tensor}} as training scripts write it as that.
+    """
+    for part in ("teacher", "state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(part), dict):
+            found = found[part]
+    return found
+
+
+def load(path: str | Path, pick: Callable[[Any], Any] = state) -> Tensors:
     """A file's tensors, none of them read yet, if it is not one that PyTorch must read.
 
-    Of PyTorch's, {"teacher": {name: tensor}} as DINOv2 writes it counts as its teacher, and
-    {"state_dict": {name: tensor}} as training scripts write it as that.
+    Args:
+      pick: (what a file of PyTorch holds) -> {name: tensor} in it.
 
     Raises:
       UserError: no such file, damaged, of another kind, in need of PyTorch where it is absent, or a
@@ -52,7 +64,7 @@ def load(path: str | Path) -> Tensors:
         raise UserError(f"{path} {what}")
     if path.suffix not in (".safetensors", *TORCH):
         raise UserError(f"{path} is neither .safetensors nor one of {', '.join(TORCH)}")
-    found = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
+    found = _safetensors(path) if path.suffix == ".safetensors" else _torch(path, pick)
     if odd := [name for name in found.shapes if not name.isprintable()]:
         raise UserError(
             f"{path} has tensors of unprintable names ({odd[0][:80]!r}, …); "
@@ -81,7 +93,7 @@ def _safetensors(path: Path) -> Tensors:
     return Tensors(shapes, read, dict(file.metadata() or {}))
 
 
-def _torch(path: Path) -> Tensors:
+def _torch(path: Path, pick: Callable[[Any], Any]) -> Tensors:
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"
     try:
@@ -97,9 +109,7 @@ def _torch(path: Path) -> Tensors:
         raise
     except Exception as error:  # whatever a damaged archive brings about
         raise _damaged(path, error) from error
-    for part in ("teacher", "state_dict"):
-        if isinstance(found, dict) and isinstance(found.get(part), dict):
-            found = found[part]
+    found = pick(found)
     items = found.items() if isinstance(found, dict) else [(None, None)]
     if not all(isinstance(key, str) and hasattr(value, "shape") for key, value in items):
         names = ", ".join(map(ascii, list(found)[:5])) if isinstance(found, dict) else ""

@@ -6,7 +6,9 @@ what only PyTorch has, such as sparse tensors, becomes an `Odd`.
 
 import collections
 import functools
+import math
 import pickle
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +30,7 @@ DTYPES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+_KINDS = {np.dtype(dtype): kind for kind, dtype in DTYPES.items()}
 
 
 class Refused(pickle.UnpicklingError):
@@ -96,6 +99,47 @@ def read(path: Path) -> tuple[Any, Any]:
         return np.ndarray(found.shape, dtype, storage(found.storage.key), **place)
 
     return found, tensor
+
+
+def write(path: Path, tree: Any) -> None:
+    """Writes dicts, lists, plain values and arrays as `torch.load` reads them: arrays are tensors.
+
+    Raises:
+      KeyError: an array of a type that PyTorch lacks.
+      OSError: it cannot be written.
+    """
+    arrays: list[np.ndarray] = []
+
+    def global_(module, name):
+        return f"c{module}\n{name}\n".encode()
+
+    def plain(value):
+        return pickle.dumps(value, 2)[2:-1]  # without the protocol before and the stop after it
+
+    def opcodes(value):
+        if isinstance(value, dict):
+            items = b"".join(plain(key) + opcodes(each) for key, each in value.items())
+            return b"}(" + items + b"u"
+        if isinstance(value, list):
+            return b"](" + b"".join(map(opcodes, value)) + b"e"
+        if not isinstance(value, np.ndarray):
+            return plain(value)
+        key, shape = str(len(arrays)), value.shape
+        arrays.append(value)
+        place = plain(key) + plain("cpu") + plain(value.size)
+        storage = b"(" + plain("storage") + global_("torch", _KINDS[value.dtype]) + place + b"tQ"
+        strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        hooks = global_("collections", "OrderedDict") + b")R"
+        rest = plain(0) + plain(shape) + plain(strides) + plain(False) + hooks
+        return global_("torch._utils", "_rebuild_tensor_v2") + b"(" + storage + rest + b"tR"
+
+    data = b"\x80\x02" + opcodes(tree) + b"."
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+        archive.writestr("archive/byteorder", sys.byteorder)
+        for key, array in enumerate(arrays):
+            archive.writestr(f"archive/data/{key}", array.tobytes())
+        archive.writestr("archive/version", "3\n")
 
 
 class _Unpickler(pickle.Unpickler):

@@ -281,6 +281,7 @@ class DiT(nn.Module):
     def tables(self) -> tuple[str, ...]:
         """What stays float32 in training, see `stage.Stage.tables`."""
         there = {"code_table/table": self.positions, "label_table/table": self.classes}
+        there["fusion/mask"] = self.route
         return tuple(name for name, size in there.items() if size)
 
     @nn.nowrap

@@ -96,9 +96,9 @@ class Fusion(nn.Module):
     ) -> Float[Array, "b n d"]:
         """`rows` are the places of the middle's tokens; None: all are there."""
         width = first.shape[-1]
-        mask = self.param("mask", ZEROS, (width,)).astype(first.dtype)
+        mask = self.param("mask", ZEROS, (width,))
         if rows is not None:
-            absent = jnp.broadcast_to(mask, first.shape)
+            absent = jnp.broadcast_to(mask, first.shape).astype(first.dtype)
             put = jax.vmap(lambda absent, rows, tokens: absent.at[rows].set(tokens))
             middle = put(absent, rows, middle.astype(first.dtype))
         join = Dense(width, kernel_init=_mean, name="dense")

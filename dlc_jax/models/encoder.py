@@ -51,6 +51,11 @@ class Encoder(nn.Module):
         """How parameters are split, see `stage.Stage.rules`."""
         return self.backbone.rules
 
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """What stays float32 in training, see `stage.Stage.tables`."""
+        return tuple(f"{self.scope_name}/{name}" for name in getattr(self.backbone, "tables", ()))
+
     def __call__(
         self,
         images: Float[Array, "b y x c"],

@@ -136,6 +136,7 @@ class ViT(nn.Module):
     implementation: str | None = None
 
     rules = RULES
+    tables = ("mask_token",)  # read by thousands of patches
 
     def setup(self):
         if self.image % self.patch:
@@ -194,7 +195,8 @@ class ViT(nn.Module):
         patches = self.patch_embed(patchify(images, self.patch), dtype=self.cls_token.dtype)
         b, n, _ = patches.shape
         if masked is not None:
-            patches = jnp.where(masked[..., None], self.mask_token.astype(patches.dtype), patches)
+            shown = jnp.where(masked[..., None], self.mask_token, patches)
+            patches = shown.astype(patches.dtype)
         side, cls = images.shape[1] // self.patch, self.cls_token.astype(patches.dtype)
         rotary = None
         if self.pos == "rope":

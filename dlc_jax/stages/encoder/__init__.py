@@ -101,6 +101,7 @@ def make(config, *, step: str, workdir) -> Stage:
         optimizer=section.optimizer.make(plan.steps, model.layer),
         plan=plan,
         rules=model.rules,
+        tables=model.tables,
         evals=checkup.evaluators(config, section.monitor, step=step, workdir=workdir),
         group=math.lcm(*objective.groups().values()),
         flops=plan.batch * sum(distillation.flops(setup, kind) for kind in setup.kinds),
