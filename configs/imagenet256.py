@@ -4,7 +4,8 @@
     ... --config=configs/imagenet256.py:generator,B,128x1024,512px       words in any order
 
 Words: a step to run alone; DiT S, B, L, XL or 8B (not the paper's); codes 32x4096, 128x1024 or
-512x256; 256px or 512px. `--config.data.data_dir=DIR` has ImageNet, prepared by TFDS as ArrayRecord.
+512x256; 256px or 512px; small, the smaller prior; sedd, the prior with the score entropy of the
+paper. `--config.data.data_dir=DIR` has ImageNet, prepared by TFDS as ArrayRecord.
 Latents are of sd-vae-ft-ema: `dlc import vae FILE --out DIR` and `--config.autoencoder.path=DIR`.
 The paper: encoder a day on two A100, prior two days and generator ten days on four H100. What has
 been learned about generators since is in imagenet256_fast.py; 512 pixels are in imagenet512.py.
@@ -53,4 +54,13 @@ VARIANTS = {
     "32x4096": {"*.model*positions": 32, "*.model*values": 4096},
     "128x1024": {"*.model*positions": 128, "*.model*values": 1024},
     "512px": {"data.image": 512, "generator.model.image": 64},
+    "small": {"prior.model.width": 768, "prior.model.depth": 12, "prior.model.heads": 12},
+    "sedd": {
+        "prior.model.sigma_conditioning": True,
+        "prior.model.dropout": 0.1,
+        "prior.process.objective": "score",
+        "prior.process.noise.schedule": "log_linear",
+        "samples.code_sampler.method": "remask",
+        "samples.code_sampler.calls": 4096,
+    },
 }

@@ -17,6 +17,7 @@ from dlc_jax import command, recipe
 from dlc_jax.diffusion.code_sampler import CodeSampler
 from dlc_jax.diffusion.guidance import Guidance, guided
 from dlc_jax.diffusion.linear import Linear
+from dlc_jax.diffusion.masked import Masked
 from dlc_jax.diffusion.process import Prediction
 from dlc_jax.diffusion.processes import PROCESSES
 from dlc_jax.diffusion.sample import Sampler
@@ -263,12 +264,13 @@ def test_samples_job_counts_the_calls_of_the_prior(calls, tmp_path):
     config = recipe.changed(load("imagenet256", "32x4096"), {"samples.code_sampler.calls": calls})
     seen = []
 
-    def logits(codes):
+    def logits(codes, share):
         seen.append(codes)
         return jnp.zeros((*codes.shape, 3))
 
     with jax.disable_jit():
-        CodeSampler(calls=calls).draw(logits, jax.random.split(jax.random.key(0), 2), 32, 3)
+        keys = jax.random.split(jax.random.key(0), 2)
+        CodeSampler(calls=calls).draw(Masked(), logits, keys, 32, 3)
     job = STAGES["samples"](config, step="samples", workdir=tmp_path)
     once = recipe.build(MaskedTransformer, config.prior.model).flops()
     assert job.programs["sample_codes"].flops == config.samples.batch * len(seen) * once

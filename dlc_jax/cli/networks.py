@@ -30,11 +30,22 @@ def add_workdir(parser) -> None:
 def add_sampling(parser) -> None:
     parser.add_argument(
         "--sampler.NAME",
-        dest="sampler",
+        dest="fields",
         metavar="VALUE",
         help="how images are drawn: --sampler.steps=12 --sampler.guidance.scale=2, and how codes "
         "are: --code_sampler.calls=8; fields of the samples section of a recipe (dlc config FILE "
         "--all), as the run's recipe has them if not given",
+    )
+    parser.add_argument(
+        "--sampler",
+        metavar="METHOD",
+        help='how codes are drawn, as --code_sampler.method: "auto" goes by the calls',
+    )
+    parser.add_argument(
+        "--calls",
+        type=whole,
+        metavar="N",
+        help="of the prior's network for one code, at most, as --code_sampler.calls",
     )
     parser.add_argument(
         "--guide-workdir",
@@ -68,7 +79,7 @@ def say(text: str) -> None:
 
 def check(arguments, rest: Sequence[str] = ()) -> None:
     """Refuses what is not a run, or fields that no sampler has, before seconds go to `load`."""
-    changed(recipe.of_run(arguments.workdir), [*rest, *_guide(arguments)])
+    changed(recipe.of_run(arguments.workdir), [*rest, *_short(arguments)])
 
 
 def changed(config, rest: Sequence[str]):
@@ -90,9 +101,15 @@ def changed(config, rest: Sequence[str]):
     return recipe.changed(config, flags) if flags else config
 
 
-def _guide(arguments) -> list[str]:
-    place = getattr(arguments, "guide_workdir", None)
-    return [f"--sampler.guidance.base={place}"] if place else []
+def _short(arguments) -> list[str]:
+    """The fields that short options stand for."""
+    fields = {
+        "guide_workdir": "sampler.guidance.base",
+        "sampler": "code_sampler.method",
+        "calls": "code_sampler.calls",
+    }
+    given = {field: getattr(arguments, name, None) for name, field in fields.items()}
+    return [f"--{field}={value}" for field, value in given.items() if value]
 
 
 def load(arguments, count: int, rest: Sequence[str] = ()) -> "Pipeline":
@@ -102,7 +119,7 @@ def load(arguments, count: int, rest: Sequence[str] = ()) -> "Pipeline":
     from dlc_jax import pipeline
 
     logging.set_verbosity(logging.ERROR)
-    config = changed(recipe.of_run(arguments.workdir), [*rest, *_guide(arguments)])
+    config = changed(recipe.of_run(arguments.workdir), [*rest, *_short(arguments)])
     return pipeline.load(arguments.workdir, batch=min(count, arguments.batch), config=config)
 
 
@@ -115,6 +132,14 @@ def say_sampler(pipeline: "Pipeline", seed: int) -> None:
     more += [f"churn {sampler.churn:g}"] if sampler.churn else []
     how = ", ".join([f"guidance {sampler.guidance.scale:g}", *more, f"seed {seed}"])
     say(f"{sampler.steps} steps of {sampler.method}, {how}")
+
+
+def say_calls(pipeline: "Pipeline") -> None:
+    """Tells how often the prior's network was called for a code, if it drew any."""
+    network = pipeline.networks[pipeline.prior] if pipeline.prior in pipeline.config else None
+    if network is not None and network.drawn:
+        method = pipeline.code_sampler.resolved(network.process, network.model.positions).method
+        say(f"codes by {method}, {network.called / network.drawn:.1f} calls each")
 
 
 def resized(images: Sequence[np.ndarray], size: int) -> int:

@@ -60,6 +60,7 @@ def run(arguments, rest) -> None:
         _npz(out, count, draw, _about(arguments, loaded))
     else:
         _folder(out, count, draw, _about(arguments, loaded))
+    networks.say_calls(loaded)
     networks.say(f"wrote {out}: {count} images")
     cluster.leave()
 

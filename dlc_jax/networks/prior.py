@@ -19,7 +19,14 @@ from dlc_jax.networks.network import Network, key_dtype, keys
 
 
 class PriorNetwork(Network):
-    """Codes by their number: a draw depends on the seed and on that, not on the batch."""
+    """Codes by their number: a draw depends on the seed and on that, not on the batch.
+
+    Attributes:
+      drawn: how many codes it has drawn so far.
+      called: calls that these needed.
+    """
+
+    drawn = called = 0
 
     @functools.cached_property
     def process(self):
@@ -72,10 +79,18 @@ class PriorNetwork(Network):
             given |= {"prompt": self._checked(prompt, count, "prompt"), "known": known}
         given |= self._labels(labels, count)
         found = self.run(self._sample, *given.values(), sampler=sampler, names=tuple(given))
-        return found[:, :-1], found[:, -1]
+        codes, calls = found[:, :-1], found[:, -1]
+        self.drawn, self.called = self.drawn + count, self.called + int(calls.sum())
+        return codes, calls
 
     def likelihood(
-        self, codes: np.ndarray, *, seed: int = 0, draws: int = 16, labels: np.ndarray | None = None
+        self,
+        codes: np.ndarray,
+        *,
+        seed: int = 0,
+        first: int = 0,
+        draws: int = 16,
+        labels: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """(bits [n], error [n]): at most so likely is each code [n, l], -log2 p, and how uncertain.
 
@@ -90,13 +105,20 @@ class PriorNetwork(Network):
                 f"{self.step}: draws={draws} must be at least 2, for there to be an error"
             )
         codes = self._checked(codes, len(codes), "likelihood")
-        given = {"keys": keys(seed, len(codes)), "codes": codes} | self._labels(labels, len(codes))
+        given = {"keys": keys(seed, len(codes), first), "codes": codes}
+        given |= self._labels(labels, len(codes))
         nats = self.run(self._likelihood, *given.values(), names=tuple(given), draws=draws)
         bits = nats.astype(np.float64) / np.log(2)
         return bits.mean(1), bits.std(1, ddof=1) / np.sqrt(draws)
 
     def surprise(
-        self, codes: np.ndarray, *, seed: int = 0, calls: int = 8, labels: np.ndarray | None = None
+        self,
+        codes: np.ndarray,
+        *,
+        seed: int = 0,
+        first: int = 0,
+        calls: int = 8,
+        labels: np.ndarray | None = None,
     ) -> np.ndarray:
         """-log2 p of every value given the others, float32 [n, l], of codes [n, l].
 
@@ -114,7 +136,8 @@ class PriorNetwork(Network):
         if not 1 <= calls <= self.model.positions:
             raise UserError(f"{self.step}: calls={calls} must be in 1..{self.model.positions}")
         codes = self._checked(codes, len(codes), "surprise")
-        given = {"keys": keys(seed, len(codes)), "codes": codes} | self._labels(labels, len(codes))
+        given = {"keys": keys(seed, len(codes), first), "codes": codes}
+        given |= self._labels(labels, len(codes))
         return self.run(self._surprise, *given.values(), names=tuple(given), calls=calls)
 
     def redraw(
@@ -141,7 +164,7 @@ class PriorNetwork(Network):
             raise UserError(
                 f"{self.step}: positions={positions} to draw anew must be in 0..{length}"
             )
-        bits = self.surprise(codes, seed=seed, calls=calls, labels=labels)
+        bits = self.surprise(codes, seed=seed, first=first, calls=calls, labels=labels)
         known = np.argsort(np.argsort(-bits, 1, kind="stable"), 1, kind="stable") >= positions
         how = {"seed": seed, "first": first, "sampler": sampler, "labels": labels}
         return self.sample(len(codes), prompt=codes, known=known, **how)

@@ -187,7 +187,9 @@ def draw(studio: Studio) -> None:
     section, codes, how = studio.section, None, "drawn without codes"
     if reads_codes(studio.config, section):
         prior, seed = studio.networks[section.prior], studio.config.seed
-        codes = prior.sample(section.count, seed=seed, sampler=section.code_sampler)
+        drawing = {"seed": seed, "sampler": section.code_sampler}
+        codes, calls = prior.sample_counted(section.count, **drawing)
+        studio.note("unconditional/", {"calls": float(calls.mean())})
         how = "sampled codes, decoded"
     images = studio.decode(codes, seed=1, count=section.count)
     sentence = f"Images that never existed: {how}."

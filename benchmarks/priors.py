@@ -1,0 +1,262 @@
+"""The prior on real codes: objectives at equal budget, samplers by calls, and distilled students.
+
+    python benchmarks/priors.py PLACE --workdir DIR --part objectives|samplers|students
+        [--weights squeezenet_v1.0_decoded_OIHW.npz]
+
+PLACE is CIFAR-10 or any place of images, taken at 16 pixels, of which an encoder makes codes of 128
+positions with 16 values. `auc` is the area under the curve of a classifier that learned to tell
+drawn from held-out codes: 0.5 is the best. Its two floors are training codes instead of drawn ones.
+With `--weights` some rows have the Fréchet distance of SqueezeNet's features between images of the
+training split and images that one generator draws from the codes. What is done in DIR is not done
+again.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dlc_jax import features, pipeline
+from dlc_jax.data.codes import CodeStore
+from dlc_jax.data.sources import DataSet
+from dlc_jax.diffusion.code_sampler import CodeSampler
+from dlc_jax.diffusion.sample import Sampler
+from dlc_jax.evals import code_likeness, frechet, two_samples
+
+RECIPE = Path(__file__).parents[1] / "configs" / "image_folder.py"
+SHARED = {
+    "data.image": 16,
+    "*.model*.image": 16,
+    "encoder.crops.*_size": 16,
+    "encoder.train.steps": 600,
+    "encoder.monitor.every": 600,
+    "*.threads": 1,
+    "*.model*positions": 128,
+    "*.model*values": 16,
+}
+PRIOR = {
+    "model.width": 96,
+    "model.depth": 3,
+    "model.heads": 4,
+    "ema_decay": 0.995,
+    "optimizer.learning_rate": 2e-3,
+    "optimizer.warmup": 100,
+    "optimizer.schedule": "cosine",
+    "train.batch": 64,
+    "train.validate_every": 100_000,
+    "train.validate_batches": 32,
+    "train.save_every": 100_000,
+}
+GENERATOR = {
+    "generator.model.patch": 4,
+    "generator.model.width": 192,
+    "generator.model.depth": 6,
+    "generator.model.heads": 6,
+    "generator.objective.drop_positions": 0.0,
+    "generator.objective.foreign": 0.0,
+    "generator.train.batch": 64,
+    "generator.train.steps": 1000,
+    "generator.ema_decay": 0.995,
+    "generator.optimizer.learning_rate": 1e-3,
+    "generator.grid.count": 16,
+}
+OBJECTIVES = {
+    "elbo": {},
+    "simple": {"process.objective": "simple"},
+    "SEDD": {
+        "process.objective": "score",
+        "process.noise.schedule": "log_linear",
+        "model.sigma_conditioning": True,
+    },
+}
+CALLS = (1, 2, 4, 8, 16, 32, 64, 128)
+METHODS = {
+    "first_hitting": CALLS,
+    "ancestral": (*CALLS, 1024),
+    "maskgit": CALLS[:-1],
+    "low_confidence": CALLS[:-1],
+    "entropy": CALLS[:-1],
+    "remdm_cap": (8, 16, 32, 64, 128),
+    "remdm_loop": (8, 16, 32, 64, 128, 1024),
+    "remask": (8, 16, 32, 64, 128),
+}
+STUDENTS = {"student32": (128, 32, "prior"), "student8": (32, 8, "student32")}
+
+
+def run(place, workdir, steps, lines, recipe=RECIPE):
+    lines = {"data.path": place, **SHARED, **GENERATOR, **lines}
+    given = [f"--config.{name}={value}" for name, value in lines.items()]
+    given += [f"--config.steps={tuple(steps.split(','))!r}", f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "dlc_jax.main", f"--config={recipe}", *given]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def prior(lines, steps):
+    return {f"prior.{name}": value for name, value in {**PRIOR, **lines}.items()} | {
+        "prior.train.steps": steps
+    }
+
+
+def measured(codes, real, values):
+    found = code_likeness.likeness(codes, real, values=values)
+    area, error = two_samples.auc(codes, real, values=values)
+    return {**found, "auc": area, "auc_error": error}
+
+
+def row(name, found):
+    return (
+        f"| {name} | {found['calls']:.1f} | {found['auc']:.3f} ± {found['auc_error']:.3f} | "
+        f"{found['unigram']:.4f} | {found['pairwise']:.4f} | {found['entropy']:.3f} | "
+        f"{found.get('distance', '')} |"
+    )
+
+
+class Board:
+    """Rows that were measured, kept in a file."""
+
+    def __init__(self, path):
+        self.path = path
+        self.rows = json.loads(path.read_text()) if path.exists() else {}
+
+    def of(self, name, make):
+        if name not in self.rows:
+            begin = time.monotonic()
+            self.rows[name] = make() | {"seconds": round(time.monotonic() - begin, 1)}
+            self.path.write_text(json.dumps(self.rows, indent=1))
+        print(row(name, self.rows[name]), flush=True)
+        return self.rows[name]
+
+
+def objectives(arguments, workdir):
+    """Bits per held-out code, and of exact draws the area, over seeds."""
+    print("| objective | seed | bits a code | ± | auc |\n|---|---|---|---|---|")
+    for name, lines in OBJECTIVES.items():
+        for seed in range(3):
+            place = workdir / f"objective_{name}_{seed}"
+            own = prior(lines, arguments.steps)
+            own |= {"codes.path": f"{workdir}/shared/codes", "seed": seed}
+            run(arguments.place, place, "prior", own)
+            with pipeline.load(place, batch=250) as loaded:
+                real = held_out(workdir, 1000)
+                bits, _ = loaded.likelihood(real, draws=16)
+                calls = 128 if name == "SEDD" else 0  # its mass makes analytic steps of it
+                sampler = CodeSampler(method="ancestral" if calls else "first_hitting", calls=calls)
+                codes = loaded.sample_codes(1000, seed=7, sampler=sampler)
+            area, error = two_samples.auc(codes, real, values=16)
+            error_of_bits = bits.std(ddof=1) / np.sqrt(len(bits))
+            print(
+                f"| {name} | {seed} | {bits.mean():.2f} | {error_of_bits:.2f} | "
+                f"{area:.3f} ± {error:.3f} |",
+                flush=True,
+            )
+
+
+def held_out(workdir, count, split="validation"):
+    store = CodeStore(workdir / "shared" / "codes" / split)
+    rows = np.linspace(0, len(store) - 1, count).astype(int)
+    return store.codes(rows).astype(np.int32)
+
+
+def head():
+    print("| sampler, calls | calls made | auc | unigram | pairwise | entropy | Fréchet |")
+    print("|---|---|---|---|---|---|---|")
+
+
+def floor(board, workdir, count):
+    real = held_out(workdir, count)
+    other = held_out(workdir, count, "train")
+    board.of("training codes", lambda: measured(other, real, 16) | {"calls": 0})
+    return real
+
+
+def samplers(arguments, workdir, step="prior", methods=METHODS, tag=""):
+    board, count = Board(workdir / "samplers.json"), arguments.count
+    head()
+    real = floor(board, workdir, count)
+    distance = distances(arguments, workdir)
+    with pipeline.load(workdir / "shared", batch=250) as loaded:
+        network = loaded.networks[step]
+        for calls in sorted({each for listed in methods.values() for each in listed}):
+            for method, listed in methods.items():
+                if calls not in listed:
+                    continue
+                sampler = CodeSampler(method=method, calls=calls)
+
+                def draw(sampler=sampler):
+                    codes, made = network.sample_counted(count, seed=7, sampler=sampler)
+                    found = measured(codes, real, 16) | {"calls": float(made.mean())}
+                    return found | distance(loaded, codes)
+
+                board.of(f"{tag}{method} {calls}", draw)
+
+
+def distances(arguments, workdir):
+    """(pipeline, codes) -> the Fréchet distance of their images, where weights are given.
+
+    To images of the training split; every code is decoded with the same noise by its number.
+    """
+    if not arguments.weights:
+        return lambda loaded, codes: {}
+    run(arguments.place, workdir / "shared", "generator", prior({}, 1500))
+    network = features.load("squeezenet", weights=arguments.weights, protocol="stretch")
+    (name, width), apply = next(iter(network.outputs.items())), jax.jit(network.apply)
+
+    def moments(images):
+        found = frechet.Moments.of(width)
+        for start in range(0, len(images), 250):
+            rows = apply(network.params, network.prepare(list(images[start : start + 250])))
+            found.add(np.asarray(rows[name]))
+        return found.statistics()[:2]
+
+    data = DataSet(name="images", path=arguments.place, image=16).source("train")
+    rows = np.linspace(0, len(data) - 1, 5000).astype(int)
+    reference = moments(np.stack([data[int(row)]["image"] for row in rows]))
+    how = Sampler(method="heun", steps=10)
+
+    def distance(loaded, codes):
+        images = loaded.decode(codes, seed=1, sampler=how)
+        return {"distance": round(frechet.distance(*moments(images), *reference))}
+
+    return distance
+
+
+def students(arguments, workdir):
+    """Two rounds of distillation: 128 calls to 32 to 8."""
+    lines = {**prior({}, arguments.steps)}
+    for name, (teacher_calls, calls, teacher) in STUDENTS.items():
+        own = {"stage": "distill", "teacher": teacher, "calls": calls}
+        own |= {"teacher_calls": teacher_calls, **PRIOR, "optimizer.learning_rate": 3e-4}
+        own |= {"train.steps": arguments.steps // 2, "train.dtype": "float32"}
+        own |= {"divergence": arguments.divergence}
+        lines |= {f"{name}.{field}": value for field, value in own.items()}
+    run(arguments.place, workdir / "shared", ",".join(STUDENTS), lines)
+    some = {"first_hitting": (1, 2, 4, 8, 16, 32)}
+    for name in STUDENTS:
+        samplers(arguments, workdir, name, some, f"{name} ")
+
+
+def main():
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("place")
+    parser.add_argument("--workdir", required=True, type=Path)
+    parser.add_argument("--part", choices=("objectives", "samplers", "students"), required=True)
+    parser.add_argument("--weights")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--divergence", default="reverse")
+    arguments = parser.parse_args()
+    workdir = arguments.workdir
+    steps = "encoder,codes" if arguments.part == "objectives" else "encoder,codes,prior"
+    run(arguments.place, workdir / "shared", steps, prior({}, 1500))
+    {"objectives": objectives, "samplers": samplers, "students": students}[arguments.part](
+        arguments, workdir
+    )
+
+
+if __name__ == "__main__":
+    main()
