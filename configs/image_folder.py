@@ -44,12 +44,7 @@ RECIPE = {
 }
 VARIANTS = {
     "32px": {},
-    "28px": {
-        "data.image": 28,
-        "*.model*.image": 28,
-        "*.model*.patch": 7,
-        "encoder.crops.*_size": 28,
-    },
+    "28px": {"data.image": 28, "*.model*.image": 28, "*.model*.patch": 7, "*.crops.*_size": 28},
     "64px": {"data.image": 64, "*.model*.image": 64, "encoder.crops.*_size": 64},
     "latent256": {
         "*": None,

@@ -34,7 +34,6 @@ RECIPE = {
     "probe.fit.held": 0.02,
     "probe.fit.memory_gb": 40.0,
     "prior_scores.count": 10_000,  # to be run by --config.steps="('prior_scores',)"
-    "prior_scores.batch": 512,
     "generator.latents": True,
     "generator.process.name": "ddpm",
     "*.sampler.method": "ancestral",
@@ -60,7 +59,5 @@ VARIANTS = {
         "prior.model.dropout": 0.1,
         "prior.process.objective": "score",
         "prior.process.noise.schedule": "log_linear",
-        "samples.code_sampler.method": "remask",
-        "samples.code_sampler.calls": 4096,
     },
 }
