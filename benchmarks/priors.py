@@ -202,7 +202,7 @@ def distances(arguments, workdir):
     """
     if not arguments.weights:
         return lambda loaded, codes: {}
-    run(arguments.place, workdir / "shared", "generator", prior({}, 1500))
+    run(arguments.place, workdir / "shared", "generator", prior({}, arguments.steps))
     network = features.load("squeezenet", weights=arguments.weights, protocol="stretch")
     (name, width), apply = next(iter(network.outputs.items())), jax.jit(network.apply)
 
@@ -246,13 +246,13 @@ def main():
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("--part", choices=("objectives", "samplers", "students"), required=True)
     parser.add_argument("--weights")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--divergence", default="reverse")
     arguments = parser.parse_args()
     workdir = arguments.workdir
     steps = "encoder,codes" if arguments.part == "objectives" else "encoder,codes,prior"
-    run(arguments.place, workdir / "shared", steps, prior({}, 1500))
+    run(arguments.place, workdir / "shared", steps, prior({}, arguments.steps))
     {"objectives": objectives, "samplers": samplers, "students": students}[arguments.part](
         arguments, workdir
     )

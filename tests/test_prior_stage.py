@@ -7,6 +7,7 @@ import pytest
 from recipes import load
 
 from dlc_jax.data import code_writer, sources
+from dlc_jax.errors import UserError
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.stages import STAGES
 
@@ -77,3 +78,63 @@ def test_batches_are_of_the_split_in_the_order_of_the_seed(stores):
     first = {split: {tuple(row) for row in batch(split, 0)} for split in SPLITS}
     mirrored = {tuple(VALUES - 1 - value for value in row) for row in first["train"]}
     assert mirrored == first["validation"] != first["train"]
+
+
+def loss_of(made, labels, key=0):
+    """The loss of a stage whose network is drawn at random, on one batch."""
+    params, _ = made.init(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    drawn = [
+        0.2 * jax.random.normal(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)
+    ]
+    batch = {
+        "position": jnp.arange(64, dtype=jnp.int32),
+        "codes": jax.random.randint(jax.random.key(1), (64, LENGTH), 0, VALUES, jnp.int32),
+        "label": jnp.asarray(labels, jnp.int32),
+    }
+    loss = jax.jit(made.loss)
+    return float(loss(tree.unflatten(drawn), {}, batch, {}, 0, jax.random.key(key))[0])
+
+
+def test_classes_are_read_and_dropped():
+    zeros, ones = np.zeros(64), np.ones(64)
+    read = stage("prior", **{"model.classes": 3, "drop_label": 0.0})
+    assert "label" in read.batch_spec and loss_of(read, zeros) != loss_of(read, ones)
+    dropped = stage("prior", **{"model.classes": 3, "drop_label": 1.0})
+    assert loss_of(dropped, zeros) == loss_of(dropped, ones) != loss_of(read, zeros)
+    half = stage("prior", **{"model.classes": 3, "drop_label": 0.5})
+    assert min(loss_of(read, zeros), loss_of(dropped, zeros)) < loss_of(half, zeros)
+    assert max(loss_of(read, zeros), loss_of(dropped, zeros)) > loss_of(half, zeros)
+
+
+def test_data_without_classes_is_refused(stores):
+    made = stage("prior", stores, **{"model.classes": 3})
+    with pytest.raises(UserError, match="prior.model.classes=3, but the data is not in classes"):
+        made.reads()
+
+
+def test_the_networks_time_is_the_schedules():
+    """With sigma told, another schedule is another loss, and dropout draws by the key."""
+    lines = {"model.sigma_conditioning": True, "process.objective": "score"}
+    labels = np.zeros(64)
+    found = [
+        loss_of(stage("prior", **lines, **{"process.noise.schedule": schedule}), labels)
+        for schedule in ("log_linear", "cosine")
+    ]
+    assert np.isfinite(found).all() and found[0] != found[1]
+    dropout = stage("prior", **{"model.dropout": 0.3})
+    assert loss_of(dropout, labels) != loss_of(stage("prior"), labels)
+
+
+def test_uniform_noise_is_learned_too():
+    lines = {"process.name": "uniform", "process.noise.schedule": "log_linear"}
+    assert np.isfinite(loss_of(stage("prior", **lines), np.zeros(64)))
+
+
+def test_former_identities_had_one_process():
+    saved = {"model": {"positions": LENGTH}, "codes": "codes"}
+    found = stage("prior").former(saved)
+    assert found["process"]["name"] == "masked" and found["process"]["objective"] == "elbo"
+    assert found["process"]["noise"]["schedule"] == "linear"
+    whole = stage("prior").identity
+    assert stage("prior").former(whole) == whole

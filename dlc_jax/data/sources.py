@@ -93,6 +93,23 @@ class DataSet:
         classes = self.source("train").source.classes
         return {"label": classes} if classes else {}
 
+    def check_classes(self, classes: int, where: str) -> None:
+        """Refuses data without classes, or with more than a model of the step `where` has.
+
+        Args:
+          classes: of the model; 0 reads none.
+
+        Raises:
+          UserError: the numbers are named.
+        """
+        found = len(self.factors().get("label", ())) if classes else 0
+        if classes and not 0 < found <= classes:
+            has = f"has {found} classes" if found else "is not in classes"
+            raise UserError(
+                f"{where}.model.classes={classes}, but the data {has}; set it to {found}, and to 0 "
+                "for images without classes"
+            )
+
     def judge(self) -> Judge | None:
         """The `judge.Judge` that reads factors off images; None for a data set that has none.
 

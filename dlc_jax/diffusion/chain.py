@@ -61,9 +61,9 @@ class Chain:
         found = self.process.belief(self.predict(noisy, hidden), values=self.values)
         return found._replace(log_p=sharpened(found.log_p, self.sampler))
 
-    def uniform(self, number: Int[Array, ""] | int = FRESH) -> Float[Array, "b l"]:
+    def uniform(self, number: Int[Array, ""] | None = None) -> Float[Array, "b l"]:
         """Draws for positions; others for each number of a call."""
-        keys = self.order if number is FRESH else folded(self.order, number)
+        keys = self.order if number is None else folded(self.order, number)
         return jax.vmap(lambda key: jax.random.uniform(key, (self.length,)))(keys)
 
     def draw(

@@ -89,7 +89,7 @@ def make(config, *, step: str, workdir) -> Stage:
     def reads():
         if section.scores.weights:
             scores.check()
-        files.check_labels()
+        data.check_classes(model.classes, step)
         fitting.check_bases(section, step)
         codes = {"store": files.store("train").origin} if section.codes else {}
         return {"source": data.identity("train")} | codes

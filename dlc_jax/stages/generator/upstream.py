@@ -73,19 +73,6 @@ class Upstream:
         store.check_source(self.data.identity(split))
         return store
 
-    def check_labels(self) -> None:
-        """Refuses data without classes, or with more than the model has, where it reads labels."""
-        classes = self._section.model.classes
-        if not classes:
-            return
-        found = len(self.data.factors().get("label", ()))
-        if not 0 < found <= classes:
-            has = f"has {found} classes" if found else "is not in classes"
-            raise UserError(
-                f"{self._step}.model.classes={classes}, but the data {has}; set it to {found}, and "
-                "to 0 for images without classes"
-            )
-
     def transform(self):
         """What the loader makes of a record: a view, and its latent drawn anew in every epoch."""
         section = self._section

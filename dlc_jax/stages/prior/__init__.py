@@ -83,6 +83,11 @@ def stage(section, config, *, step: str, workdir) -> Stage:
         fields = tuple(name for name in batch_spec(section) if name != "position")
         return loader.batches(source, fields=fields, **how)
 
+    def reads():
+        if model.classes:
+            DataSet(**config.data).check_classes(model.classes, step)
+        return {"store": store("train").origin}
+
     return Stage(
         init=functools.partial(init, model),
         loss=functools.partial(loss, section),
@@ -96,7 +101,7 @@ def stage(section, config, *, step: str, workdir) -> Stage:
         flops=3 * plan.batch * model.flops(),
         identity={**made, "codes": section.codes},
         former=former,
-        reads=lambda: {"store": store("train").origin},
+        reads=reads,
     )
 
 
