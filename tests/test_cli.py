@@ -87,6 +87,11 @@ def test_help_has_an_example(verb, capsys):
         ("sample -w {untrained} --sampler.method=rk4", "heun"),
         ("sample -w {untrained} --seed -1", "seed"),
         ("sample -w {untrained} --seed 4294967296", "4294967296"),
+        (
+            "sample -w {untrained} --sampler magic",
+            "sampler.method='magic' is unknown; known: first",
+        ),
+        ("sample -w {untrained} --calls 0", "--calls: '0' is not a whole number above 0"),
         ("sample -w {untrained} --sampler.stpes=3", "did you mean 'samples.sampler.steps'"),
         ("sample -w {untrained} --sampler.steps=few", "'few' is not of type int"),
         ("sample -w {untrained} --stpes 3", "--stpes"),
@@ -379,10 +384,12 @@ def test_sample(trained, tmp_path):
         "-w",
         trained,
         *"-n 9 --seed 5 --sampler.steps=2 --sampler.method=euler".split(),
-        "--sampler.guidance.scale=2",
+        *"--sampler.guidance.scale=2 --sampler auto --calls 5".split(),
     ]
     code, out, err = run(*arguments, "--out", "new/grid.png", cwd=tmp_path)
     assert (code, err) == (0, "") and out.splitlines()[-1] == "wrote new/grid.png: 9 images"
+    made = re.fullmatch(r"codes by \w+, ([\d.]+) calls each", out.splitlines()[-2])
+    assert 0 < float(made[1]) <= 5
     assert out.splitlines()[0] == "2 steps of euler, guidance 2, seed 5"
     shown = np.asarray(Image.open(tmp_path / "new" / "grid.png"))
     assert shown.shape == (3 * 66 + 2, 3 * 66 + 2, 3) and shown.std() > 5

@@ -263,6 +263,18 @@ def test_other_files_are_not_recipes(text, tmp_path):
         command.read(str(tmp_path / "absent.json"))
 
 
+def test_samplers_of_codes_had_an_order_and_priors_no_process(tmp_path, quickstart):
+    saved = json.loads(json.dumps(quickstart.to_dict()))
+    saved["samples"]["code_sampler"] = {"calls": 7, "temperature": 0.5, "order": "random"}
+    for field in ("process", "drop_label"):
+        del saved["prior"][field]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    found = recipe.of_run(tmp_path)
+    wanted = {"calls": 7, "temperature": 0.5, "method": "first_hitting"}
+    assert wanted.items() <= found.samples.code_sampler.to_dict().items()
+    assert (found.prior.process.name, found.prior.process.objective) == ("masked", "elbo")
+
+
 def test_a_run_of_an_earlier_version_has_todays_fields(tmp_path, quickstart):
     """Flat encoder section, `view`, samplers spread over their step, fields that are gone."""
     model = recipe.flat(quickstart.encoder.model.to_dict())
