@@ -23,8 +23,8 @@ ROOMS = {
     "extending fields launch launch_cluster memory mutants readme recipe stop turn",
     "loop: steps, agenda, optimizer, workdir": "agenda contract narrow_gradients optim step "
     "train workdir",
-    "stages on real networks, several devices": "encoder_stage generator_stage mesh parallel "
-    "prior_scores prior_stage real_stages several hosts remote remote_runs",
+    "stages on real networks, several devices": "distill encoder_stage generator_stage mesh "
+    "parallel prior_scores prior_stage real_stages several hosts remote remote_runs",
     "images: places, decoding, conversion, crops": "archives cli_data colors convert decoder "
     "files heic images inputs listing loader npz parquet shapes sources survey sweep transforms "
     "webdataset",
@@ -33,7 +33,8 @@ ROOMS = {
     "networks, kernel, losses": "attention autoencoder dit dit_interop dit_options dit_parity "
     "drop_path encoder flops layers masked_transformer models networks parameters positions "
     "shardings ssl_loss tiny_autoencoder vit vit_parity",
-    "diffusion: processes, samplers, guidance": "ddpm guidance masked processes samplers schedules",
+    "diffusion: processes, samplers, guidance": "code_samplers ddpm guidance masked noise "
+    "processes samplers schedules uniform",
     "checkpoints, metrics, report": "boards checkpoint cli_checkpoints failed_saves metrics report "
     "retention",
     "pipeline, samples, verbs": "cli composition factors judge pictures pipeline samples",
