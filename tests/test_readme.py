@@ -26,7 +26,7 @@ GUIDES = [
     README,
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in "data encoder evaluation gpu planning recipes running tpu".split()
+        for name in "data encoder evaluation gpu planning prior recipes running tpu".split()
     ),
 ]
 TABLE = re.compile(r"(<!-- map -->\n).*?(<!-- /map -->)", re.DOTALL)
@@ -136,12 +136,15 @@ def check_verb(verb, *words):
         assert all(word in parser.format_help() for word in words)
         return
     arguments, rest = parser.parse_known_args(words)
-    assert all(word.startswith(("--config.", "--sampler.")) for word in rest), rest
+    samplers = {
+        "sampler": pipeline.Sampler(steps=1, guidance=pipeline.Guidance(scale=1.0)),
+        "code_sampler": pipeline.CodeSampler(),
+    }
     for word in rest:
-        if word.startswith("--sampler."):
-            path = word.removeprefix("--sampler.").partition("=")[0]
-            sampler = pipeline.Sampler(steps=1, guidance=pipeline.Guidance(scale=1.0))
-            operator.attrgetter(path)(sampler)
+        place, _, path = word.removeprefix("--").partition("=")[0].partition(".")
+        assert place in ("config", *samplers), rest
+        if place in samplers:
+            operator.attrgetter(path)(samplers[place])
     if getattr(arguments, "config", None):
         fields = [word for word in rest if word.startswith("--config.")]
         command.parse([*command.given(arguments), *fields])

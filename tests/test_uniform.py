@@ -96,3 +96,21 @@ def test_draws_start_from_random_values_and_keep_what_is_known(method):
     np.testing.assert_allclose(shares, 0.25, atol=0.1)
     assert (seen[0][1] != seen[0][2]).any()
     assert len(seen) == 3 and calls.tolist() == [0, 3, 3]
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_one_position_is_drawn_exactly_in_any_number_of_calls(calls):
+    """The analytic sampler errs only in what positions tell each other within a step."""
+    p, count = np.array([0.6, 0.3, 0.08, 0.02]), 100_000
+    process = Uniform(noise=Noise(schedule="geometric", smallest=1e-3, largest=10.0))
+
+    def predict(noisy, share):
+        reached = (1 - share[:, None]) * p + share[:, None] / 4
+        log_p = jnp.log(reached)
+        return (log_p - jnp.take_along_axis(log_p, noisy, -1))[:, None]
+
+    sampler = CodeSampler(method="ancestral", calls=calls)
+    keys = jax.random.split(jax.random.key(0), count)
+    codes = jax.jit(lambda keys: sampler.draw(process, predict, keys, 1, 4).codes)(keys)
+    found = np.bincount(np.asarray(codes).ravel(), minlength=4) / count
+    assert (np.abs(found - p) < 4 * np.sqrt(p * (1 - p) / count)).all()
