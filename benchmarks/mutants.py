@@ -252,10 +252,8 @@ BREAKS = {
         ("what a schedule leaves at t=0 stays",
          "test_one_position_is_drawn_exactly_in_any_number_of_calls[1]",
          "    sigma[-1] = 0", "    sigma[-1] = 0.02"),
-    ],
-    ("dlc_jax/diffusion/replace.py", "tests/test_code_samplers.py"): [
         ("Euler's rate is that of the step's end",
-         "test_uniform_diffusion_draws_the_joint_distribution[euler]",
+         "test_a_step_changes_as_many_as_its_noise_says[euler]",
          "noise.rate(times[:-1], np)", "noise.rate(times[1:], np)"),
     ],
     ("dlc_jax/diffusion/chain.py", "tests/test_code_samplers.py"): [

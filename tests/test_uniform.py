@@ -3,6 +3,7 @@
 What its sampler draws is compared with a joint distribution in test_code_samplers.py.
 """
 
+import itertools
 import math
 
 import jax
@@ -114,3 +115,24 @@ def test_one_position_is_drawn_exactly_in_any_number_of_calls(calls):
     codes = jax.jit(lambda keys: sampler.draw(process, predict, keys, 1, 4).codes)(keys)
     found = np.bincount(np.asarray(codes).ravel(), minlength=4) / count
     assert (np.abs(found - p) < 4 * np.sqrt(p * (1 - p) / count)).all()
+
+
+@pytest.mark.parametrize("method", ["ancestral", "euler"])
+def test_a_step_changes_as_many_as_its_noise_says(method):
+    """Of codes that know nothing: Euler goes by the rate of the step's start."""
+    noise = Noise(schedule="geometric", smallest=0.1, largest=0.5)
+    states = []
+
+    def predict(noisy, share):
+        jax.debug.callback(lambda x: states.append(np.asarray(x)), noisy, ordered=True)
+        return jnp.zeros((*noisy.shape, 4))
+
+    sampler, process = CodeSampler(method=method, calls=3), Uniform(noise=noise)
+    keys = jax.random.split(jax.random.key(0), 4)
+    jax.jit(lambda keys: sampler.draw(process, predict, keys, 10_000, 4))(keys)
+    jax.effects_barrier()
+    moved = [(after != before).mean() for before, after in itertools.pairwise(states)]
+    times = np.array([1, 2 / 3, 1 / 3])
+    less = noise.sigma(times[:-1], np) - noise.sigma(times[1:], np)
+    wanted = 1 - np.exp(-less) if method == "ancestral" else noise.rate(times[:-1], np) / 3
+    np.testing.assert_allclose(moved, 0.75 * wanted, atol=0.01)
