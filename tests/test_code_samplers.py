@@ -128,9 +128,8 @@ def test_every_call_reveals_its_share_and_changes_nothing_else(calls):
 @pytest.mark.parametrize("method", GOOD + AGAIN)
 def test_known_positions_stay_and_no_mask_is_left(method):
     known = np.array([[True] * 7, [True, False] * 3 + [True], [False] * 7])
-    seen = watched(
-        CodeSampler(method=method, calls=5), length=7, values=4, known=jnp.asarray(known)
-    )
+    sampler = CodeSampler(method=method, calls=5, eta=0.5)
+    seen = watched(sampler, length=7, values=4, known=jnp.asarray(known))
     codes, calls = (np.asarray(each) for each in watched.drawn)
     for state in [noisy for noisy, _ in seen] + [codes]:
         assert (state[known] == 1).all()
@@ -185,9 +184,10 @@ def test_a_score_whose_mass_is_one_is_ancestral():
     assert calls.mean() > 2  # the network says how many positions a step reveals
 
 
-def test_the_mass_of_a_score_hurries_or_waits():
+@pytest.mark.parametrize("method", ["ancestral", "euler", "remdm_cap", "remask"])
+def test_the_mass_of_a_score_hurries_or_waits(method):
     """Twice the mass reveals twice as many positions in a step; the last step reveals the rest."""
-    sampler = CodeSampler(method="ancestral", calls=8)
+    sampler = CodeSampler(method=method, calls=8)
     keys = jax.random.split(jax.random.key(0), 500)
 
     def second(factor):
