@@ -42,6 +42,7 @@ def test_the_last_word_before_a_position_is_revealed():
     # Most pairs were revealed one after the other: the second was told the first.
     sure = np.exp(target).std(0)[[0, 2]]
     assert (sure.max(1) > 0.05).all()
+    assert np.exp(target)[:, [0, 2]].max() < 1 - 1e-3  # and not what was drawn
 
 
 def test_a_teacher_is_told_the_times_of_its_steps():
