@@ -47,7 +47,8 @@ def run(command, here):
 
 
 def test_the_walks_name_every_file_they_touch():
-    assert list(WALKS) == ["Add a stage", "Swap the backbone", "Add a sampler", "Own images"]
+    titles = "Add a stage, Swap the backbone, Add a sampler, Add a sampler of codes, Own images"
+    assert list(WALKS) == titles.split(", ")
     for title, walk in WALKS.items():
         said = re.search(r"^Touches: (.*)\.$", walk, re.MULTILINE)[1]
         touched = {path for _, path, _ in blocks(walk) if path.startswith("dlc_jax/")}
@@ -75,7 +76,7 @@ def test_walk(title, tmp_path, request):
             (tmp_path / path).write_text(text)
         else:
             code.append(text)
-    if title == "Add a sampler":
+    if title.startswith("Add a sampler"):
         (tmp_path / "runs").mkdir()
         (tmp_path / "runs" / "quickstart").symlink_to(request.getfixturevalue("quickstart") / "run")
     if title == "Own images":
@@ -95,3 +96,5 @@ def test_walk(title, tmp_path, request):
     if title == "Add a sampler":
         assert said[0].startswith("3 steps of midpoint, guidance 1.5, seed 0")
         assert (tmp_path / "midpoint.png").is_file()
+    if title == "Add a sampler of codes":
+        assert "codes by left_to_right, 6.0 calls each" in said[0]
