@@ -89,7 +89,7 @@ def test_help_has_an_example(verb, capsys):
         ("sample -w {untrained} --seed 4294967296", "4294967296"),
         (
             "sample -w {untrained} --sampler magic",
-            "sampler.method='magic' is unknown; known: first",
+            "code_sampler.method='magic' is unknown; known: first",
         ),
         ("sample -w {untrained} --calls 0", "--calls: '0' is not a whole number above 0"),
         ("sample -w {untrained} --sampler.stpes=3", "did you mean 'samples.sampler.steps'"),
@@ -539,7 +539,7 @@ def test_compose_with_the_prior(trained, pictures, capsys, monkeypatch):
     assert 0 < changed.max() <= 9
     monkeypatch.undo()
     shown = said(capsys, *words, out, *two)
-    lines = re.findall(r"^(.+): [\d.]+ bits a code at most$", shown, re.M)
+    lines = re.findall(r"^(.+): [\d.]+ ± [\d.]+ bits a code at most$", shown, re.M)
     assert lines == ["parents", "mixtures", "after the prior"]
 
 

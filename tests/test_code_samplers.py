@@ -163,6 +163,16 @@ def test_a_draw_depends_on_its_key_alone(method):
     assert len(np.unique(whole.codes, axis=0)) > 1
 
 
+@pytest.mark.parametrize("method", GOOD + AGAIN)
+def test_the_network_is_told_what_share_of_the_whole_code_is_noise(method):
+    """Also where a half of it is known, as in training at that time."""
+    length = 400
+    known = jnp.asarray(np.arange(length) % 2 == 0)[None]
+    sampler = CodeSampler(method=method, calls=6)
+    for noisy, told in watched(sampler, length=length, values=4, b=1, known=known):
+        assert told[0] == pytest.approx((noisy == 4).mean(), abs=0.06)
+
+
 def test_orders_differ_between_examples():
     seen = watched(CodeSampler(), length=7, values=4, b=30)
     assert len({tuple(row < 4) for row in seen[1][0]}) == 7
@@ -436,7 +446,9 @@ def test_uniform_diffusion_draws_the_joint_distribution(method):
 def test_methods_of_a_process():
     with pytest.raises(UserError, match="'maskgit' cannot follow process.name='uniform'; those"):
         CodeSampler(method="maskgit").resolved(Uniform(), 8)
-    with pytest.raises(UserError, match="sampler.temperature=0.5 is of masked processes alone"):
+    with pytest.raises(
+        UserError, match="code_sampler.temperature=0.5 is of masked processes alone"
+    ):
         CodeSampler(method="ancestral", temperature=0.5).resolved(Uniform(), 8)
     for process in (Masked(), Uniform()):
         for calls in (0, 1, 4, 16, 64, 256):
@@ -457,14 +469,17 @@ def test_the_most_calls():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"calls": -1}, "sampler.calls=-1 must be at least 0"),
-        ({"temperature": -0.5}, "sampler.temperature=-0.5 must be a number from 0 up"),
-        ({"nucleus": 0.0}, "sampler.nucleus=0.0 must be above 0 and at most 1"),
-        ({"eta": 1.0}, "sampler.eta=1.0 must be from 0 to below 1"),
-        ({"kept": 1.0}, "sampler.kept=1.0 must be between 0 and 1"),
-        ({"window": (0.5, 0.2)}, r"sampler.window=\(0.5, 0.2\) must be two rising times in"),
-        ({"method": "magic"}, "sampler.method='magic' is unknown; known: first_hitting, ancestral"),
-        ({"times": "late"}, "sampler.times='late' is unknown; known: uniform, cosine"),
+        ({"calls": -1}, "code_sampler.calls=-1 must be at least 0"),
+        ({"temperature": -0.5}, "code_sampler.temperature=-0.5 must be a number from 0 up"),
+        ({"nucleus": 0.0}, "code_sampler.nucleus=0.0 must be above 0 and at most 1"),
+        ({"eta": 1.0}, "code_sampler.eta=1.0 must be from 0 to below 1"),
+        ({"kept": 1.0}, "code_sampler.kept=1.0 must be between 0 and 1"),
+        ({"window": (0.5, 0.2)}, r"code_sampler.window=\(0.5, 0.2\) must be two rising times in"),
+        (
+            {"method": "magic"},
+            "code_sampler.method='magic' is unknown; known: first_hitting, ancestral",
+        ),
+        ({"times": "late"}, "code_sampler.times='late' is unknown; known: uniform, cosine"),
     ],
 )
 def test_a_code_sampler_checks_itself(fields, words):

@@ -97,6 +97,7 @@ def test_the_divergence(divergence, monkeypatch):
         ({"teacher_calls": 8}, "teacher_calls=8 must be a multiple of calls=8, and more"),
         ({"model.width": 16}, "distill.model.width=16, but that of its teacher prior is"),
         ({"process.objective": "simple"}, "distill.process.objective='simple', but that of its"),
+        ({"process.objective": "score"}, "process.objective=score: a student is taught chances"),
         ({"process.name": "uniform"}, "process.name must be masked"),
     ],
 )

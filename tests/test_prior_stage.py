@@ -128,6 +128,9 @@ def test_the_networks_time_is_the_schedules():
 
 def test_uniform_noise_is_learned_too():
     lines = {"process.name": "uniform", "process.noise.schedule": "log_linear"}
+    with pytest.raises(UserError, match="process.name=uniform needs prior.model.sigma_cond"):
+        stage("prior", **lines)
+    lines["model.sigma_conditioning"] = True
     assert np.isfinite(loss_of(stage("prior", **lines), np.zeros(64)))
 
 

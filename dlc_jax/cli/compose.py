@@ -129,8 +129,9 @@ def drawn(arguments, loaded, codes: np.ndarray) -> np.ndarray:
 
 
 def say_bits(loaded, what: str, codes: np.ndarray) -> None:
-    bits, _ = loaded.likelihood(codes)
-    print(f"{what}: {bits.mean():.1f} bits a code at most", flush=True)
+    bits, errors = loaded.likelihood(codes)
+    error = (errors**2).sum() ** 0.5 / len(bits)  # of the noise that they are judged at
+    print(f"{what}: {bits.mean():.1f} ± {error:.1f} bits a code at most", flush=True)
 
 
 def picture(parents: list[np.ndarray], children: np.ndarray) -> np.ndarray:

@@ -56,6 +56,10 @@ class Chain:
         """Positions that are drawn; the others stay."""
         return self.start == self.values
 
+    def told(self, level: Float[Array, "b"] | Float[Array, ""]) -> Float[Array, "b"]:
+        """The share of a code that is noise where that of its open positions is `level`."""
+        return level * self.open.mean(-1)
+
     def belief(self, noisy: Int[Array, "b l"], hidden: Float[Array, "b"]) -> Belief:
         """Of the network, at its temperature and within its nucleus."""
         found = self.process.belief(self.predict(noisy, hidden), values=self.values)

@@ -78,22 +78,24 @@ class CodeSampler:
         for name, known in (("method", (*KNOWN, "auto")), ("times", tuple(TIMES))):
             if getattr(self, name) not in known:
                 value = getattr(self, name)
-                raise UserError(f"sampler.{name}={value!r} is unknown; known: {', '.join(known)}")
+                raise UserError(
+                    f"code_sampler.{name}={value!r} is unknown; known: {', '.join(known)}"
+                )
         if self.calls < 0:
-            raise UserError(f"sampler.calls={self.calls} must be at least 0")
+            raise UserError(f"code_sampler.calls={self.calls} must be at least 0")
         for name in ("temperature", "choice", "entropy_bound"):
             if not 0 <= getattr(self, name) < math.inf:
                 value = getattr(self, name)
-                raise UserError(f"sampler.{name}={value} must be a number from 0 up")
+                raise UserError(f"code_sampler.{name}={value} must be a number from 0 up")
         if not 0 < self.nucleus <= 1:
-            raise UserError(f"sampler.nucleus={self.nucleus} must be above 0 and at most 1")
+            raise UserError(f"code_sampler.nucleus={self.nucleus} must be above 0 and at most 1")
         if not 0 <= self.eta < 1:
-            raise UserError(f"sampler.eta={self.eta} must be from 0 to below 1")
+            raise UserError(f"code_sampler.eta={self.eta} must be from 0 to below 1")
         if not 0 < self.kept < 1:
-            raise UserError(f"sampler.kept={self.kept} must be between 0 and 1")
+            raise UserError(f"code_sampler.kept={self.kept} must be between 0 and 1")
         window = self.window
         if window and not (len(window) == 2 and 0 <= window[0] < window[1] <= 1):
-            raise UserError(f"sampler.window={window} must be two rising times in [0, 1]")
+            raise UserError(f"code_sampler.window={window} must be two rising times in [0, 1]")
 
     def resolved(self, process, length: int) -> "CodeSampler":
         """The same with "auto" replaced by what it stands for, at codes of `length` positions.
@@ -108,14 +110,14 @@ class CodeSampler:
         if method not in known:
             name = type(process).__name__.lower()
             raise UserError(
-                f"sampler.method={method!r} cannot follow process.name={name!r}; those that can: "
-                f"{', '.join(known)}"
+                f"code_sampler.method={method!r} cannot follow process.name={name!r}; those that "
+                f"can: {', '.join(known)}"
             )
         for name, plain in (("temperature", 1.0), ("nucleus", 1.0)):
             if isinstance(process, Uniform) and getattr(self, name) != plain:
                 raise UserError(
-                    f"sampler.{name}={getattr(self, name)} is of masked processes alone; here it "
-                    f"is {plain}"
+                    f"code_sampler.{name}={getattr(self, name)} is of masked processes alone; "
+                    f"here it is {plain}"
                 )
         return dataclasses.replace(self, method=method)
 

@@ -92,7 +92,7 @@ def _walk(chain: Chain, level, reveal, again, *, lessened=None) -> Drawn:
     def step(codes, row):
         index, (level, reveal, again, less) = row
         hidden = codes == chain.values
-        log_p, mass = chain.belief(codes, jnp.full(len(codes), level))
+        log_p, mass = chain.belief(codes, chain.told(level))
         chance = reveal if mass is None else jnp.minimum(reveal * jnp.exp(mass), 1)
         chance = jnp.broadcast_to(chance, hidden.shape)
         if lessened is not None:

@@ -121,7 +121,7 @@ def _step_by_step(chain: Chain, levels: np.ndarray, chances: np.ndarray) -> Draw
     """The same where the chance to be revealed is the network's mass times that of the step."""
 
     def step(codes, index):
-        log_p, mass = chain.belief(codes, jnp.full(len(codes), level[index]))
+        log_p, mass = chain.belief(codes, chain.told(level[index]))
         chosen = chain.uniform(index) < chance[index] * jnp.exp(mass)
         chosen |= index == len(chances) - 1
         return jnp.where(chosen & (codes == chain.values), chain.draw(log_p), codes)
@@ -148,7 +148,7 @@ def _in_turns(
 
     def step(codes, index):
         now = chain.open & (dense == index)
-        told = jnp.where(now, level, 0).max(-1)
+        told = chain.told(jnp.where(now, level, 0).max(-1))
         return jnp.where(now, chain.draw(chain.belief(codes, told).log_p), codes)
 
     return _while_hidden(chain, step, most)

@@ -18,6 +18,7 @@ from dlc_jax.data.sources import DataSet
 from dlc_jax.diffusion import schedules
 from dlc_jax.diffusion.code_processes import CODE_PROCESSES
 from dlc_jax.diffusion.masked import Masked
+from dlc_jax.diffusion.uniform import Uniform
 from dlc_jax.errors import UserError
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.networks.prior import apply, example
@@ -61,8 +62,18 @@ class Section:
 
 
 def make(config, *, step: str, workdir) -> Stage:
-    """The stage of a recipe's section `step`; it reads the store of the step `codes`."""
-    return stage(recipe.build(Section, config[step]), config, step=step, workdir=workdir)
+    """The stage of a recipe's section `step`; it reads the store of the step `codes`.
+
+    Raises:
+      UserError: a process that depends on the time, of a model that is not told it.
+    """
+    section = recipe.build(Section, config[step])
+    if isinstance(section.process, Uniform) and not section.model.sigma_conditioning:
+        raise UserError(
+            f"{step}.process.name=uniform needs {step}.model.sigma_conditioning=True: its ratios "
+            "depend on the time"
+        )
+    return stage(section, config, step=step, workdir=workdir)
 
 
 def stage(section, config, *, step: str, workdir) -> Stage:

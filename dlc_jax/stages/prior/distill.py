@@ -37,7 +37,7 @@ class Section:
       codes: step whose code store it learns from.
       teacher: step of the prior, or of a student before.
       process: the teacher's.
-      model: the network; the teacher's.
+      model: the network; the teacher's. Its dropout is not applied.
       calls: of the student for one code.
       teacher_calls: of the teacher for one code, a multiple of `calls`.
       divergence: "reverse", KL(student, teacher), which leaves out what is unlikely; or "forward".
@@ -47,7 +47,7 @@ class Section:
 
     Raises:
       UserError: an unknown divergence, calls that do not go together, or a process that is not
-        masked.
+        masked, or has a mass of scores.
     """
 
     codes: str = "codes"
@@ -72,6 +72,11 @@ class Section:
             )
         if not isinstance(self.process, Masked):
             raise UserError("process.name must be masked: others have no positions to reveal")
+        if self.process.objective == "score":
+            raise UserError(
+                "process.objective=score: a student is taught chances, and no mass of scores; "
+                "distill a prior that learned elbo or simple"
+            )
 
 
 def make(config, *, step: str, workdir) -> Stage:
