@@ -44,7 +44,8 @@ class CodeSampler:
     Attributes:
       method: "first_hitting", exact with one call a position and random order with fewer;
         "ancestral", which is SEDD's analytic sampler; "euler"; "maskgit"; "low_confidence";
-        "entropy"; "remdm_cap"; "remdm_loop"; "remask", the paper's; or "auto", by the calls.
+        "entropy"; "remdm_cap"; "remdm_loop"; "remask", the paper's; or "auto", which is what
+        docs/results.md shows to be best with so many calls.
       calls: of the network for one code at most, or steps of those that go by steps. 0 is one for
         each position.
       temperature: divides the logits. 0 takes the likeliest value.
@@ -105,7 +106,7 @@ class CodeSampler:
         """
         method = self.method
         if method == "auto":
-            method = "ancestral" if isinstance(process, Uniform) else automatic(self.calls, length)
+            method = "ancestral" if isinstance(process, Uniform) else "first_hitting"
         known = METHODS[type(process)]
         if method not in known:
             name = type(process).__name__.lower()
@@ -162,10 +163,3 @@ class CodeSampler:
         sampler = self.resolved(process, length)
         chain = Chain(process, predict, sampler, values, start, split[:, 0], split[:, 1])
         return METHODS[type(process)][sampler.method](chain)
-
-
-def automatic(calls: int, length: int) -> str:
-    """The method that does best with so many calls, see docs/results.md, "The prior"."""
-    if not calls or calls >= length:
-        return "first_hitting"
-    return "first_hitting"
