@@ -144,8 +144,7 @@ def objectives(arguments, workdir):
             with pipeline.load(place, batch=250) as loaded:
                 real = held_out(workdir, 1000)
                 bits, _ = loaded.likelihood(real, draws=16)
-                calls = 128 if name == "SEDD" else 0  # its mass makes analytic steps of it
-                sampler = CodeSampler(method="ancestral" if calls else "first_hitting", calls=calls)
+                sampler = CodeSampler(method="ancestral", calls=128)
                 codes = loaded.sample_codes(1000, seed=7, sampler=sampler)
             area, error = two_samples.auc(codes, real, values=16)
             error_of_bits = bits.std(ddof=1) / np.sqrt(len(bits))
@@ -175,7 +174,10 @@ def floor(board, workdir, count):
 
 
 def samplers(arguments, workdir, step="prior", methods=METHODS, tag=""):
-    board, count = Board(workdir / "samplers.json"), arguments.count
+    board, count = (
+        Board(workdir / f"samplers_{arguments.count}_{arguments.steps}.json"),
+        arguments.count,
+    )
     head()
     real = floor(board, workdir, count)
     distance = distances(arguments, workdir)

@@ -117,6 +117,7 @@ class Stage:
       init: (key) -> (params, extra). `extra` is any other state: a center, a queue.
       loss: (params, extra, batch, frozen, step, key) -> (loss, (metrics, aux)). Runs per
         microbatch; loss, metrics and aux are means.
+      validation_loss: what is validated instead of `loss`, of the same form: without dropout.
       batch_spec: abstract GLOBAL batch, a dict of jax.ShapeDtypeStruct. `position`, int32 [b], is
         each record's place in the global step. Random draws are folded with it, so they do not
         depend on devices, processes or accumulation.
@@ -161,6 +162,7 @@ class Stage:
     optimizer: Any
     plan: Plan
     prepare: Callable = _unchanged_batch
+    validation_loss: Callable | None = None
     after_update: Callable = _unchanged_extra
     ema_decay: Callable | None = None
     frozen_spec: Tree = dataclasses.field(default_factory=dict)

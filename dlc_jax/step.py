@@ -249,13 +249,13 @@ def make_validation_step(
     stage: Stage, *, dtype: str = "float32"
 ) -> Callable[[TrainState, Tree, Tree, Key[Array, ""]], dict]:
     """(state, batch, frozen, key) -> metrics of the stage's loss, without an update."""
-    dtype = jnp.dtype(dtype)
+    dtype, measure = jnp.dtype(dtype), stage.validation_loss or stage.loss
 
     def validation_step(state, batch, frozen, key):
         frozen, params = cast(frozen, dtype), cast(state.params, dtype, stage.tables)
         ema = cast(state.ema, dtype, stage.tables)
         batch = stage.prepare(params, ema, state.extra, batch, frozen, state.step, key)
-        loss, (metrics, _) = stage.loss(params, state.extra, batch, frozen, state.step, key)
+        loss, (metrics, _) = measure(params, state.extra, batch, frozen, state.step, key)
         return {"loss": loss, **metrics}
 
     return validation_step

@@ -1,5 +1,6 @@
 """The samplers of codes: against an enumerated joint distribution, and step by step."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -68,7 +69,9 @@ def test_few_calls_draw_positions_of_a_call_by_themselves():
     assert (calls == 1).all()
     exact = draws(CodeSampler())[0]
     assert is_exact(exact)
-    np.testing.assert_array_equal(exact, draws(CodeSampler(calls=50))[0])
+    for method in ("first_hitting", "maskgit", "low_confidence", "entropy"):  # more do nothing
+        least, more = (CodeSampler(method=method, calls=calls) for calls in (LENGTH, 50))
+        np.testing.assert_array_equal(draws(least, 500)[0], draws(more, 500)[0])
 
 
 def test_ancestral_nears_the_joint_with_steps():
@@ -259,12 +262,15 @@ def test_chances_of_hiding_again(method, monkeypatch):
     np.testing.assert_allclose(again[3:], np.minimum(wanted, eta)[3:], atol=0.03)
 
 
-def test_remdm_keeps_the_share_of_the_schedule():
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "polynomial"])
+@pytest.mark.parametrize("method", AGAIN)
+def test_hiding_again_keeps_the_share_of_the_schedule(method, schedule):
     """Hiding again and revealing more balance: q(hidden at t) stays that of the process."""
-    for method in ("remdm_cap", "remdm_loop"):
-        sampler = CodeSampler(method=method, calls=20, eta=0.05)
-        for noisy, told in watched(sampler, length=4000, values=4, b=1):
-            assert (noisy == 4).mean() == pytest.approx(told[0], abs=0.03)
+    process, sampler = Masked(noise=Noise(schedule=schedule)), CodeSampler(method=method, calls=20)
+    sampler = dataclasses.replace(sampler, eta=0.03)
+    seen = watched(sampler, length=4000, values=4, b=1, process=process)
+    for noisy, told in seen:
+        assert (noisy == 4).mean() == pytest.approx(told[0], abs=0.03)
 
 
 def test_the_papers_remasking_is_a_joint_draw_with_eta_moved():

@@ -93,6 +93,8 @@ def test_the_divergence(divergence, monkeypatch):
     ("lines", "words"),
     [
         ({"divergence": "both"}, "divergence='both' is unknown; known: reverse, forward"),
+        ({"teacher": "distill"}, "distill.teacher='distill' is not another step that is a prior"),
+        ({"teacher": "encoder"}, "distill.teacher='encoder' is not another step that is a prior"),
         ({"teacher_calls": 12}, "teacher_calls=12 must be a multiple of calls=8, and more"),
         ({"teacher_calls": 8}, "teacher_calls=8 must be a multiple of calls=8, and more"),
         ({"model.width": 16}, "distill.model.width=16, but that of its teacher prior is"),

@@ -53,7 +53,7 @@ def test_the_noise_is_finite_where_all_is_hidden():
             "noise.schedule='sqrt' is unknown; known: linear, log_linear, cosine",
         ),
         ({"eps": 0.0}, "noise.eps=0.0 must be between 0 and 1"),
-        ({"power": -1.0}, "noise.power=-1.0 must be above 0"),
+        ({"power": -1.0}, "noise.power=-1.0 must be above 0 and at most 10"),
         ({"smallest": 30.0}, "noise.smallest=30.0 must be above 0 and below noise.largest=20.0"),
     ],
 )

@@ -257,6 +257,21 @@ def test_the_least_likely_positions_are_drawn_anew(known):
     np.testing.assert_array_equal(known.redraw(codes, 0.0), codes)
 
 
+def test_what_is_drawn_again_has_other_noise_than_before(known):
+    """The seed with which codes were drawn gives them back no more often than another does."""
+    codes = known.sample_codes(400, seed=0)
+    kept = np.arange(LENGTH) < LENGTH // 2
+
+    def same(found):
+        return (found == codes)[:, ~kept].mean()
+
+    again, other = (same(known.complete(codes, kept, seed=seed)) for seed in (0, 1))
+    assert abs(again - other) < 4 * np.sqrt(0.5 / (400 * (~kept).sum())) and again < 0.9
+    once = known.complete(codes, kept, seed=0)
+    twice = known.redraw(once, 0.5, seed=0)
+    assert (once != twice).mean() > 0.02
+
+
 def test_codes_are_completed_around_what_is_kept(known):
     likely = np.tile(LIKELY, (4, 1))
     codes, sampler = other(likely, *range(LENGTH)), CodeSampler(temperature=0.0)

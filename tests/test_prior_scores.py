@@ -72,6 +72,12 @@ def test_a_prior_cannot_be_told_from_its_own_draws(exact):
     assert exact["pairwise"] == pytest.approx(exact["floor/pairwise"], rel=0.2)
 
 
+@pytest.mark.parametrize("field", ["prior", "codes"])
+def test_a_step_of_another_kind_is_refused(field):
+    with pytest.raises(UserError, match=f"prior_scores.{field}='encoder' is not a step of that"):
+        STAGES["prior_scores"](config(**{field: "encoder"}), step="prior_scores", workdir="unused")
+
+
 def test_samplers_show_in_the_scores(workdir, exact):
     cold = scores(workdir, code_sampler__temperature=0.2, code_sampler__calls=2)
     assert cold["auc"] > exact["auc"] + 0.2 and cold["unigram"] > 2 * exact["unigram"]

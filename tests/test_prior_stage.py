@@ -1,5 +1,7 @@
 """What the prior is trained on: the bound's weight, the codes of a split, an order by the seed."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +104,8 @@ def test_classes_are_read_and_dropped():
     assert "label" in read.batch_spec and loss_of(read, zeros) != loss_of(read, ones)
     dropped = stage("prior", **{"model.classes": 3, "drop_label": 1.0})
     assert loss_of(dropped, zeros) == loss_of(dropped, ones) != loss_of(read, zeros)
+    validated = dataclasses.replace(dropped, loss=dropped.validation_loss)
+    assert loss_of(validated, zeros) == loss_of(read, zeros)
     half = stage("prior", **{"model.classes": 3, "drop_label": 0.5})
     assert min(loss_of(read, zeros), loss_of(dropped, zeros)) < loss_of(half, zeros)
     assert max(loss_of(read, zeros), loss_of(dropped, zeros)) > loss_of(half, zeros)
@@ -123,7 +127,10 @@ def test_the_networks_time_is_the_schedules():
     ]
     assert np.isfinite(found).all() and found[0] != found[1]
     dropout = stage("prior", **{"model.dropout": 0.3})
-    assert loss_of(dropout, labels) != loss_of(stage("prior"), labels)
+    plain = loss_of(stage("prior"), labels)
+    assert loss_of(dropout, labels) != plain
+    validated = dataclasses.replace(dropout, loss=dropout.validation_loss)
+    assert loss_of(validated, labels) == plain
 
 
 def test_uniform_noise_is_learned_too():
@@ -131,6 +138,13 @@ def test_uniform_noise_is_learned_too():
     with pytest.raises(UserError, match="process.name=uniform needs prior.model.sigma_cond"):
         stage("prior", **lines)
     lines["model.sigma_conditioning"] = True
+    for noise, words in (
+        ({"schedule": "cosine"}, "'cosine' has no rate at t=1"),
+        ({"schedule": "geometric", "largest": 100.0}, "is at most 80 for"),
+    ):
+        own = {f"process.noise.{name}": value for name, value in noise.items()}
+        with pytest.raises(UserError, match=words):
+            stage("prior", **lines | own)
     assert np.isfinite(loss_of(stage("prior", **lines), np.zeros(64)))
 
 

@@ -62,7 +62,7 @@ def test_bound_of_the_exact_scores_is_the_likelihood(smallest, largest):
 
 def test_a_value_is_replaced_by_any_value():
     b, share = 4000, 0.3
-    process = Uniform(noise=Noise(schedule="linear"))
+    process = Uniform(noise=Noise(schedule="log_linear", eps=1e-6))
     codes = jnp.ones((b, 8), jnp.int32)
     keys, t = jax.random.split(jax.random.key(0), b), jnp.full(b, share)
     noisy = process.corrupt(codes, t, keys, values=4)

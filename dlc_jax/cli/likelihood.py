@@ -49,11 +49,12 @@ def run(arguments, rest) -> None:
     networks.check(arguments)
     if packed:
         names, codes = read_codes(Path(packed[0]))
-        loaded = networks.load(arguments, len(codes))
+        loaded = networks.load(arguments, max(len(codes), HELD_OUT))
     else:
         paths = [path for found in inputs.files(arguments.paths) for path in found]
         images = [inputs.read(path) for path in paths]
-        names, loaded = [str(path) for path in paths], networks.load(arguments, len(paths))
+        names = [str(path) for path in paths]
+        loaded = networks.load(arguments, max(len(paths), HELD_OUT))
         networks.say_resized(networks.resized(images, loaded.size), len(images), loaded.size)
         codes = loaded.encode(images)
     bits, error = loaded.likelihood(codes, draws=arguments.draws, seed=arguments.seed)

@@ -99,8 +99,8 @@ def give(arguments) -> None:
     config, out = recipe.of_run(arguments.workdir), Path(arguments.out)
     if STEP not in config:
         raise UserError(f"{arguments.workdir} is a run whose recipe has no step {STEP!r}")
-    process = config[STEP].get("process", {})
-    if process.get("objective", "score") != "score" or process.get("name", "masked") != "masked":
+    process = config[STEP].process
+    if process.name != "masked" or process.objective != "score":
         raise UserError(
             f"{arguments.workdir}: SEDD's outputs are scores of masked codes, which only a prior "
             "with process.name=masked and process.objective=score gives"
@@ -161,7 +161,7 @@ def _fitted(config: ConfigDict, lines: dict) -> ConfigDict:
     for step, section in config.items():
         if not isinstance(section, ConfigDict) or "model" not in section:
             continue
-        if section.model.get("positions"):
+        if "positions" in section.model and section.model.positions:
             changes |= {f"{step}.model.{name}": value for name, value in sizes.items()}
         if "simplicial" in section.model:
             changes |= {f"{step}.model.simplicial.{name}": value for name, value in sizes.items()}

@@ -76,6 +76,7 @@ class CodeSampler:
     kept: float = 0.9
 
     def __post_init__(self):
+        object.__setattr__(self, "window", tuple(self.window))
         for name, known in (("method", (*KNOWN, "auto")), ("times", tuple(TIMES))):
             if getattr(self, name) not in known:
                 value = getattr(self, name)

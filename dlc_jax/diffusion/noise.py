@@ -27,7 +27,7 @@ class Noise:
         sin(pi t / 2), noisier than linear; "polynomial", t^power; or "geometric", whose sigma rises
         from `smallest` to `largest` by the same factor in equal times.
       eps: share that even log_linear noise leaves, in (0, 1).
-      power: of the polynomial, above 0.
+      power: of the polynomial, above 0 and at most 10.
       smallest: sigma of geometric noise at t=0.
       largest: sigma of geometric noise at t=1.
 
@@ -48,8 +48,8 @@ class Noise:
             )
         if not 0 < self.eps < 1:
             raise UserError(f"noise.eps={self.eps} must be between 0 and 1")
-        if not 0 < self.power < float("inf"):
-            raise UserError(f"noise.power={self.power} must be above 0")
+        if not 0 < self.power <= 10:  # more is 0 in float32 at times that occur
+            raise UserError(f"noise.power={self.power} must be above 0 and at most 10")
         if not 0 < self.smallest < self.largest < float("inf"):
             raise UserError(
                 f"noise.smallest={self.smallest} must be above 0 and below noise.largest="

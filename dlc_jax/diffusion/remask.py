@@ -45,17 +45,19 @@ def remdm_loop(chain: Chain) -> Drawn:
 def remask(chain: Chain) -> Drawn:
     """The paper's: within a window of t a share `eta` of the visible is hidden again.
 
-    There a step also goes further down by eta (1 - t), and where a value is likelier than staying
-    hidden the likeliest value has eta less of the chance to be revealed. Source: spec of the
-    released sampler, arXiv 2507.12318.
+    There a step also reveals what it hides again, eta times the visible share, and where a value is
+    likelier than staying hidden the likeliest value has eta less of the chance to be revealed.
+    Source: the released sampler of arXiv 2507.12318, whose schedule is nearly linear; in shares of
+    noise instead of times, as here, the share stays that of any schedule.
     """
     stop, start = _window(chain)
     eta = _eta(chain)
     times = schedules.grid(chain.sampler.times, chain.calls).round(12)  # the ends are not within
     inside = (stop < times[:-1]) & (times[:-1] < start)
-    target = np.where(inside, times[1:] - eta * (1 - times[:-1]), times[1:])
-    now, after = _hidden(chain, times)[:-1], _hidden(chain, np.maximum(target, 0))
-    reveal = (now - after) / now
+    hidden = _hidden(chain, times)
+    now, after = hidden[:-1], hidden[1:]
+    target = np.where(inside, np.maximum(after - eta * (1 - now), 0), after)
+    reveal = (now - target) / now
     return _walk(chain, now, reveal, np.where(inside, eta, 0.0), lessened=eta * inside)
 
 

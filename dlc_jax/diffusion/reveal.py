@@ -54,9 +54,9 @@ def maskgit(chain: Chain) -> Drawn:
         share = jnp.cos(jnp.pi / 2 * (index + 1) / calls)
         return jnp.floor(count * share).astype(jnp.int32)
 
-    def score(log_p, index):
+    def score(log_p, index, calls):
         noise = -jnp.log(-jnp.log(jnp.clip(chain.uniform(index), 1e-7, 1 - 1e-7)))
-        return log_p + chain.sampler.choice * (1 - (index + 1) / chain.calls) * noise
+        return log_p + chain.sampler.choice * (1 - (index + 1) / calls) * noise
 
     return _surest(chain, left, score)
 
@@ -67,7 +67,7 @@ def low_confidence(chain: Chain) -> Drawn:
     def left(count, index, calls):
         return count - (index + 1) * (count // calls) - jnp.minimum(index + 1, count % calls)
 
-    return _surest(chain, left, lambda log_p, index: log_p)
+    return _surest(chain, left, lambda log_p, *_: log_p)
 
 
 def entropy(chain: Chain) -> Drawn:
@@ -159,7 +159,7 @@ def _surest(chain: Chain, left, score) -> Drawn:
 
     Args:
       left: (open positions [b, 1], index, calls [b, 1]) -> how many stay hidden after a call.
-      score: (log chance of what was drawn [b, l], index) -> the largest are kept.
+      score: (log chance of what was drawn [b, l], index, calls) -> the largest are kept.
     """
     count = chain.open.sum(-1, keepdims=True)
     calls = jnp.clip(count, 1, chain.calls)
@@ -170,7 +170,7 @@ def _surest(chain: Chain, left, score) -> Drawn:
         log_p = chain.belief(codes, now[:, 0] / chain.length).log_p
         values = chain.draw(log_p, index)
         chance = jnp.take_along_axis(log_p, values[..., None], -1)[..., 0]
-        best = jnp.where(hidden, score(chance, index), -jnp.inf)
+        best = jnp.where(hidden, score(chance, index, calls), -jnp.inf)
         rank = jnp.argsort(jnp.argsort(-best, -1), -1)
         stay = jnp.where(index + 1 < calls, left(count, index, calls), 0)
         kept = now - jnp.clip(stay, 0, now - 1)  # one at least

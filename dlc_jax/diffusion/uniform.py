@@ -11,7 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from dlc_jax.diffusion.noise import Noise
+from dlc_jax.errors import UserError
 from dlc_jax.typing import Array, Float, Int, Key
+
+SCHEDULES = ("geometric", "log_linear")
+LARGEST = 80.0  # of sigma
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,10 +23,26 @@ class Uniform:
     """The process; it is learned by the score entropy.
 
     Attributes:
-      noise: how many positions are replaced at a time.
+      noise: how many positions are replaced at a time, geometric or log_linear.
+
+    Raises:
+      UserError: another schedule, or too large a sigma.
     """
 
     noise: Noise = Noise(schedule="geometric")
+
+    def __post_init__(self):
+        if self.noise.schedule not in SCHEDULES:
+            known = ", ".join(SCHEDULES)
+            raise UserError(
+                f"process.noise.schedule={self.noise.schedule!r} has no rate at t=1, where nothing "
+                f"is left of the data; uniform noise takes one of {known}"
+            )
+        if self.noise.schedule == "geometric" and self.noise.largest > LARGEST:
+            raise UserError(
+                f"process.noise.largest={self.noise.largest} is at most {LARGEST:g} for uniform "
+                "noise: e^sigma is computed in float32"
+            )
 
     def corrupt(
         self, codes: Int[Array, "b l"], t: Float[Array, "b"], keys: Key[Array, "b"], *, values: int
@@ -53,6 +73,8 @@ class Uniform:
         values: int,
     ) -> Float[Array, "b"]:
         """The score entropy, nats per example, whose mean over t ~ U(0, 1) bounds -log p(codes).
+
+        But for what the schedule leaves at its ends: below sigma(0), and of the data at t=1.
 
         sigma'(t) / V times the sum over the other values of s - r log s + r (log r - 1), where r is
         the ratio that the true value gives. Source: SEDD, equations 5 and 9.

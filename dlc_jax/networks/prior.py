@@ -17,6 +17,8 @@ from dlc_jax.errors import UserError
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.networks.network import Network, key_dtype, keys
 
+COMPLETE, REDRAW = 1, 2  # purposes of keys: what is drawn again must not get the noise it has
+
 
 class PriorNetwork(Network):
     """Codes by their number: a draw depends on the seed and on that, not on the batch.
@@ -54,6 +56,7 @@ class PriorNetwork(Network):
         prompt: np.ndarray | None = None,
         known: np.ndarray | None = None,
         labels: np.ndarray | None = None,
+        purpose: int = COMPLETE,
     ) -> tuple[np.ndarray, np.ndarray]:
         """(codes int32 [count, l], calls int32 [count]): those of the numbers from `first` on.
 
@@ -62,6 +65,7 @@ class PriorNetwork(Network):
         Args:
           prompt, known: codes [count, l] that are kept where `known`, bool [count, l].
           labels: class of each code, int [count], of a prior with classes. None is any class.
+          purpose: of a prompt's draws, which are others than those of the same seed without one.
 
         Raises:
           UserError: a prompt or labels that do not fit, or a sampler that the process has not.
@@ -77,6 +81,7 @@ class PriorNetwork(Network):
                 )
             prompt = np.where(known, prompt, 0) if np.shape(prompt) == shape else prompt
             given |= {"prompt": self._checked(prompt, count, "prompt"), "known": known}
+            given["keys"] = chain.folded(given["keys"], purpose)
         given |= self._labels(labels, count)
         found = self.run(self._sample, *given.values(), sampler=sampler, names=tuple(given))
         codes, calls = found[:, :-1], found[:, -1]
@@ -153,6 +158,8 @@ class PriorNetwork(Network):
     ) -> np.ndarray:
         """Codes whose `positions` least likely values are drawn anew, given the others.
 
+        The same seed draws the same values for the same positions: another round takes another.
+
         Args:
           calls: see `surprise`.
 
@@ -167,7 +174,7 @@ class PriorNetwork(Network):
         bits = self.surprise(codes, seed=seed, first=first, calls=calls, labels=labels)
         known = np.argsort(np.argsort(-bits, 1, kind="stable"), 1, kind="stable") >= positions
         how = {"seed": seed, "first": first, "sampler": sampler, "labels": labels}
-        return self.sample(len(codes), prompt=codes, known=known, **how)
+        return self.sample(len(codes), prompt=codes, known=known, purpose=REDRAW, **how)
 
     def lower(self, *, sampler: CodeSampler):
         """`sample` of a batch, lowered from shapes alone."""

@@ -81,7 +81,7 @@ def _samples(section):
     section.pop("held_out", None)  # follows from the splits of the codes
     if "calls" in section:
         section["code_sampler"] = {"calls": section.pop("calls")}
-    if "order" in section.get("code_sampler", {}):  # there was one
+    if section.get("code_sampler", {}).get("order") == "random":  # there was no other
         section["code_sampler"] = dict(section["code_sampler"])
         section["code_sampler"].pop("order")
     return section

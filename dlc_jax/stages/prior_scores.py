@@ -61,6 +61,10 @@ def make(config, *, step: str, workdir) -> Job:
     The job refuses codes of which there is no validation split.
     """
     section = recipe.build(Section, config[step])
+    for name, kinds in (("prior", ("prior", "distill")), ("codes", ("codes",))):
+        given = getattr(section, name)
+        if not any(given in recipe.of_stage(config, kind) for kind in kinds):
+            raise UserError(f"{step}.{name}={given!r} is not a step of that kind")
     splits = config[section.codes].splits
     if missing := {"train", "validation"} - set(splits):
         raise UserError(

@@ -18,6 +18,7 @@ from dlc_jax import optim
 from dlc_jax.stages import STAGES
 from dlc_jax.step import make_init, make_train_step
 
+NAMES = "encoder prior sedd own_rows distill generator modern".split()
 MOST = 0.02  # of the norm of a leaf's gradient
 
 
@@ -69,14 +70,24 @@ def stages(real_stages, tmp_path_factory):
     """
     lines = {"encoder.train.batch": 32, "encoder.objective.koleo": 0.0}
     lines |= {"encoder.objective.ibot": 1.0, "encoder.objective.mask_group": 32}
-    lines |= {"encoder.model*.width": 32, "encoder.model*.depth": 2, "encoder.model*.heads": 2}
-    config = load("quickstart.py:tiny", lines)
-    encoder = STAGES["encoder"](config, step="encoder", workdir=tmp_path_factory.mktemp("encoder"))
-    return {**real_stages, **{name: make() for name, make in THROWAWAY.items()}, "encoder": encoder}
+    lines |= {"*.model*.width": 32, "*.model*.depth": 2, "*.model*.heads": 2}
+    lines |= {"sedd.like": "prior", "sedd.model.sigma_conditioning": True}
+    lines |= {"sedd.process.objective": "score", "sedd.process.noise.schedule": "log_linear"}
+    lines |= {"own_rows.like": "prior", "own_rows.model.per_position": True}
+    lines |= {"distill.stage": "distill", "distill.train.batch": 32, "*.optimizer.warmup": 0}
+    config, workdir = load("quickstart.py:tiny", lines), tmp_path_factory.mktemp("stages")
+    names = ("encoder", "sedd", "own_rows", "distill")
+    made = {name: STAGES[config[name].stage](config, step=name, workdir=workdir) for name in names}
+    for name in names[1:]:
+        made[name] = dataclasses.replace(made[name], batches=real_stages["prior"].batches)
+    teacher = made["distill"].init(jax.random.key(5))[0]
+    frozen = {"load_frozen": lambda mesh: {"teacher": teacher}}
+    made["distill"] = dataclasses.replace(made["distill"], **frozen)
+    return {**real_stages, **{name: make() for name, make in THROWAWAY.items()}, **made}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["encoder", "prior", "generator", "modern", *THROWAWAY])
+@pytest.mark.parametrize("name", [*NAMES, *THROWAWAY])
 def test_bfloat16_gives_the_gradient_of_float32(name, stages):
     found = errors(gradients(stages[name]))
     worst = sorted(found.items(), key=lambda pair: -pair[1])[:5]

@@ -102,6 +102,7 @@ def stage(section, config, *, step: str, workdir) -> Stage:
     return Stage(
         init=functools.partial(init, model),
         loss=functools.partial(loss, section),
+        validation_loss=functools.partial(loss, section, training=False),
         ema_decay=lambda step: jnp.minimum(section.ema_decay, (1 + step) / (10 + step)),
         batch_spec=batch_spec(section),
         batches=batches,
@@ -141,17 +142,23 @@ def init(model: MaskedTransformer, key):
     return model.init(key, *example(model))["params"], {}
 
 
-def loss(section: Section, params, extra, batch, frozen, step, key):
-    """The process's loss in nats per position, beside the bound of the likelihood in the same."""
+def loss(section: Section, params, extra, batch, frozen, step, key, *, training: bool = True):
+    """The process's loss in nats per position, beside the bound of the likelihood in the same.
+
+    Args:
+      training: with dropout, and classes hidden from some examples.
+    """
     model, process, position = section.model, section.process, batch["position"]
     t = schedules.stratified(position, section.train.batch, shared_key(key, TIME))
     keys = functools.partial(example_keys, key, position)
     noisy = process.corrupt(batch["codes"], t, keys(MASK), values=model.values)
     label = None
     if model.classes:
+        label = batch["label"]
+    if model.classes and training:
         dropped = jax.vmap(jax.random.uniform)(keys(DROP)) < section.drop_label
-        label = jnp.where(dropped, model.classes, batch["label"])
-    how = {"dropout_keys": keys(UNITS)} if model.dropout else {}
+        label = jnp.where(dropped, model.classes, label)
+    how = {"dropout_keys": keys(UNITS)} if model.dropout and training else {}
     outputs = apply(model, params, noisy, process.noise.sigma(t), label, **how)
     of = outputs, batch["codes"], noisy, t
     value = process.loss(*of, values=model.values).mean() / model.positions

@@ -27,6 +27,7 @@ from dlc_jax.step import example_keys, shared_key
 
 TIME, MASK, REVEAL, VALUE = 1, 2, 3, 4  # purposes of keys
 DIVERGENCES = ("reverse", "forward")
+FREE = ("remat", "unroll", "implementation", "dropout")  # how a network is computed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,13 +83,18 @@ class Section:
 def make(config, *, step: str, workdir) -> Stage:
     """The stage of a recipe's section `step`; it reads the step `teacher`, and its codes."""
     section = recipe.build(Section, config[step])
+    if section.teacher == step or section.teacher not in (
+        *recipe.of_stage(config, "prior"),
+        *recipe.of_stage(config, "distill"),
+    ):
+        raise UserError(f"{step}.teacher={section.teacher!r} is not another step that is a prior")
     model, teacher = section.model, config[section.teacher]
     for name in ("model", "process"):
         own, other = config[step][name].to_dict(), teacher[name].to_dict()
-        if differing := [field for field in own if own[field] != other.get(field)]:
+        if differing := [each for each in own if own[each] != other[each] and each not in FREE]:
             raise UserError(
                 f"{step}.{name}.{differing[0]}={own[differing[0]]!r}, but that of its teacher "
-                f"{section.teacher} is {other.get(differing[0])!r}; set both alike"
+                f"{section.teacher} is {other[differing[0]]!r}; set both alike"
             )
     if model.classes:
         raise UserError(f"{step}.model.classes={model.classes}: a student of classes is not made")
@@ -110,10 +116,12 @@ def make(config, *, step: str, workdir) -> Stage:
     return dataclasses.replace(
         base,
         loss=functools.partial(loss, section),
+        validation_loss=None,
         frozen_spec={"teacher": jax.eval_shape(base.init, jax.random.key(0))[0]},
         load_frozen=load_frozen,
         flops=base.flops + forwards * plan.batch * model.flops(),
         identity={**base.identity, **own},
+        reads=lambda: {**base.reads(), "teacher": checkpoint.identity_of(place / "checkpoints")},
     )
 
 
