@@ -2,12 +2,14 @@
 
     python benchmarks/priors.py PLACE --workdir DIR --part objectives|samplers|students
         [--weights squeezenet_v1.0_decoded_OIHW.npz]
+    python benchmarks/priors.py --workdir W --part run         the prior of a run as it is
 
 PLACE is CIFAR-10 or any place of images, taken at 16 pixels, of which an encoder makes codes of 128
 positions with 16 values. `auc` is the area under the curve of a classifier that learned to tell
 drawn from held-out codes: 0.5 is the best. Its two floors are training codes instead of drawn ones.
 With `--weights` some rows have the Fréchet distance of SqueezeNet's features between images of the
-training split and images that one generator draws from the codes. What is done in DIR is not done
+training split and images that one generator draws from the codes. Of a run whose data set has a
+judge, there is the share of images from drawn codes that are valid. What is done in DIR is not done
 again.
 """
 
@@ -21,7 +23,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dlc_jax import features, pipeline
+from dlc_jax import features, pipeline, recipe
 from dlc_jax.data.codes import CodeStore
 from dlc_jax.data.sources import DataSet
 from dlc_jax.diffusion.code_sampler import CodeSampler
@@ -88,11 +90,11 @@ METHODS = {
 STUDENTS = {"student32": (128, 32, "prior"), "student8": (32, 8, "student32")}
 
 
-def run(place, workdir, steps, lines, recipe=RECIPE):
+def run(place, workdir, steps, lines, file=RECIPE):
     lines = {"data.path": place, **SHARED, **GENERATOR, **lines}
     given = [f"--config.{name}={value}" for name, value in lines.items()]
     given += [f"--config.steps={tuple(steps.split(','))!r}", f"--workdir={workdir}"]
-    command = [sys.executable, "-m", "dlc_jax.main", f"--config={recipe}", *given]
+    command = [sys.executable, "-m", "dlc_jax.main", f"--config={file}", *given]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -227,6 +229,39 @@ def distances(arguments, workdir):
     return distance
 
 
+def of_run(arguments, workdir):
+    """The samplers of a run's prior, with as many calls as it has positions and fewer."""
+    config = recipe.of_run(workdir)
+    judge = DataSet(**config.data).judge()
+    store = CodeStore(workdir / "codes" / "validation")
+    real = store.codes(np.arange(len(store))[: arguments.count]).astype(np.int32)
+    train = CodeStore(workdir / "codes" / "train")
+    other = train.codes(np.arange(len(train))[: arguments.count]).astype(np.int32)
+    length, values = real.shape[1], store.manifest["values"]
+    print("| sampler, calls | calls made | auc | unigram | pairwise | entropy | valid |")
+    print("|---|---|---|---|---|---|---|")
+    with pipeline.load(workdir, batch=250) as loaded:
+
+        def show(name, codes, calls):
+            found = measured(codes, real, values) | {"calls": calls}
+            if judge:
+                images = loaded.decode(codes, seed=1)
+                found["distance"] = f"{judge.read(images).valid.mean():.3f}"
+            print(row(name, found), flush=True)
+
+        show("training codes", other, 0)
+        for calls in [each for each in CALLS if each < length] + [length, 4 * length]:
+            for method in METHODS:
+                again = method in ("remdm_cap", "remdm_loop", "remask")
+                if (calls < 8 and again) or (calls > length and not again):
+                    continue
+                sampler = CodeSampler(method=method, calls=calls)
+                codes, made = loaded.networks[loaded.prior].sample_counted(
+                    arguments.count, seed=7, sampler=sampler
+                )
+                show(f"{method} {calls}", codes, float(made.mean()))
+
+
 def students(arguments, workdir):
     """Two rounds of distillation: 128 calls to 32 to 8."""
     lines = {**prior({}, arguments.steps)}
@@ -244,20 +279,20 @@ def students(arguments, workdir):
 
 def main():
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("place")
+    parser.add_argument("place", nargs="?")
     parser.add_argument("--workdir", required=True, type=Path)
-    parser.add_argument("--part", choices=("objectives", "samplers", "students"), required=True)
+    parts = {"objectives": objectives, "samplers": samplers, "students": students, "run": of_run}
+    parser.add_argument("--part", choices=parts, required=True)
     parser.add_argument("--weights")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--divergence", default="reverse")
     arguments = parser.parse_args()
     workdir = arguments.workdir
-    steps = "encoder,codes" if arguments.part == "objectives" else "encoder,codes,prior"
-    run(arguments.place, workdir / "shared", steps, prior({}, arguments.steps))
-    {"objectives": objectives, "samplers": samplers, "students": students}[arguments.part](
-        arguments, workdir
-    )
+    if arguments.part != "run":
+        steps = "encoder,codes" if arguments.part == "objectives" else "encoder,codes,prior"
+        run(arguments.place, workdir / "shared", steps, prior({}, arguments.steps))
+    parts[arguments.part](arguments, workdir)
 
 
 if __name__ == "__main__":
