@@ -255,7 +255,10 @@ def of_run(arguments, workdir):
                 again = method in ("remdm_cap", "remdm_loop", "remask")
                 if (calls < 8 and again) or (calls > length and not again):
                     continue
-                sampler = CodeSampler(method=method, calls=calls)
+                if arguments.only not in method:
+                    continue
+                given = {name: float(value) for name, value in arguments.set}
+                sampler = CodeSampler(method=method, calls=calls, **given)
                 codes, made = loaded.networks[loaded.prior].sample_counted(
                     arguments.count, seed=7, sampler=sampler
                 )
@@ -287,6 +290,8 @@ def main():
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--divergence", default="reverse")
+    parser.add_argument("--only", default="", help="methods of `run` with this in their name")
+    parser.add_argument("--set", nargs="*", default=(), type=lambda text: text.split("="))
     arguments = parser.parse_args()
     workdir = arguments.workdir
     if arguments.part != "run":

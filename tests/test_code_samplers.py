@@ -460,7 +460,9 @@ def test_methods_of_a_process():
         for calls in (0, 1, 4, 16, 64, 256):
             found = CodeSampler(method="auto", calls=calls).resolved(process, 32)
             assert found.method in code_sampler.METHODS[type(process)]
-    assert CodeSampler(method="auto").resolved(Masked(), 32).method == "first_hitting"
+    auto = {calls: CodeSampler(method="auto", calls=calls) for calls in (0, 8, 32, 64)}
+    chosen = [sampler.resolved(Masked(), 32).method for sampler in auto.values()]
+    assert chosen == ["first_hitting", "maskgit", "first_hitting", "first_hitting"]
 
 
 def test_the_most_calls():
