@@ -170,4 +170,6 @@ def automatic(process, calls: int, length: int) -> str:
     """The method that does best with so many calls, see docs/results.md, "The prior"."""
     if isinstance(process, Uniform):
         return "ancestral"
+    if calls >= 4 * length:
+        return "remdm_cap"
     return "maskgit" if 0 < calls < length else "first_hitting"
