@@ -29,6 +29,9 @@ TIMEOUT = 1200  # seconds for one break: a loop that never ends is seen
 # fmt: off
 BREAKS = {
     ("dlc_jax/step.py", "tests/test_step.py"): [
+        ("validated by the loss of training",
+         "test_validation_has_a_loss_of_its_own_where_a_stage_gives_one",
+         "stage.validation_loss or stage.loss", "stage.loss"),
         ("the same key in every step", "test_every_step_has_a_key_of_its_own_from_the_root",
          "fold_in(root, state.step)", "fold_in(root, 0)"),
         ("a gradient that is not finite is taken",

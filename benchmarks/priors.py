@@ -6,7 +6,7 @@
 
 PLACE is CIFAR-10 or any place of images, taken at 16 pixels, of which an encoder makes codes of 128
 positions with 16 values. `auc` is the area under the curve of a classifier that learned to tell
-drawn from held-out codes: 0.5 is the best. Its two floors are training codes instead of drawn ones.
+drawn from held-out codes: 0.5 is the best. Its floor is that of training codes.
 With `--weights` some rows have the Fréchet distance of SqueezeNet's features between images of the
 training split and images that one generator draws from the codes. Of a run whose data set has a
 judge, there is the share of images from drawn codes that are valid. What is done in DIR is not done

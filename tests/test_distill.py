@@ -111,6 +111,13 @@ def test_what_does_not_go_together_is_refused(lines, words):
         STAGES["distill"](config, step="distill", workdir="unused")
 
 
+def test_a_teacher_of_another_process_is_refused():
+    lines = {"distill.stage": "distill", "prior.process.name": "uniform"}
+    config = load("image_folder.py:tiny", lines)
+    with pytest.raises(UserError, match="distill.process.name='masked', but that of its teacher"):
+        STAGES["distill"](config, step="distill", workdir="unused")
+
+
 @pytest.mark.slow
 def test_a_student_starts_as_its_teacher_and_is_sampled(quickstart, tmp_path):
     import shutil

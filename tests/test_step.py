@@ -117,6 +117,16 @@ def test_validation_is_given_what_a_step_is(trace):
         np.testing.assert_array_equal(found[name], jax.random.key_data(ROOT))
 
 
+def test_validation_has_a_loss_of_its_own_where_a_stage_gives_one(trace):
+    def other(params, extra, batch, frozen, step, key):
+        return jnp.float32(42.0), ({"of": jnp.float32(1.0)}, {})
+
+    stage = dataclasses.replace(watched(), validation_loss=other)
+    batch = {"x": np.ones(3, np.float32)}
+    found = jax.jit(make_validation_step(stage))(trace[0][1], batch, OFFSET, ROOT)
+    assert found == {"loss": 42.0, "of": 1.0}
+
+
 def test_bfloat16_reaches_everything_a_stage_computes_with():
     state, batch = make_init(watched())(ROOT), {"x": np.ones(3, np.float32)}
     for make in (make_train_step, make_validation_step):

@@ -100,10 +100,7 @@ class GeneratorNetwork(Network):
         check_sampler(sampler, self.section, "sampler")
         given = {} if codes is None else {"codes": self.checked(codes, "decode")}
         count = (count or 0) if codes is None else len(given["codes"])
-        if self.model.classes:
-            given["label"] = self._labels(labels, count)
-        elif labels is not None:
-            raise UserError(f"decode: {self.step} was trained without classes; give no labels")
+        given |= self.labels(labels, count)
         mesh = self.mesh if params is None else self.full_mesh
         if (base := sampler.guidance.base) not in ("", "internal") and sampler.guidance.scale != 1:
             own = self.params if params is None else params
@@ -184,22 +181,6 @@ class GeneratorNetwork(Network):
                 for number in range(first, first + count)
             ]
         )
-
-    def _labels(self, labels, count: int) -> np.ndarray:
-        classes = self.model.classes
-        if labels is None:
-            return np.full(count, classes, np.int32)
-        labels = np.asarray(labels)
-        if labels.shape != (count,) or labels.dtype.kind not in "iu":
-            raise UserError(
-                f"decode: labels are one integer for each of {count} images; got {labels.dtype} "
-                f"{labels.shape}"
-            )
-        if labels.size and not 0 <= labels.min() <= labels.max() < classes:
-            raise UserError(
-                f"decode: labels must lie in 0..{classes - 1}; found {labels.min()}..{labels.max()}"
-            )
-        return labels.astype(np.int32)
 
     def _base_params(self, base: str, mesh):
         """Parameters of the generator that guidance leans away from, W[@STEP]."""

@@ -110,6 +110,33 @@ class Network:
         rows = parallel.each(self._programs[key], params, batches, mesh=mesh, size=self.batch)
         return np.concatenate(list(rows))
 
+    def labels(self, labels: np.ndarray | None, count: int) -> dict[str, np.ndarray]:
+        """{"label": int32 [count]} as the model reads them; {} of a model without classes.
+
+        Args:
+          labels: class of each example, int [count]. None is the null class.
+
+        Raises:
+          UserError: classes of another shape or type, out of range, or for a model without.
+        """
+        classes = self.model.classes
+        if not classes:
+            if labels is not None:
+                raise UserError(f"{self.step} was trained without classes; give no labels")
+            return {}
+        if labels is None:
+            return {"label": np.full(count, classes, np.int32)}
+        labels = np.asarray(labels)
+        if labels.shape != (count,) or labels.dtype.kind not in "iu":
+            raise UserError(
+                f"{self.step}: labels are one integer for each of {count} examples; got "
+                f"{labels.dtype} {labels.shape}"
+            )
+        if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+            found = f"{labels.min()}..{labels.max()}"
+            raise UserError(f"{self.step}: labels must lie in 0..{classes - 1}; found {found}")
+        return {"label": labels.astype(np.int32)}
+
     def _lower(self, function, *shapes, params=None, **static):
         """Lowers a function for the mesh, from (shape, dtype) of one example of each array.
 

@@ -82,7 +82,7 @@ class PriorNetwork(Network):
             prompt = np.where(known, prompt, 0) if np.shape(prompt) == shape else prompt
             given |= {"prompt": self._checked(prompt, count, "prompt"), "known": known}
             given["keys"] = chain.folded(given["keys"], purpose)
-        given |= self._labels(labels, count)
+        given |= self.labels(labels, count)
         found = self.run(self._sample, *given.values(), sampler=sampler, names=tuple(given))
         codes, calls = found[:, :-1], found[:, -1]
         self.drawn, self.called = self.drawn + count, self.called + int(calls.sum())
@@ -111,7 +111,7 @@ class PriorNetwork(Network):
             )
         codes = self._checked(codes, len(codes), "likelihood")
         given = {"keys": keys(seed, len(codes), first), "codes": codes}
-        given |= self._labels(labels, len(codes))
+        given |= self.labels(labels, len(codes))
         nats = self.run(self._likelihood, *given.values(), names=tuple(given), draws=draws)
         bits = nats.astype(np.float64) / np.log(2)
         return bits.mean(1), bits.std(1, ddof=1) / np.sqrt(draws)
@@ -142,7 +142,7 @@ class PriorNetwork(Network):
             raise UserError(f"{self.step}: calls={calls} must be in 1..{self.model.positions}")
         codes = self._checked(codes, len(codes), "surprise")
         given = {"keys": keys(seed, len(codes), first), "codes": codes}
-        given |= self._labels(labels, len(codes))
+        given |= self.labels(labels, len(codes))
         return self.run(self._surprise, *given.values(), names=tuple(given), calls=calls)
 
     def redraw(
@@ -240,24 +240,6 @@ class PriorNetwork(Network):
                 f"{list(codes.shape)}"
             )
         return codes
-
-    def _labels(self, labels, count: int) -> dict[str, np.ndarray]:
-        classes = self.model.classes
-        if not classes:
-            if labels is not None:
-                raise UserError(f"{self.step} was trained without classes; give no labels")
-            return {}
-        if labels is None:
-            return {"label": np.full(count, classes, np.int32)}
-        labels = np.asarray(labels)
-        if labels.shape != (count,) or labels.dtype.kind not in "iu":
-            raise UserError(
-                f"{self.step}: labels are one integer for each of {count} codes; got "
-                f"{labels.dtype} {list(labels.shape)}"
-            )
-        if labels.min() < 0 or labels.max() >= classes:
-            raise UserError(f"{self.step}: labels are in 0..{classes - 1}")
-        return {"label": labels.astype(np.int32)}
 
 
 def example(model: MaskedTransformer) -> tuple:

@@ -91,7 +91,8 @@ def make(config, *, step: str, workdir) -> Stage:
     model, teacher = section.model, config[section.teacher]
     for name in ("model", "process"):
         own, other = config[step][name].to_dict(), teacher[name].to_dict()
-        if differing := [each for each in own if own[each] != other[each] and each not in FREE]:
+        checked = [field for field in own if field in other and field not in FREE]
+        if differing := [field for field in checked if own[field] != other[field]]:
             raise UserError(
                 f"{step}.{name}.{differing[0]}={own[differing[0]]!r}, but that of its teacher "
                 f"{section.teacher} is {other[differing[0]]!r}; set both alike"
@@ -105,8 +106,9 @@ def make(config, *, step: str, workdir) -> Stage:
     section = dataclasses.replace(section, train=plan)
     base = prior.stage(section, config, step=step, workdir=workdir)
 
+    shapes = {"teacher": jax.eval_shape(base.init, jax.random.key(0))[0]}
+
     def load_frozen(mesh):
-        shapes = {"teacher": jax.eval_shape(base.init, jax.random.key(0))[0]}
         shardings = parallel.shardings(shapes, mesh, rules=model.rules, strict=False)
         abstract = parallel.abstract(shapes, shardings)["teacher"]
         return {"teacher": checkpoint.load_params(place / "checkpoints", abstract)}
@@ -117,7 +119,7 @@ def make(config, *, step: str, workdir) -> Stage:
         base,
         loss=functools.partial(loss, section),
         validation_loss=None,
-        frozen_spec={"teacher": jax.eval_shape(base.init, jax.random.key(0))[0]},
+        frozen_spec=shapes,
         load_frozen=load_frozen,
         flops=base.flops + forwards * plan.batch * model.flops(),
         identity={**base.identity, **own},
@@ -154,11 +156,8 @@ def taught(section: Section, said, noisy, t, keys):
       said: (noisy, t) -> (outputs, log chances) of the teacher.
       keys: (purpose) -> keys of the examples.
     """
-    noise, values, steps = (
-        section.process.noise,
-        section.model.values,
-        section.teacher_calls // section.calls,
-    )
+    noise, values = section.process.noise, section.model.values
+    steps = section.teacher_calls // section.calls
 
     def walk(carry, index):
         codes, target = carry
