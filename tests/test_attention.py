@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlc_jax.errors import UserError
 from dlc_jax.kernels.attention import IMPLEMENTATIONS, attention
 from dlc_jax.models.positions import rotary
 
@@ -12,7 +13,7 @@ B, N, H, K = 2, 7, 3, 8
 implementations = pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 
 
-def numpy_attention(qkv, mask=None, rotary=None, qk_scale=None):
+def numpy_attention(qkv, mask=None, rotary=None, qk_scale=None, causal=False):
     """One example and one head at a time, with rotation by complex numbers."""
     qkv = np.asarray(qkv, np.float64)
     out = np.zeros(qkv.shape[:2] + qkv.shape[3:])
@@ -31,6 +32,8 @@ def numpy_attention(qkv, mask=None, rotary=None, qk_scale=None):
                 q, k = (np.concatenate([x.real, x.imag], -1) for x in (q, k))
             keys = np.arange(len(k)) if mask is None else np.flatnonzero(mask[b])
             weight = np.exp(q @ k[keys].T / np.sqrt(2 * half))
+            if causal:
+                weight = weight * (keys <= np.arange(len(q))[:, None])
             out[b, :, h] = weight / weight.sum(-1, keepdims=True) @ v[keys]
     return out
 
@@ -43,13 +46,22 @@ def inputs(seed=0):
         "qkv": jnp.asarray(2 * random.normal(size=(B, N, 3, H, K)), jnp.float32),
         "mask": jnp.asarray(mask),
         "rotary": rotary(N, K),
+        "causal": True,
         "qk_scale": tuple(jnp.asarray(random.uniform(0.5, 2, size=(2, K)), jnp.float32)),
     }
 
 
 @implementations
 @pytest.mark.parametrize(
-    "options", [(), ("mask",), ("rotary",), ("qk_scale",), ("mask", "rotary", "qk_scale")]
+    "options",
+    [
+        (),
+        ("mask",),
+        ("rotary",),
+        ("qk_scale",),
+        ("causal",),
+        ("mask", "rotary", "qk_scale", "causal"),
+    ],
 )
 def test_equals_float64(implementation, options):
     data = inputs()
@@ -118,5 +130,5 @@ def test_bfloat16(implementation):
 
 
 def test_unknown_implementation_is_named():
-    with pytest.raises(ValueError, match="'fast'.*xla"):
+    with pytest.raises(UserError, match="'fast'.*xla"):
         attention(jnp.zeros((1, 2, 3, 1, 4)), implementation="fast")

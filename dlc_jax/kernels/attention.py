@@ -1,10 +1,22 @@
 """Attention over a packed projection: one entry, several implementations."""
 
+import functools
+
+import jax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from dlc_jax.errors import UserError
 from dlc_jax.kernels import reference
+from dlc_jax.parallel import BATCH, shares
 from dlc_jax.typing import Array, Bool, Float
 
-# name -> function with the keywords of `attention`; "xla" takes every input
-IMPLEMENTATIONS = {"xla": reference.attention}
+# name -> module of two functions: `attention`, with the arguments of the one below but for
+# `implementation`; and `refusal`, with those and the platform ("cpu", "tpu", "gpu"), which says in
+# a clause why they cannot be computed there, or returns None.
+IMPLEMENTATIONS = {"xla": reference}
+# Where none is named, the first of these that does not refuse; "xla" never does.
+PREFERRED = {"tpu": ("xla",), "gpu": ("xla",)}
 
 
 def attention(
@@ -13,12 +25,13 @@ def attention(
     mask: Bool[Array, "b n"] | None = None,
     rotary: tuple[Float[Array, "*b n half"], Float[Array, "*b n half"]] | None = None,
     qk_scale: tuple[Float[Array, "k"], Float[Array, "k"]] | None = None,
+    causal: bool = False,
     implementation: str | None = None,
 ) -> Float[Array, "b n h k"]:
     """Self-attention, softmax(q k^T / sqrt(k)) v per head, of one packed projection.
 
     The softmax is computed in float32; the result has the dtype of `qkv`. Queries and keys are
-    first normalized, then rotated.
+    first normalized, then rotated. On a mesh each device computes its own examples and heads.
 
     Args:
       qkv: queries, keys and values, in this order along the third dimension.
@@ -28,13 +41,58 @@ def attention(
         where examples differ; pair i is (x[i], x[i + k/2]).
       qk_scale: two [k] vectors; divides queries and keys by their root mean square over k, then
         multiplies by these.
-      implementation: forces one of IMPLEMENTATIONS; by default the best that takes these inputs.
+      causal: a token reads itself and those before it, no others.
+      implementation: one of IMPLEMENTATIONS; None takes the best that can compute this here.
 
     Raises:
-      ValueError: there is no implementation of that name.
+      UserError: there is no implementation of that name, or it cannot compute this here.
     """
-    name = implementation or "xla"
-    if name not in IMPLEMENTATIONS:
-        known = ", ".join(sorted(IMPLEMENTATIONS))
-        raise ValueError(f"attention implementation {name!r} is unknown; known: {known}")
-    return IMPLEMENTATIONS[name](qkv, mask=mask, rotary=rotary, qk_scale=qk_scale)
+    inputs = {"mask": mask, "rotary": rotary, "qk_scale": qk_scale, "causal": causal}
+    name = _chosen(implementation, qkv, inputs)
+    if name == "xla":  # which the compiler partitions by itself
+        return reference.attention(qkv, **inputs)
+    return _on_mesh(IMPLEMENTATIONS[name].attention, qkv, **inputs)
+
+
+def _platform() -> str:
+    """Of the mesh in context, which may be of a machine that is not here; else of this one."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    found = device.platform if device else jax.default_backend()
+    return "gpu" if found == "cuda" else found
+
+
+def _chosen(asked: str | None, qkv, inputs) -> str:
+    platform = _platform()
+    if not asked:
+        fitting = (
+            name
+            for name in PREFERRED.get(platform, ())
+            if not IMPLEMENTATIONS[name].refusal(qkv, **inputs, platform=platform)
+        )
+        return next(fitting, "xla")
+    if asked not in IMPLEMENTATIONS:
+        known = ", ".join(IMPLEMENTATIONS)
+        raise UserError(f"attention implementation {asked!r} is unknown; known: {known}")
+    why = IMPLEMENTATIONS[asked].refusal(qkv, **inputs, platform=platform)
+    if why:
+        raise UserError(f"attention implementation {asked!r} cannot run: {why}; None chooses")
+    return asked
+
+
+def _on_mesh(compute, qkv, *, mask, rotary, qk_scale, causal):
+    """compute(qkv, ...) of each device's share, where a mesh is in context."""
+    mesh = jax.sharding.get_abstract_mesh()
+    compute = functools.partial(compute, causal=causal)
+    if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
+        return compute(qkv, mask=mask, rotary=rotary, qk_scale=qk_scale)
+    examples = BATCH[0] if len(qkv) % shares(mesh) == 0 else None
+    heads = "tensor" if qkv.shape[3] % mesh.shape["tensor"] == 0 else None
+    tables = rotary and tuple(P() if table.ndim == 2 else P(examples) for table in rotary)
+    places = {"mask": mask, "rotary": rotary, "qk_scale": qk_scale}
+    specs = {"mask": P(examples), "rotary": tables, "qk_scale": P()}
+    return jax.shard_map(
+        lambda qkv, places: compute(qkv, **places),
+        in_specs=(P(examples, None, None, heads), specs),
+        out_specs=P(examples, None, heads),
+        check_vma=False,
+    )(qkv, places)

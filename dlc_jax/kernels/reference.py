@@ -26,6 +26,7 @@ def attention(
     mask: Bool[Array, "b n"] | None = None,
     rotary: tuple[Float[Array, "*b n half"], Float[Array, "*b n half"]] | None = None,
     qk_scale: tuple[Float[Array, "k"], Float[Array, "k"]] | None = None,
+    causal: bool = False,
 ) -> Float[Array, "b n h k"]:
     """See `dlc_jax.kernels.attention.attention`."""
     # [3, b, h, n, k]: both products are then batched matrix products, which CPUs run up to twice as
@@ -36,7 +37,11 @@ def attention(
     if rotary is not None:
         cos, sin = (table if table.ndim == 2 else table[:, None] for table in rotary)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    return _weighted(q, k, v, mask)
+    return _weighted(q, k, v, mask, causal)
+
+
+def refusal(qkv, *, platform, **inputs) -> None:
+    """It computes everything everywhere."""
 
 
 def cross_attention(
@@ -54,12 +59,15 @@ def cross_attention(
     return _weighted(q, k, v, mask)
 
 
-def _weighted(q, k, v, mask):
+def _weighted(q, k, v, mask, causal=False):
     """softmax(q k^T / sqrt(k)) v of [b, h, n, k], as [b, n, h, k]."""
     q, k = q.astype(v.dtype), k.astype(v.dtype)
     logits = jnp.einsum("bhnk,bhmk->bhnm", q, k, preferred_element_type=jnp.float32)
     logits = logits * q.shape[-1] ** -0.5
     if mask is not None:
         logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+    if causal:
+        before = jnp.tril(jnp.ones(logits.shape[-2:], bool))
+        logits = jnp.where(before, logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.transpose(jnp.einsum("bhnm,bhmk->bhnk", weights, v), (0, 2, 1, 3))
