@@ -94,7 +94,7 @@ OUTSIDE = {
     "remote": {"fsspec"},
     "recipe": {"ml_collections"},
     "command": set(),
-    "kernels": {"jax", "jaxtyping", "numpy"},
+    "kernels": {"jax", "jaxtyping", "numpy", "tokamax"},  # the last within a function
     "checkpoint": {"jax", "orbax"},
     "models": {"jax", "flax", "jaxtyping", "einops", "numpy"},
     "losses": {"jax", "jaxtyping", "optax", "numpy"},
