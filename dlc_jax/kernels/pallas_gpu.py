@@ -1,4 +1,4 @@
-"""Attention on NVIDIA GPUs by Pallas: the packed projection is read where it lies, forward and back.
+"""Attention on NVIDIA GPUs by Pallas; the packed projection is read where it lies.
 
 It takes Pallas' Triton path. Mosaic GPU, which upstream prefers, copies no tile of 72 columns or of
 54 rows out of a packed array (jax 0.10.2: sides must be multiples of the tile), and its Hopper
@@ -81,6 +81,7 @@ def _forward(qkv, mask, rotary, qk_scale, causal):
         causal=causal,
         rows=rows,
         keys=keys,
+        warps=max(1, rows // 16),
     )
 
 
@@ -109,6 +110,8 @@ def _backward(causal, saved, out_grad):
         out_specs=out_specs,
         causal=causal,
         rows=rows,
+        # by the registers that ptxas counts: below these it spills
+        warps=max(1, rows // (16 if rotary is qk_scale is None else 8)),
     )
     if qk_scale is not None:
         both = jnp.sum(shares[0], axis=(0, 1, 2))
@@ -119,7 +122,7 @@ def _backward(causal, saved, out_grad):
 _attention.defvjp(_saved, _backward)
 
 
-def _call(body, arrays, *, out_shape, out_specs, causal, rows, **blocks):
+def _call(body, arrays, *, out_shape, out_specs, causal, rows, warps, **blocks):
     """Runs a body of `triton_attention`, one program for each head, block of rows and example."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
@@ -158,7 +161,7 @@ def _call(body, arrays, *, out_shape, out_specs, causal, rows, **blocks):
             in_specs=(specs, *(head, head, sums)[: len(more)]),
             out_specs=[pl.BlockSpec(*spec) for spec in out_specs],
             grid=(h, padded // rows, b),
-            compiler_params=triton.CompilerParams(num_warps=max(1, rows // 16), num_stages=2),
+            compiler_params=triton.CompilerParams(num_warps=warps, num_stages=2),
             interpret=interpret,
             name=f"attention_{body.__name__}",
         )(*arrays)

@@ -246,6 +246,14 @@ def backward(inputs, out, out_grad, lse, grad, scale_grad=None, *, rows: int, **
             mask = head.inside(start, rows, used, width)
             triton.store(place, tile.astype(grad.dtype)[:, None], mask=mask[:, None])
 
+    def finish(part, grads):
+        grads = [x * head.k**-0.5 for x in grads]
+        grads, scale_grads = head.turned_back(part, grads, start, rows)
+        write(part, grads, turned)
+        for tile, (first, width, used) in zip(scale_grads or (), turned):
+            place = scale_grad.at[pl.ds(part, 1), pl.ds(first, width)]
+            triton.store(place, tile[None], mask=(jnp.arange(width) < used)[None])
+
     k, values = head.turned(KEY, start, rows), head.values(start, rows)
 
     def as_keys(index, carry):
@@ -260,6 +268,8 @@ def backward(inputs, out, out_grad, lse, grad, scale_grad=None, *, rows: int, **
     first = block if head.causal else 0
     begin = (_zeros(rows, turned), _zeros(rows, parts))
     k_grads, v_grads = jax.lax.fori_loop(first, pl.cdiv(head.n, rows), as_keys, begin)
+    write(VALUE, v_grads, parts)
+    finish(KEY, k_grads)
 
     q = head.turned(QUERY, start, rows)
     own = of_queries(start)
@@ -271,12 +281,4 @@ def backward(inputs, out, out_grad, lse, grad, scale_grad=None, *, rows: int, **
 
     last = block + 1 if head.causal else pl.cdiv(head.n, rows)
     q_grads = jax.lax.fori_loop(0, last, as_queries, _zeros(rows, turned))
-
-    write(VALUE, v_grads, parts)
-    for part, grads in ((QUERY, q_grads), (KEY, k_grads)):
-        grads = [x * head.k**-0.5 for x in grads]
-        grads, scale_grads = head.turned_back(part, grads, start, rows)
-        write(part, grads, turned)
-        for tile, (first, width, used) in zip(scale_grads or (), turned):
-            place = scale_grad.at[pl.ds(part, 1), pl.ds(first, width)]
-            triton.store(place, tile[None], mask=(jnp.arange(width) < used)[None])
+    finish(QUERY, q_grads)
