@@ -17,6 +17,7 @@ added = (f"--{flag}={value}" for flag, value in FLAGS.items() if flag not in giv
 os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
 
 import fcntl  # noqa: E402
+import importlib.util  # noqa: E402
 import json  # noqa: E402
 import pathlib  # noqa: E402
 import resource  # noqa: E402
@@ -44,11 +45,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # The jaxtyping annotations of these rooms are checked at run time, in the tests only. Not of the
 # whole package: elsewhere fields that are annotated as arrays also hold their abstract shapes. An
-# int is accepted where a float is expected.
-jaxtyping.install_import_hook(
-    ["dlc_jax.models", "dlc_jax.diffusion", "dlc_jax.losses", "dlc_jax.kernels"],
-    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
-)
+# int is accepted where a float is expected. A machine with a device may lack the package.
+if importlib.util.find_spec("beartype"):
+    jaxtyping.install_import_hook(
+        ["dlc_jax.models", "dlc_jax.diffusion", "dlc_jax.losses", "dlc_jax.kernels"],
+        "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+    )
 
 
 def pytest_addoption(parser):
