@@ -53,7 +53,8 @@ benchmark() {
 }
 
 # beside each other, for compiling takes longest: none may take the whole memory
-tests=("$python" -m pytest -n 8 -v -m device -W default::DeprecationWarning -p no:cacheprovider tests/device)
+[ ${#rehearse[@]} -eq 0 ] && workers=8 || workers=0
+tests=("$python" -m pytest -n "$workers" -v -m device -W default::DeprecationWarning -p no:cacheprovider tests/device)
 section tests 150 env XLA_PYTHON_CLIENT_PREALLOCATE=false "${tests[@]}"
 benchmark attention 150
 benchmark train_step 150
