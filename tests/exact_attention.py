@@ -1,75 +1,50 @@
-"""Attention and its gradients in float64, and inputs to compare others with it."""
+"""Attention and its gradients in float64, written with numpy from the equations."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from dlc_jax.models.positions import rotary
 
-OPTIONS = ("mask", "rotary", "qk_scale", "causal")
+def exact(qkv, dout, *, mask=None, rotary=None, qk_scale=None, causal=False):
+    """(output, gradient of the projection, gradients of the scales [2, k]) for a gradient `dout`.
 
-
-def inputs(b, n, h, k, dtype, options=(), seed=0):
-    """(qkv, the gradient of the output, keyword arguments of `attention`), all random."""
-    random = np.random.default_rng(seed)
-    mask = random.random((b, n)) < 0.6
-    mask[:, 0] = True
-    given = {
-        "mask": jnp.asarray(mask),
-        "rotary": rotary(n, k),
-        "qk_scale": tuple(jnp.asarray(random.uniform(0.5, 2, size=(2, k)), jnp.float32)),
-        "causal": True,
-    }
-    qkv = jnp.asarray(random.normal(size=(b, n, 3, h, k)), dtype)
-    out_grad = jnp.asarray(random.normal(size=(b, n, h, k)), dtype)
-    return qkv, out_grad, {name: given[name] for name in options}
-
-
-def gradients(attention, qkv, out_grad, *, qk_scale=None, **given):
-    """[out, gradient of qkv, of both of qk_scale], of a function like `attention`."""
-
-    def both(qkv, qk_scale, out_grad):
-        out, back = jax.vjp(lambda x, s: attention(x, qk_scale=s, **given), qkv, qk_scale)
-        return jax.tree.leaves((out, back(out_grad)))
-
-    return jax.jit(both)(qkv, qk_scale, out_grad)
-
-
-def exact(qkv, *, mask=None, rotary=None, qk_scale=None, causal=False):
-    """As `attention`, in the dtype of its inputs throughout; no line is shared with it."""
-    q, k, v = (qkv[:, :, part] for part in range(3))
-    if qk_scale is not None:
-        q, k = (
-            x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
-            for x, scale in zip((q, k), qk_scale)
-        )
+    Arguments as those of `dlc_jax.kernels.attention.attention`. Rotations are products with complex
+    numbers. The last is zero without scales.
+    """
+    qkv, dout = np.asarray(qkv, np.float64), np.asarray(dout, np.float64)
+    n, k = qkv.shape[1], qkv.shape[-1]
+    scales = np.ones((2, k)) if qk_scale is None else np.asarray(qk_scale, np.float64)
+    turn = np.ones((n, k // 2))
     if rotary is not None:
-        half = q.shape[-1] // 2
-        turn = (rotary[0] + 1j * rotary[1])[:, None]
-        q, k = ((x[..., :half] + 1j * x[..., half:]) * turn for x in (q, k))
-        q, k = (jnp.concatenate([x.real, x.imag], -1) for x in (q, k))
-    n = q.shape[1]
-    reads = np.tril(np.ones((n, n), bool)) if causal else np.ones((n, n), bool)
-    reads = reads if mask is None else reads & mask[:, None, None]
-    logits = jnp.einsum("bnhk,bmhk->bhnm", q, k) / q.shape[-1] ** 0.5
-    weights = jnp.where(reads, jnp.exp(logits - logits.max(-1, keepdims=True)), 0)
-    return jnp.einsum("bhnm,bmhk->bnhk", weights / weights.sum(-1, keepdims=True), v)
+        turn = np.asarray(rotary[0], np.float64) + 1j * np.asarray(rotary[1], np.float64)
+    turn = turn[..., None, :]  # the same for all heads
 
+    def rms(x):
+        return np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) if qk_scale is not None else 1.0
 
-def errors(attention, qkv, out_grad, given):
-    """Largest error of each of `gradients`, as parts of the largest number there."""
-    found = gradients(attention, qkv, out_grad, **given)
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        wide = jax.tree.map(
-            lambda x: (
-                x
-                if isinstance(x, bool)
-                else np.asarray(x, x.dtype if x.dtype == bool else np.float64)
-            ),
-            (qkv, out_grad, given),
-        )
-        expected = gradients(exact, *wide[:2], **wide[2])
-        expected = [np.asarray(x) for x in expected]
-    assert expected[0].dtype == np.float64
-    found = [np.asarray(x, np.float64) for x in found]
-    return [float(np.abs(x - y).max() / np.abs(y).max()) for x, y in zip(found, expected)]
+    def turned(x, by):
+        pairs = (x[..., : k // 2] + 1j * x[..., k // 2 :]) * by
+        return np.concatenate([pairs.real, pairs.imag], -1)
+
+    raw, v = [qkv[:, :, 0], qkv[:, :, 1]], qkv[:, :, 2]
+    q, key = (turned(x / rms(x) * scale, turn) for x, scale in zip(raw, scales))
+    logits = np.einsum("bihk,bjhk->bhij", q, key) / np.sqrt(k)
+    if mask is not None:
+        logits = np.where(np.asarray(mask)[:, None, None], logits, -np.inf)
+    if causal:
+        logits = np.where(np.tri(n, dtype=bool), logits, -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    out = np.einsum("bhij,bjhk->bihk", weights, v)
+
+    dv = np.einsum("bhij,bihk->bjhk", weights, dout)
+    dweights = np.einsum("bihk,bjhk->bhij", dout, v)
+    dlogits = weights * (dweights - (weights * dweights).sum(-1, keepdims=True)) / np.sqrt(k)
+    dturned = np.einsum("bhij,bjhk->bihk", dlogits, key), np.einsum("bhij,bihk->bjhk", dlogits, q)
+    draw, dscales = [], []
+    for x, dx, scale in zip(raw, dturned, scales):
+        size, dx = rms(x), turned(dx, turn.conj())
+        dscales.append((dx * x / size).sum((0, 1, 2)))
+        dx = dx * scale
+        shrunk = 0.0 if qk_scale is None else x * (x * dx).mean(-1, keepdims=True) / size**2
+        draw.append((dx - shrunk) / size)
+    dscales = np.array(dscales) if qk_scale is not None else np.zeros((2, k))
+    return out, np.stack([*draw, dv], 2), dscales

@@ -8,8 +8,8 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from attention_errors import OPTIONS, errors, inputs
 from commands import ROOT
-from exact_attention import OPTIONS, errors, inputs
 
 from dlc_jax import parallel
 from dlc_jax.errors import UserError
