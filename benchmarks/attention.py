@@ -5,7 +5,7 @@
 
 Each is first compared with "xla", which names what differs and is not timed then. Ratios are of
 medians within this run: above 1.00x it is faster than the one named. The last lines are those of
-MEASURED in dlc_jax/kernels/attention.py, for the machine of this run.
+FASTEST in dlc_jax/kernels/measured.py, if the machine of this run is one of CHIPS there.
 """
 
 import concurrent.futures
@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import timing
 
-from dlc_jax.kernels.attention import IMPLEMENTATIONS, attention, size_class
+from dlc_jax.kernels.attention import IMPLEMENTATIONS, attention
+from dlc_jax.kernels.measured import size_class
 from dlc_jax.models.positions import rotary
 
 # name: tokens, heads, width of a head, what comes with them
@@ -55,7 +56,7 @@ def main() -> None:
         both = measure(case, (batch, n, 3, h, k), options, arguments)
         best = min(both, key=lambda each: np.median(both[each]))
         fastest.setdefault(size_class((batch, n, 3, h, k)), best)
-    print("\nMEASURED = {")
+    print("\nFASTEST = {")
     for size, best in fastest.items():
         print(f'    {size}: "{best}",')
     print("}")

@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from commands import ROOT
 from dlc_jax import parallel
 from dlc_jax.errors import UserError
 from dlc_jax.kernels import attention as entry
-from dlc_jax.kernels import cudnn, pallas_gpu, tokamax
+from dlc_jax.kernels import cudnn, measured, pallas_gpu, tokamax
 from dlc_jax.kernels import triton_attention as program
 from dlc_jax.kernels.attention import attention
 from dlc_jax.models.positions import rotary
@@ -100,14 +101,16 @@ def test_an_old_gpu_is_refused(monkeypatch):
 
 def test_none_takes_on_a_gpu_what_was_measured_there(monkeypatch):
     monkeypatch.setattr(entry, "_platform", lambda: "gpu")
-    monkeypatch.setattr(entry, "MEASURED", {(72, 256): "pallas_gpu", (64, 64): "tokamax"})
+    monkeypatch.setattr(measured, "FASTEST", {(72, 256): "pallas_gpu", (64, 64): "tokamax"})
 
-    def chosen(n, k, dtype=jnp.bfloat16):
+    def chosen(n, k, dtype=jnp.bfloat16, chip="NVIDIA H100 80GB HBM3"):
+        monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(device_kind=chip)])
         inputs = dict.fromkeys(("mask", "rotary", "qk_scale"), None) | {"causal": False}
         return entry._chosen(None, jax.ShapeDtypeStruct((2, n, 3, 4, k), dtype), inputs)
 
     assert chosen(256, 72) == chosen(200, 72) == "pallas_gpu"
     assert chosen(257, 72) == chosen(256, 64) == chosen(256, 72, jnp.float32) == "xla"
+    assert chosen(256, 72, chip="NVIDIA A100") == "xla"
     assert chosen(54, 64) == "xla"  # it is not installed
 
 

@@ -3,12 +3,11 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from dlc_jax.errors import UserError
-from dlc_jax.kernels import cudnn, pallas_gpu, reference, tokamax
+from dlc_jax.kernels import cudnn, measured, pallas_gpu, reference, tokamax
 from dlc_jax.parallel import BATCH, shares
 from dlc_jax.typing import Array, Bool, Float
 
@@ -22,11 +21,7 @@ IMPLEMENTATIONS = {
     "tokamax": tokamax,
 }
 # Where none is named, the first of these that does not refuse; "xla" never does.
-PREFERRED = {"tpu": ("xla",), "gpu": ("xla",)}
-# On GPUs before those: (width of a head, tokens rounded up to a power of two) -> the fastest of
-# forward and backward in bfloat16, as benchmarks/attention.py prints them. What has not been
-# measured is not taken.
-MEASURED: dict[tuple[int, int], str] = {}
+PREFERRED = {"tpu": ("xla",), "gpu": ("xla",)}  # on GPUs after `measured`
 
 
 def attention(
@@ -64,11 +59,6 @@ def attention(
     return _on_mesh(IMPLEMENTATIONS[name].attention, qkv, **inputs)
 
 
-def size_class(shape: tuple[int, ...]) -> tuple[int, int]:
-    """The key of MEASURED of a packed projection's shape."""
-    return shape[-1], 1 << (shape[1] - 1).bit_length()
-
-
 def _platform() -> str:
     """Of the mesh in context, which may be of a machine that is not here; else of this one."""
     device = jax.sharding.get_abstract_mesh().abstract_device
@@ -80,8 +70,8 @@ def _chosen(asked: str | None, qkv, inputs) -> str:
     platform = _platform()
     if not asked:
         names = PREFERRED.get(platform, ())
-        if platform == "gpu" and qkv.dtype == jnp.bfloat16:
-            names = (MEASURED.get(size_class(qkv.shape), "xla"), *names)
+        if platform == "gpu":
+            names = (*measured.fastest(qkv), *names)
         fitting = (
             name
             for name in names
