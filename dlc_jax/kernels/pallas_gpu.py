@@ -51,6 +51,8 @@ def attention(
     causal: bool = False,
 ) -> Float[Array, "b n h k"]:
     """See `dlc_jax.kernels.attention.attention`; on CPUs interpreted, which is slow."""
+    if qkv.shape[1] == 1:  # a token alone reads itself
+        return qkv[:, :, 2]
     return _attention(qkv, mask, rotary, qk_scale, causal)
 
 
