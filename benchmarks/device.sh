@@ -57,8 +57,8 @@ benchmark() {
 tests=("$python" -m pytest -n "$workers" -v -m device -W default::DeprecationWarning -p no:cacheprovider tests/device)
 section tests 150 env XLA_PYTHON_CLIENT_PREALLOCATE=false "${tests[@]}"
 benchmark attention 150
-benchmark train_step 150
-benchmark vs_torch 120
-benchmark sampling 90
+benchmark train_step 150 --models XL encoder --attention none pallas_gpu cudnn
+benchmark vs_torch 120 --models XL --batch 64 --compile --attention pallas_gpu
+benchmark sampling 90 --models XL --guidance 1 --attention none pallas_gpu
 echo "== $failures of the sections failed; tables are in $out"
 [ "$failures" -eq 0 ]
