@@ -155,7 +155,7 @@ def measure(steps: dict, mesh, arguments) -> tuple[dict, float]:
 
 
 def batch_of(stage) -> dict[str, np.ndarray]:
-    """Random records: latents normal, a sixth of the patches masked, the smallest tables' codes."""
+    """Random records: latents normal, a sixth of the patches masked."""
     generator, found = np.random.default_rng(0), {}
     for name, spec in stage.batch_spec.items():
         shape = spec.shape
@@ -166,7 +166,8 @@ def batch_of(stage) -> dict[str, np.ndarray]:
         elif spec.dtype == np.float32:
             found[name] = generator.standard_normal(shape, np.float32)
         else:
-            top = 256 if spec.dtype == np.uint8 else stage.identity["model"]["values"]
+            model = stage.identity["model"]
+            top = {"codes": model.get("values"), "label": model.get("classes")}.get(name, 256)
             found[name] = generator.integers(0, top, shape).astype(spec.dtype)
     return found
 
