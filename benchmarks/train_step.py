@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import timing
 
-from dlc_jax import command, parallel, train
+from dlc_jax import command, memory, parallel, train
 from dlc_jax.plan import program
 from dlc_jax.stages import STAGES
 from dlc_jax.step import make_init
@@ -56,6 +56,7 @@ def main() -> None:
     add("--attention", nargs="+", default=["none"], metavar="A", help="none chooses by itself")
     add("--field", action="append", default=[], metavar="NAME=VALUE", help="of the step's section")
     arguments = parser.parse_args()
+    memory.reserve()
     print(timing.about() + "\n\n" + timing.head(*COLUMNS), flush=True)
     usual = ("XL", "encoder", "prior") if arguments.rehearse else MODELS
     for name in arguments.models or usual:
