@@ -76,8 +76,7 @@ def run(arguments, rest) -> None:
     print(table(("pass", "part"), rows, total, arguments.steps) + "\n")
     largest = sorted(operations, key=lambda name: -operations[name].microseconds)[:SHOWN]
     rows = [
-        (name, "/".join(filter(None, part_of(found.scopes.get(name, "")))), *operations[name])
-        for name in largest
+        (name, " ".join(part_of(found.scopes.get(name, ""))), *operations[name]) for name in largest
     ]
     print(table(("operation", "part"), rows, total, arguments.steps) + "\n")
     print(f"{found.trace}: open it at ui.perfetto.dev; its folder in TensorBoard or XProf")
@@ -224,8 +223,9 @@ def _own(row: list, whole) -> Iterator[tuple[str, float]]:
 def part_of(scope: str) -> tuple[str, str]:
     """(pass, part of the network) of jax's name of an operation.
 
-    A pass is forward, recomputed, backward, or "" outside of gradients. "(loop)" is what a loop
-    over layers does of its own: it slices their parameters and stacks what is kept.
+    A pass is "forward", "recomputed", "backward", or "no gradient": teachers, optimizer, average.
+    "(loop)" is what a loop over layers does of its own: it slices their parameters and stacks what
+    is kept.
     """
     parts = scope.split("/")
     names = [part for part in parts[:-1] if not _MACHINERY.fullmatch(part)]
@@ -234,7 +234,7 @@ def part_of(scope: str) -> tuple[str, str]:
         return "recomputed", found
     if "transpose(" in scope:
         return "backward", found
-    return ("forward" if "jvp(" in scope else ""), found
+    return ("forward" if "jvp(" in scope else "no gradient"), found
 
 
 def table(head: tuple[str, str], rows: list, total: float, steps: int) -> str:
