@@ -1,16 +1,18 @@
-"""Stand-ins for packages that a benchmark imports and does not use, where a machine lacks them.
+"""Stand-ins for packages that a benchmark imports and does not use, where they do not import.
 
-Import this before dlc_jax. A recipe needs nothing of ml_collections but a dict whose entries are
-attributes too; grain and array_record read data, of which a benchmark makes its own.
+Import this before dlc_jax. So a machine needs jax, flax, optax, einops and jaxtyping. A recipe needs
+nothing of ml_collections but a dict whose entries are attributes too; grain and array_record read
+data, of which a benchmark makes its own; orbax saves.
 """
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
 import types
 
-READERS = ("grain", "array_record", "orbax")
+READERS = ("grain", "array_record.python.array_record_module", "orbax.checkpoint")
 
 
 class ConfigDict(dict):
@@ -67,8 +69,18 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
-missing = [name for name in READERS if importlib.util.find_spec(name) is None]
-sys.meta_path.append(_Finder(missing))
+def _lacks(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except Exception:  # absent, or of a version that does not go with the others
+        package = module.partition(".")[0]
+        for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+            del sys.modules[name]
+        return True
+    return False
+
+
+sys.meta_path.insert(0, _Finder([name.partition(".")[0] for name in READERS if _lacks(name)]))
 if importlib.util.find_spec("ml_collections") is None:
     sys.modules["ml_collections"] = types.ModuleType("ml_collections")
     sys.modules["ml_collections"].ConfigDict = ConfigDict

@@ -79,7 +79,8 @@ class DiT(nn.Module):
         self.register_buffer("frequency", torch.tensor(frequency, dtype=torch.float32))
 
     def forward(self, x, t, label):
-        h = self.patch_embed(patchify(x, self.patch)) + self.positions
+        h = self.patch_embed(patchify(x, self.patch))
+        h = h + self.positions.to(h.dtype)  # bfloat16 from here on under autocast, as ours
         angle = 1000 * t[:, None] * self.frequency
         time = self.time_embed(torch.cat([angle.cos(), angle.sin()], dim=-1))
         c = F.silu(time + self.label_table(label))

@@ -20,6 +20,8 @@ from dlc_jax.errors import UserError
 
 EXAMPLE = "dlc profile runs/quickstart --step generator --steps 5"
 SHOWN = 20  # lines of a table
+# by platform: within a CUDA graph no kernel would tell its operation
+OPTIONS = {"gpu": {"xla_gpu_enable_command_buffer": ""}}
 # Names that jax gives to its own machinery, between those of modules and scopes.
 _MACHINERY = re.compile(
     r"while|body|cond|closed_call|checkpoint|rematted_computation|branch_\d+_fun|shard_map"
@@ -112,7 +114,9 @@ def traced(stage, checkpoints: Path, out: Path, mesh, steps: int) -> Traced:
         iterator = stage.batches("train", parallel.rows(mesh, batch))
         if hasattr(iterator, "close"):
             closing.callback(iterator.close)
-        compiled = train.lower(stage, mesh).compile()
+        compiled = train.lower(stage, mesh).compile(
+            compiler_options=OPTIONS.get(jax.default_backend())
+        )
         frozen = stage.load_frozen(mesh)
         root = parallel.spread(jax.random.key(0), parallel.replicated(mesh))
         state, first = _state(stage, train.abstract_state(stage, mesh), checkpoints)
