@@ -1,6 +1,6 @@
 """Stand-ins for packages that a benchmark imports and does not use, where they do not import.
 
-Import this before dlc_jax. So a machine needs jax, flax, optax, einops and jaxtyping. A recipe needs
+Import this before dlc_jax. So a machine needs jax, flax, optax, einops, jaxtyping. A recipe needs
 nothing of ml_collections but a dict whose entries are attributes too; grain and array_record read
 data, of which a benchmark makes its own; orbax saves.
 """
