@@ -203,12 +203,16 @@ def make_train_step(
         norm = optax.tree.norm(grads)
         if clip:
             grads = clip_norms(grads, clip, clip_separately)
-        updates, opt_state = stage.optimizer.tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = stage.optimizer.tx.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         ema = None
         if stage.ema_decay is not None:
             decay = stage.ema_decay(state.step)
-            ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.ema, params)
+            with jax.named_scope("average"):
+                ema = jax.tree.map(
+                    lambda old, new: old + (1 - decay) * (new - old), state.ema, params
+                )
         extra = stage.after_update(state.extra, params, aux, state.step)
 
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)

@@ -66,7 +66,8 @@ def untrained(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "verb", ["info", "probe", "sample", "encode", "likelihood", "compose", "evaluate"]
+    "verb",
+    ["info", "probe", "profile", "sample", "encode", "likelihood", "compose", "evaluate"],
 )
 def test_help_has_an_example(verb, capsys):
     with pytest.raises(SystemExit) as left:
@@ -132,6 +133,11 @@ def test_help_has_an_example(verb, capsys):
         ("likelihood -w {untrained} {here}/text.png", "text.png"),
         ("likelihood -w {untrained} {here}/a.png", "train this step first"),
         ("info {here}/nowhere", "nowhere does not exist"),
+        ("profile {here}/nowhere", "nowhere does not exist"),
+        ("profile {untrained} --step magic", "'magic' is not a step of"),
+        ("profile {untrained} --step samples", "samples: nothing is trained there"),
+        ("profile {untrained} --step prior", "no complete code store"),
+        ("profile {untrained} --steps 0", "--steps"),
         ("info {here}/a.png", "not a folder"),
         ("info {here}/empty", "no run"),
     ],

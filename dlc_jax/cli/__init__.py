@@ -31,6 +31,7 @@ VERBS = {
     "config": ("a recipe's own lines, or with --all every field of it", True),
     "train": ("run the steps of a recipe, each resumed or skipped", True),
     "info": ("what a workdir holds: how far each step is, sizes, metrics, versions", False),
+    "profile": ("a few training steps of a run under the profiler: where their time goes", False),
     "checkpoints": ("the checkpoints of a run: which are good, and why they are kept", False),
     "codes": ("the codes of a run: what there is, and whether any byte has changed", False),
     "probe": ("what the codes and features of a run know of its images, and their health", False),
