@@ -7,16 +7,16 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from dlc_jax.errors import UserError
-from dlc_jax.kernels import reference
+from dlc_jax.kernels import pallas_tpu, reference
 from dlc_jax.parallel import BATCH, shares
 from dlc_jax.typing import Array, Bool, Float
 
 # name -> module of two functions: `attention`, with the arguments of the one below but for
 # `implementation`; and `refusal`, with those and the platform ("cpu", "tpu", "gpu"), which says in
 # a clause why they cannot be computed there, or returns None.
-IMPLEMENTATIONS = {"xla": reference}
+IMPLEMENTATIONS = {"xla": reference, "pallas_tpu": pallas_tpu}
 # Where none is named, the first of these that does not refuse; "xla" never does.
-PREFERRED = {"tpu": ("xla",), "gpu": ("xla",)}
+PREFERRED = {"tpu": ("pallas_tpu",), "gpu": ("xla",)}
 
 
 def attention(
