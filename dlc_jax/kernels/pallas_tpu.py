@@ -14,11 +14,12 @@ import math
 import jax
 import jax.numpy as jnp
 
-from dlc_jax.kernels.reference import QK_EPS, rms_normalize, rotate
+from dlc_jax.kernels.reference import QK_EPS
 from dlc_jax.typing import Array
 
 ROWS = 512  # a program of short sequences takes examples until it has as many tokens
 WHOLE, TILE = 512, 256  # up to so many queries at a time; of more, so many
+UNROLL = 4  # heads in a turn of the loop over them: one's softmax beside another's products
 MIB = 2**20
 # What a program may take of VMEM, 64 MiB a core or more; device kinds with less by name.
 VMEM, LESS_VMEM = 48 * MIB, {"TPU v4": 15 * MIB, "TPU v3": 15 * MIB, "TPU v2": 15 * MIB}
@@ -33,8 +34,8 @@ def attention(qkv, *, mask=None, rotary=None, qk_scale=None, causal=False):
     if mask is not None:
         given["mask"] = mask.astype(jnp.float32)[:, None]
     if rotary is not None:
-        given["rotary"] = jnp.concatenate(rotary, axis=-1).astype(jnp.float32)
-    scales = None if qk_scale is None else jnp.stack(qk_scale).astype(jnp.float32)
+        given["rotary"] = jnp.concatenate(rotary, axis=-1).astype(jnp.float32).mT
+    scales = None if qk_scale is None else jnp.stack(qk_scale, axis=-1).astype(jnp.float32)
     out = _attention(qkv.reshape(b, n, 3 * h * k), scales, given, h, causal)
     return out.reshape(b, n, h, k)
 
@@ -46,7 +47,7 @@ def refusal(qkv, *, mask, rotary, qk_scale, causal, platform) -> str | None:
     if qkv.dtype not in (jnp.bfloat16, jnp.float32):
         return f"it takes bfloat16 or float32, not {qkv.dtype}"
     n, _, h, k = qkv.shape[1:]
-    needed = _vmem(1, n, h, k, qkv.dtype, backward=True)
+    needed = _vmem(1, n, h, k, qkv.dtype, backward=True, buffers=1)
     if needed > _available():
         return (
             f"{n} tokens of {h} heads of {k} need {needed / MIB:.0f} MiB of VMEM, and a program "
@@ -60,15 +61,15 @@ def _available() -> int:
     return LESS_VMEM.get(device.device_kind if device else "", VMEM)
 
 
-def _vmem(g, n, h, k, dtype, *, backward) -> int:
-    """Bytes of VMEM of a program of g examples: its blocks twice, and what it computes with."""
-    rows, tile = _padded(n, 16), _padded(n, 128) if n <= WHOLE else TILE
-    wide, narrow = _padded(3 * h * k, 128), _padded(h * k, 128)
-    blocks = 2 * wide + narrow if backward else wide + narrow
-    moved = 2 * g * rows * blocks * dtype.itemsize
-    moved += 2 * (rows * 128 + 8 * _padded(n, 128)) * 4 * g  # rotary tables, mask
-    # the squares of logits, weights, their gradients, what is kept; a head's vectors
-    return moved + 6 * rows * tile * 4 + 8 * rows * _padded(k, 128) * 4 + MIB
+def _vmem(g, n, h, k, dtype, *, backward, buffers) -> int:
+    """Bytes of VMEM of a program of g examples: its blocks, and what it computes with."""
+    rows, columns = _padded(n, 16), _padded(n, 128)
+    width = _padded(3 * h * k, 128) * (2 if backward else 1) + _padded(h * k, 128)
+    blocks = buffers * g * rows * width * dtype.itemsize
+    turned = 4 * columns * (4 * h * k + 16 * k)  # a tenth of it for vectors of one head
+    # logits, weights, their gradients, what is kept
+    squares = 6 * 4 * rows * (columns if n <= WHOLE else TILE)
+    return blocks + turned + squares + MIB
 
 
 def _padded(size, unit):
@@ -77,12 +78,10 @@ def _padded(size, unit):
 
 def _examples(b, n, h, k, dtype, *, backward) -> int:
     """How many examples a program takes: a divisor of b."""
-    fitting = (
-        g
-        for g in range(1, b + 1)
-        if b % g == 0 and g * n <= ROWS and _vmem(g, n, h, k, dtype, backward=backward) <= VMEM // 2
-    )
-    return max(fitting, default=1)
+    for g in range(min(b, max(1, ROWS // n)), 1, -1):
+        if b % g == 0 and _vmem(g, n, h, k, dtype, backward=backward, buffers=2) < _available():
+            return g
+    return 1
 
 
 # ---- the calls
@@ -90,7 +89,7 @@ def _examples(b, n, h, k, dtype, *, backward) -> int:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _attention(qkv, scales, given, h, causal):
-    """[b, n, 3 h k] -> [b, n, h k]; scales [2, k] or None, given {"mask", "rotary"}."""
+    """[b, n, 3 h k] -> [b, n, h k]; scales [k, 2] or None, given {"mask", "rotary"}."""
     b, n, width = qkv.shape
     shape = jax.ShapeDtypeStruct((b, n, width // 3), qkv.dtype)
     return _call(_forward, {"qkv": qkv}, scales, given, {"out": shape}, h, causal)["out"]
@@ -104,7 +103,7 @@ def _attention_backward(h, causal, kept, dout):
     qkv, scales, given = kept
     shapes = {"dqkv": jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)}
     if scales is not None:  # a sum for each program
-        g = _examples(*qkv.shape[:2], h, scales.shape[1], qkv.dtype, backward=True)
+        g = _examples(*qkv.shape[:2], h, len(scales), qkv.dtype, backward=True)
         shapes["dscales"] = jax.ShapeDtypeStruct((len(qkv) // g, *scales.shape), jnp.float32)
     found = _call(_backward, {"qkv": qkv, "dout": dout}, scales, given, shapes, h, causal)
     dscales = None if scales is None else found["dscales"].sum(0)
@@ -125,18 +124,22 @@ def _call(body, arrays, scales, given, shapes, h, causal):
     g = _examples(b, n, h, k, qkv.dtype, backward=backward)
     arrays = arrays | given | ({} if scales is None else {"scales": scales})
 
+    needs = functools.partial(_vmem, g, n, h, k, qkv.dtype, backward=backward)
+    buffers = 2 if needs(buffers=2) < _available() else 1
+
     def spec(name, array):
-        if name == "dscales":
-            return pl.BlockSpec((None, *array.shape[1:]), lambda i: (i, 0, 0))
         if array.ndim == 2:  # the same for all examples
             return pl.BlockSpec(array.shape, lambda i: (0, 0))
-        return pl.BlockSpec((g, *array.shape[1:]), lambda i: (i, 0, 0))
+        block = (None if name == "dscales" else g, *array.shape[1:])
+        return pl.BlockSpec(block, lambda i: (i, 0, 0), pipeline_mode=pl.Buffered(buffers))
 
     def kernel(*refs):
         refs = dict(zip((*arrays, *shapes, *scratch), refs))
         body(refs, h, causal)
 
-    scratch = {"dkey": (n, k), "dvalue": (n, k)} if backward else {}
+    scratch = {"qkv_turned": (width, n), ("dout" if backward else "out") + "_turned": (h * k, n)}
+    if backward:
+        scratch |= {"dkey": (k, n), "dvalue": (k, n)}
     moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in (*arrays.values(), *shapes.values()))
     out = pl.pallas_call(
         kernel,
@@ -147,7 +150,7 @@ def _call(body, arrays, scales, given, shapes, h, causal):
         scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel",),
-            vmem_limit_bytes=max(_vmem(g, n, h, k, qkv.dtype, backward=backward), 16 * MIB),
+            vmem_limit_bytes=max(needs(buffers=buffers), 16 * MIB),
         ),
         cost_estimate=pl.CostEstimate(
             flops=(10 if backward else 4) * b * n * n * h * k,
@@ -169,144 +172,181 @@ def _is_simulated() -> bool:
 
 
 def _forward(refs, h, causal):
-    def head(example):
-        key, value = example.prepared(1), example.read("qkv", 2)
+    def head(example, start):
+        key, value = example.prepared(1, start), example.read("qkv", 2, start)
 
-        def tile(rows):
-            query = example.prepared(0, rows)
-            weights, total = _weights(key, query, example.counts, rows if causal else None)
-            out = _dot(value, weights.astype(value.dtype), 0, 0) * (1 / total)  # [k, queries]
-            example.write("out", 0, rows, out.T)
+        def tile(queries):
+            query = example.prepared(0, start, queries)
+            weights, total = _weights(key, query, example.counts, queries if causal else None)
+            out = _dot(value, weights.astype(value.dtype), 1, 0) * (1 / total)
+            example.write("out", 0, start, out, queries)
+            return ()
 
-        _tiles(tile, len(key))
+        _tiles(tile, key.shape[1])
 
-    _every_head(head, refs, h)
+    _every_head(head, refs, h, "out")
 
 
 def _backward(refs, h, causal):
     if "dscales" in refs:
         refs["dscales"][...] = jnp.zeros_like(refs["dscales"])
 
-    def head(example):
-        key, value = example.prepared(1), example.read("qkv", 2)
-        dkey, dvalue = refs["dkey"], refs["dvalue"]
-        dkey[...] = dvalue[...] = jnp.zeros(key.shape, jnp.float32)
+    def head(example, start):
+        key, value = example.prepared(1, start), example.read("qkv", 2, start)
 
-        def tile(rows):
-            query, dout = example.prepared(0, rows), example.read("dout", 0, rows)
-            weights, total = _weights(key, query, example.counts, rows if causal else None)
+        def tile(queries):
+            query = example.prepared(0, start, queries)
+            dout = example.read("dout", 0, start, queries)
+            weights, total = _weights(key, query, example.counts, queries if causal else None)
             weights = weights * (1 / total)
-            dvalue[...] += _dot(weights.astype(dout.dtype), dout, 1, 0)
-            change = weights * _dot(value, dout, 1, 1)
+            dvalue = _dot(dout, weights.astype(dout.dtype), 1, 1)
+            change = weights * _dot(value, dout, 0, 0)
             change = change - weights * jnp.sum(change, axis=0, keepdims=True)
             change = change.astype(query.dtype)  # of the logits
-            dkey[...] += _dot(change, query, 1, 0)
-            example.write_back(0, _dot(key, change, 0, 0).T, rows)
+            example.write_back(0, start, _dot(key, change, 1, 0), queries)
+            return _dot(query, change, 1, 1), dvalue
 
-        _tiles(tile, len(key))
-        example.write_back(1, dkey[...])
-        example.write("dqkv", 2, ALL, dvalue[...])
+        dkey, dvalue = _tiles(tile, key.shape[1], [refs["dkey"], refs["dvalue"]])
+        example.write_back(1, start, dkey)
+        example.write("qkv", 2, start, dvalue)
 
-    _every_head(head, refs, h)
+    _every_head(head, refs, h, "qkv")
 
 
-def _every_head(compute, refs, h):
-    """compute(_Head) for all heads of all examples of a program."""
+def _every_head(compute, refs, h, result):
+    """compute(_Example, the head's first row) for all heads of all examples of a program."""
+    from jax.experimental import pallas as pl
 
-    def example(index, _):
+    target = {"out": "out", "qkv": "dqkv"}[result]
+    k = refs["qkv"].shape[-1] // (3 * h)
+    step = next(size for size in (UNROLL, 2, 1) if h % size == 0)
+
+    def one(index, _):
         counts = None
         if "mask" in refs:  # a column, one row for each key
             row = refs["mask"][index]
             counts = jnp.broadcast_to(row, (8, row.shape[1])).T[:, :1] > 0
-        for head in range(h):
-            compute(_Head(refs, index, head, h, counts))
+        for name in ("qkv", "dout"):
+            if name in refs:
+                refs[f"{name}_turned"][...] = refs[name][index].T.astype(jnp.float32)
+        example = _Example(refs, index, h * k, k, counts, refs[target].dtype)
+
+        def heads(i, _):
+            for j in range(step):
+                compute(example, pl.multiple_of((i * step + j) * k, 8))
+            return 0
+
+        jax.lax.fori_loop(0, h // step, heads, 0)
+        refs[target][index] = refs[f"{result}_turned"][...].astype(refs[target].dtype).T
         return 0
 
-    jax.lax.fori_loop(0, len(refs["qkv"]), example, 0)
+    jax.lax.fori_loop(0, len(refs["qkv"]), one, 0)
 
 
-def _tiles(compute, n):
-    """compute(rows) for all queries."""
+def _tiles(compute, n, sums=()):
+    """The sum of compute(which queries) over all of n; where that takes several, in `sums`."""
     from jax.experimental import pallas as pl
 
     if n <= WHOLE:
         return compute(ALL)
-    jax.lax.fori_loop(
-        0, n // TILE, lambda i, _: compute(pl.ds(pl.multiple_of(i * TILE, TILE), TILE)), None
-    )
+
+    def add(queries):
+        for ref, x in zip(sums, compute(queries)):
+            ref[...] += x
+
+    def one(i, _):
+        add(pl.ds(pl.multiple_of(i * TILE, TILE), TILE))
+        return 0
+
+    for ref in sums:
+        ref[...] = jnp.zeros_like(ref)
+    jax.lax.fori_loop(0, n // TILE, one, 0)
     if n % TILE:
-        compute(slice(n // TILE * TILE, n))
+        add(slice(n // TILE * TILE, n))
+    return [ref[...] for ref in sums]
 
 
 @dataclasses.dataclass
-class _Head:
-    """One head of one example: its parts of the blocks, queries and keys as they are multiplied.
+class _Example:
+    """What is computed of one example, turned: [width, n], a head's vectors are columns.
 
-    `part` is 0 for queries, 1 for keys, 2 for values.
+    `part` is 0 for queries, 1 for keys, 2 for values; `start` the head's first row of its part.
     """
 
     refs: dict
     index: Array
-    head: int
-    h: int
+    width: int
+    k: int
     counts: Array | None
+    dtype: jnp.dtype
 
-    def _columns(self, part):
-        k = self.refs["qkv"].shape[-1] // (3 * self.h)
-        start = (part * self.h + self.head) * k
-        return slice(start, start + k)
+    def _rows(self, part, start):
+        from jax.experimental import pallas as pl
 
-    def read(self, name, part, rows=ALL):
-        return self.refs[name][self.index, rows, self._columns(part)]
+        return pl.ds(part * self.width + start, self.k)
 
-    def write(self, name, part, rows, x):
-        ref = self.refs[name]
-        ref[self.index, rows, self._columns(part)] = x.astype(ref.dtype)
+    def read(self, name, part, start, queries=ALL):
+        found = self.refs[f"{name}_turned"][self._rows(part, start), queries]
+        return found.astype(self.dtype)
 
-    def _angles(self, rows):
+    def write(self, name, part, start, x, queries=ALL):
+        self.refs[f"{name}_turned"][self._rows(part, start), queries] = x
+
+    def _angles(self, queries):
         table = self.refs["rotary"]
-        table = table[rows] if len(table.shape) == 2 else table[self.index, rows]
-        return jnp.split(table, 2, axis=-1)
+        table = table[:, queries] if len(table.shape) == 2 else table[self.index, :, queries]
+        return jnp.split(table, 2)
 
-    def prepared(self, part, rows=ALL):
+    def prepared(self, part, start, queries=ALL):
         """Queries or keys, normalized and rotated."""
-        x = found = self.read("qkv", part, rows)
+        x = self.refs["qkv_turned"][self._rows(part, start), queries]
         if "scales" in self.refs:
-            found = rms_normalize(found, self.refs["scales"][part])
+            x = x * _over_rms(x) * self.refs["scales"][:, part : part + 1]
         if "rotary" in self.refs:
-            found = rotate(found, *self._angles(rows))
-        return found.astype(x.dtype)
+            x = _rotate(x, *self._angles(queries))
+        return x.astype(self.dtype)
 
-    def write_back(self, part, gradient, rows=ALL):
-        """The gradient of the packed projection, from that of prepared queries or keys."""
-        x = self.read("qkv", part, rows).astype(jnp.float32)
-        gradient = gradient * x.shape[-1] ** -0.5
+    def write_back(self, part, start, gradient, queries=ALL):
+        """Turns a gradient of prepared queries or keys into that of the projection, in its place.
+
+        The gradient is still to be multiplied by the logits' scale.
+        """
+        gradient = gradient * self.k**-0.5
         if "rotary" in self.refs:
-            cos, sin = self._angles(rows)
-            gradient = rotate(gradient, cos, -sin)
+            cos, sin = self._angles(queries)
+            gradient = _rotate(gradient, cos, -sin)
         if "scales" in self.refs:
-            over = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + QK_EPS)
+            x = self.refs["qkv_turned"][self._rows(part, start), queries]
+            over, column = _over_rms(x), slice(part, part + 1)
             x = x * over
-            dscales = self.refs["dscales"]
-            dscales[part] += jnp.sum(gradient * x, axis=0)
-            gradient = gradient * self.refs["scales"][part]
-            gradient = over * (gradient - x * jnp.mean(x * gradient, axis=-1, keepdims=True))
-        self.write("dqkv", part, rows, gradient)
+            self.refs["dscales"][:, column] += jnp.sum(gradient * x, axis=1, keepdims=True)
+            gradient = gradient * self.refs["scales"][:, column]
+            gradient = over * (gradient - x * jnp.mean(x * gradient, axis=0, keepdims=True))
+        self.write("qkv", part, start, gradient, queries)
 
 
-def _weights(key, query, counts, rows):
+def _over_rms(x):
+    return jax.lax.rsqrt(jnp.mean(x * x, axis=0, keepdims=True) + QK_EPS)
+
+
+def _rotate(x, cos, sin):
+    first, second = jnp.split(x, 2)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin])
+
+
+def _weights(key, query, counts, queries):
     """(softmax before it is divided, [keys, queries]; what divides it, [1, queries]).
 
-    Causal where `rows` says which queries these are.
+    Causal where `queries` says which these are.
     """
-    logits = _dot(key, query, 1, 1)
+    logits = _dot(key, query, 0, 0)
     if counts is not None:
         logits = jnp.where(counts, logits, LOWEST)
-    if rows is not None:
-        keys, queries = (jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis) for axis in (0, 1))
-        logits = jnp.where(keys <= queries + rows.start, logits, LOWEST)
+    if queries is not None:
+        row, column = (jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis) for axis in (0, 1))
+        logits = jnp.where(row <= column + queries.start, logits, LOWEST)
     logits = logits - jnp.max(logits, axis=0, keepdims=True)
-    weights = jnp.exp2(logits * (key.shape[-1] ** -0.5 * math.log2(math.e)))
+    weights = jnp.exp2(logits * (len(key) ** -0.5 * math.log2(math.e)))
     return weights, jnp.sum(weights, axis=0, keepdims=True)
 
 
@@ -314,6 +354,8 @@ def _dot(a, b, i, j):
     """The product of two matrices, summed over dimension i of a and j of b in float32."""
     # a TPU would round float32 factors to bfloat16
     exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    if _is_simulated():  # a CPU knows no products of bfloat16 in float32; these are the same
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     dimensions = (((i,), (j,)), ((), ()))
     return jax.lax.dot_general(
         a, b, dimensions, precision=exact, preferred_element_type=jnp.float32
