@@ -61,7 +61,11 @@ class Dense(nn.Module):
         x2 = x.reshape(-1, flat[0]).astype(kernel.dtype)
         y = matmul(x2, kernel, name, RULES, dtype=dtype)
         if self.use_bias:
-            y = y + self.param("bias", ZEROS, features).astype(dtype)
+            bias = self.param("bias", ZEROS, features).astype(dtype)
+            if jax.sharding.get_abstract_mesh().shape.get("tensor", 1) == 1:
+                # Flat, as the product is: TPUs would turn [d, 3, heads, k] and back in memory.
+                y, bias = y.reshape(-1, flat[1]), bias.reshape(-1)
+            y = y + bias
         return y.reshape(*x.shape[:-1], *features)
 
 
