@@ -114,7 +114,7 @@ def step(target, *, kernel: bool, images: int = 16):
     fields = {"mesh.data": 1, "mesh.fsdp": -1, "generator.model.implementation": name}
     fields |= {"generator.train.batch": images * len(target.devices)}
     config = "--config=configs/imagenet256.py:generator"
-    recipe = [config, *(f"--config.{field}={value}" for field, value in fields.items())]
+    recipe = ["static", config, *(f"--config.{field}={value}" for field, value in fields.items())]
     config, _ = command.parse(recipe)
     mesh = parallel.make_mesh(**config.mesh, devices=target.devices)
     return estimate.programs(config, "generator")["train"].lower(mesh).compile()
