@@ -16,7 +16,7 @@ from dlc_jax.kernels.reference import QK_EPS
 from dlc_jax.typing import Array
 
 WHOLE, TILE = 512, 256  # up to so many queries at a time; of more, so many
-UNROLL = 4  # heads in a turn of the loop over them: one's softmax beside another's products
+UNROLL = 4  # heads in a turn of the loop over them, half as many of long sequences
 ALL = slice(0, None)
 LOWEST = float(jnp.finfo(jnp.float32).min)
 
@@ -69,7 +69,8 @@ def _every_head(compute, refs, h, result):
 
     target = {"out": "out", "qkv": "dqkv"}[result]
     k = refs["qkv"].shape[-1] // (3 * h)
-    step = next(size for size in (UNROLL, 2, 1) if h % size == 0)
+    most = UNROLL if refs["qkv"].shape[1] <= 128 else UNROLL // 2
+    step = next(size for size in (most, 2, 1) if h % size == 0)
 
     def one(index, _):
         counts = None

@@ -215,11 +215,10 @@ def matmul(x: jax.Array, kernel: jax.Array, name: str, rules: Rules = (), dtype=
             inner = (((1,), (0,)), ((), ()))
             return jax.lax.dot_general(x, kernel, inner, preferred_element_type=dtype)
         # Flat: otherwise it takes half as long again on CPUs.
-        y = jnp.matmul(x, _flat(kernel), preferred_element_type=dtype)
-        return y.reshape(len(x), *kernel.shape[1:])
+        return jnp.matmul(x, _flat(kernel), preferred_element_type=dtype)
 
     if "fsdp" not in spec or x.shape[0] % shares(mesh):
-        return dot(x, kernel)
+        return dot(x, kernel).reshape(len(x), *kernel.shape[1:])
 
     def product(x, share):
         # Here, so that replicas add shares and not whole gradients.
@@ -228,6 +227,7 @@ def matmul(x: jax.Array, kernel: jax.Array, name: str, rules: Rules = (), dtype=
 
     # `tensor` stays with the compiler.
     kept = P(*(axis if axis == "fsdp" else None for axis in spec))
-    return jax.shard_map(
+    y = jax.shard_map(
         product, in_specs=(BATCH, kept), out_specs=BATCH, axis_names={"data", "fsdp"}
     )(x, kernel)
+    return y.reshape(len(x), *kernel.shape[1:])
