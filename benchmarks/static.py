@@ -6,7 +6,7 @@ The first table is of the attention sub-block (projection, attention, projection
 examples in bfloat16: bytes accessed, estimated cycles, temporaries. The second is of the whole
 train step of DiT-XL/2 with 16 images a chip. The compilers' cycles leave out the inside of a
 kernel; it is added as TIMES times what its matrix products take at peak, with heads padded to the
-width of the matrix unit. Nothing is run, so no accelerator is needed; two cores take five minutes.
+width of the matrix unit. Nothing is run, so no accelerator is needed; two cores take 15 minutes.
 """
 
 import argparse
