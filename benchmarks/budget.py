@@ -30,9 +30,10 @@ ROOMS = {
     "webdataset",
     "codes: store, job, health": "checkup cli_probe code_store codes_dtype codes_health codes_job "
     "latents masks neighbors probe shared_codes batch_file code_likeness",
-    "networks, kernel, losses": "attention attention_device attention_gpu autoencoder dit "
-    "dit_interop dit_options dit_parity drop_path encoder flops layers masked_transformer models "
-    "networks parameters positions shardings ssl_loss tiny_autoencoder vit vit_parity",
+    "networks, kernel, losses": "attention attention_device attention_gpu attention_tpu "
+    "autoencoder dit dit_interop dit_options dit_parity drop_path encoder flops layers "
+    "masked_transformer models networks parameters positions shardings ssl_loss tiny_autoencoder "
+    "vit vit_parity",
     "diffusion: processes, samplers, guidance": "code_samplers ddpm guidance masked noise "
     "processes samplers schedules uniform",
     "checkpoints, metrics, report": "boards checkpoint cli_checkpoints failed_saves metrics report "

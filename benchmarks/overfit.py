@@ -1,6 +1,7 @@
 """Can a generator learn 16 real images by heart? Every process, in pixels and in latents.
 
-    python benchmarks/overfit.py PLACE [--autoencoder DIR [--name tiny]] [--steps 3000]
+    python benchmarks/overfit.py PLACE [--autoencoder DIR [--name tiny] [--image 256]]
+        [--steps 3000] [--processes linear,ddpm,edm] [--pixels 0]
 
 PLACE is any place of images. Each image has a code of its own, drawn at random. The table has the
 peak signal-to-noise ratio of what is drawn from the codes, in latents beside what the autoencoder
@@ -110,6 +111,7 @@ def main():
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--processes", default=",".join(PROCESS))
     parser.add_argument("--pixels", type=int, default=1)
+    parser.add_argument("--image", type=int, default=256, help="pixels, of latents")
     arguments = parser.parse_args()
     print("| what is drawn | process | PSNR | autoencoder alone | seconds |\n|---|---|---|---|---|")
     names = arguments.processes.split(",")
@@ -123,7 +125,7 @@ def main():
         model = {**of["tiny"], "scaling": 1.0}
         config = ConfigDict({"ae": {"path": arguments.autoencoder, "model": model}})
         network = AutoencoderNetwork(config, "ae", parallel.make_mesh())
-        real = images(arguments.place, 256)
+        real = images(arguments.place, arguments.image)
         moments = jax.jit(network.encode)(network.params, real)
         latents = np.asarray(network.scaling * moments["mean"])
         mean, std = latents.mean((0, 1, 2)), latents.std((0, 1, 2))
@@ -133,8 +135,8 @@ def main():
             normal = jnp.asarray((latents - mean) / std)
             drawn, seconds = fit(name, normal, 2, 256, 4, arguments.steps, 2e-3, 1)
             found = psnr(np.asarray(decode(drawn * std + mean)), real)
-            row = f"| 256 x 256 pixels by latents | {name} | {found:.1f} dB | {alone:.1f} dB |"
-            print(f"{row} {seconds:.0f} |", flush=True)
+            row = f"| {arguments.image} pixels by latents | {name} | {found:.1f} dB"
+            print(f"{row} | {alone:.1f} dB | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from dlc_jax.errors import UserError
-from dlc_jax.kernels import cudnn, measured, pallas_gpu, reference, tokamax
+from dlc_jax.kernels import cudnn, measured, pallas_gpu, pallas_tpu, reference, tokamax
 from dlc_jax.parallel import BATCH, shares
 from dlc_jax.typing import Array, Bool, Float
 
@@ -16,12 +16,13 @@ from dlc_jax.typing import Array, Bool, Float
 # a clause why they cannot be computed there, or returns None.
 IMPLEMENTATIONS = {
     "xla": reference,
+    "pallas_tpu": pallas_tpu,
     "pallas_gpu": pallas_gpu,
     "cudnn": cudnn,
     "tokamax": tokamax,
 }
 # Where none is named, the first of these that does not refuse; "xla" never does.
-PREFERRED = {"tpu": ("xla",), "gpu": ("xla",)}  # on GPUs after `measured`
+PREFERRED = {"tpu": ("pallas_tpu",), "gpu": ("xla",)}  # on GPUs after `measured`
 
 
 def attention(
@@ -94,13 +95,21 @@ def _on_mesh(compute, qkv, *, mask, rotary, qk_scale, causal):
     if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
         return compute(qkv, mask=mask, rotary=rotary, qk_scale=qk_scale)
     examples = BATCH[0] if len(qkv) % shares(mesh) == 0 else None
-    heads = "tensor" if qkv.shape[3] % mesh.shape["tensor"] == 0 else None
+    b, n, _, h, k = qkv.shape
+    parts = mesh.shape["tensor"] if h % mesh.shape["tensor"] == 0 else 1
+    # Where heads stay together they come and go flat: XLA gives [3, h, k] another place in memory
+    # than 3 h k, and would copy it there and back.
+    came, gone = P(examples), P(examples)
+    if parts > 1:
+        came, gone = P(examples, None, None, "tensor"), P(examples, None, "tensor")
+
+    def share(qkv, places):
+        out = compute(qkv.reshape(-1, n, 3, h // parts, k), **places)
+        return out if parts > 1 else out.reshape(-1, n, h * k)
+
     tables = rotary and tuple(P() if table.ndim == 2 else P(examples) for table in rotary)
     places = {"mask": mask, "rotary": rotary, "qk_scale": qk_scale}
     specs = {"mask": P(examples), "rotary": tables, "qk_scale": P()}
-    return jax.shard_map(
-        lambda qkv, places: compute(qkv, **places),
-        in_specs=(P(examples, None, None, heads), specs),
-        out_specs=P(examples, None, heads),
-        check_vma=False,
-    )(qkv, places)
+    given = qkv if parts > 1 else qkv.reshape(b, n, -1)
+    whole = jax.shard_map(share, in_specs=(came, specs), out_specs=gone, check_vma=False)
+    return whole(given, places).reshape(b, n, h, k)

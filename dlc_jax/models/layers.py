@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from dlc_jax.errors import UserError
 from dlc_jax.kernels.attention import attention
@@ -28,6 +29,7 @@ FAN_IN = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 NORMAL = nn.initializers.normal(0.02)
 ZEROS = nn.initializers.zeros
 ONES = nn.initializers.ones
+DENSE = "dense"  # names the result of a dense layer for remat
 
 # What the mesh's `tensor` axis splits in a block: heads, and the hidden units of the MLP
 # (Megatron-LM, arXiv 1909.08053). See `parallel.placement`.
@@ -61,8 +63,13 @@ class Dense(nn.Module):
         x2 = x.reshape(-1, flat[0]).astype(kernel.dtype)
         y = matmul(x2, kernel, name, RULES, dtype=dtype)
         if self.use_bias:
-            y = y + self.param("bias", ZEROS, features).astype(dtype)
-        return y.reshape(*x.shape[:-1], *features)
+            bias = self.param("bias", ZEROS, features).astype(dtype)
+            if jax.sharding.get_abstract_mesh().shape.get("tensor", 1) == 1:
+                # Flat, as the product is: TPUs would turn [d, 3, heads, k] and back in memory.
+                y, bias = y.reshape(-1, flat[1]), bias.reshape(-1)
+            y = y + bias
+        # The name is what remat="dots" stores: with the bias, or it would be added again.
+        return checkpoint_name(y, DENSE).reshape(*x.shape[:-1], *features)
 
 
 class LayerNorm(nn.Module):
@@ -274,7 +281,7 @@ def scan_blocks(
         return x, (x if every else None)
 
     if remat != "none":
-        dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        dots = jax.checkpoint_policies.save_only_these_names(DENSE)
         policy = dots if remat == "dots" else None
         # within a loop nothing can merge with the forward pass, so its costly guard is left out
         body = nn.remat(body, prevent_cse=unroll == 0, policy=policy)
