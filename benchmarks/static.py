@@ -5,19 +5,16 @@
 The first table is of the attention sub-block (projection, attention, projection back) of 32
 examples in bfloat16: bytes accessed, estimated cycles, temporaries. The second is of the whole
 train step of DiT-XL/2 with 16 images a chip. The compilers' cycles leave out the inside of a
-kernel; it is added as TIMES times what its matrix products take at peak, with heads padded to the
-width of the matrix unit. Nothing is run, so no accelerator is needed; two cores take 15 minutes.
+kernel; it is added as `dlc plan` adds it. Nothing is run, so no accelerator is needed; two cores
+take a quarter of an hour.
 """
 
 import argparse
 import dataclasses
-import math
-import re
 
-from dlc_jax.plan import hlo, machine, program
+from dlc_jax.plan import machine, program
 
 MIB = 2**20
-TIMES = 3
 SHAPES = {  # name -> (tokens, heads, size of a head, normalized queries and keys with rotation)
     "DiT-XL/2": (256, 16, 72, False),
     "DiT-XL/2, modern": (256, 16, 72, True),
@@ -43,31 +40,13 @@ class Counts:
         return self.cycles and self.cycles + self.inside
 
 
-def lanes(target) -> int:
-    """Width of a matrix unit."""
-    return 256 if target.kind in ("v6e", "tpu7x") else 128
-
-
-def inside(text: str | None, target, k: int) -> float:
-    """Cycles of the kernels of a program, heads of k: TIMES those of their matrix products."""
-    if text is None:
-        return 0.0
-    flops = 0.0
-    for computation, times, fused in hlo.walk(hlo.parse(text)):
-        for each in () if fused else computation.instructions.values():
-            if '"tpu_custom_call"' in each.line:
-                flops += times * float(re.search(r'"flops":"(\d+)"', each.line).group(1))
-    padded = math.ceil(k / lanes(target)) * lanes(target) / k
-    return TIMES * flops * padded / (target.flops / target.clock)
-
-
-def count(compiled, target, k: int) -> Counts:
+def count(compiled, target) -> Counts:
     text = program.text(compiled)
     return Counts(
         accessed=compiled.cost_analysis()["bytes accessed"],
         temporaries=program.memory(compiled).temporaries,
         cycles=program.cycles(text),
-        inside=inside(text, target, k),
+        inside=program.kernel_cycles(text, target),
     )
 
 
@@ -153,7 +132,6 @@ def main() -> None:
                 count(
                     sub_block(target, SHAPES[shape], kernel=kernel, backward=backward),
                     target,
-                    SHAPES[shape][2],
                 )
                 for kernel in (False, True)
             ]
@@ -163,7 +141,7 @@ def main() -> None:
     print("\n" + HEAD.format("train step") + "\n" + "|---" * 8 + "|")
     for kind in kinds:
         target = machine.find(STEPS[kind])
-        pair = [count(step(target, kernel=kernel), target, 72) for kernel in (False, True)]
+        pair = [count(step(target, kernel=kernel), target) for kernel in (False, True)]
         print(*rows("DiT-XL/2, 16 images a chip", target, pair), sep="\n", flush=True)
 
 

@@ -15,6 +15,7 @@ from dlc_jax.kernels import tpu_program
 
 ROWS = 512  # a program of short sequences takes examples until it has as many tokens
 MIB = 2**20
+WIDE = ("TPU v6 lite", "TPU7x")  # with a matrix unit of 256 by 256
 # What a program may take of VMEM, 64 MiB a core or more; device kinds with less by name.
 VMEM, LESS_VMEM = 48 * MIB, {"TPU v4": 15 * MIB, "TPU v3": 15 * MIB, "TPU v2": 15 * MIB}
 
@@ -53,6 +54,12 @@ def refusal(qkv, *, mask, rotary, qk_scale, causal, platform) -> str | None:
 def _available() -> int:
     device = jax.sharding.get_abstract_mesh().abstract_device
     return LESS_VMEM.get(device.device_kind if device else "", VMEM)
+
+
+def _lanes() -> int:
+    """Width of the matrix unit."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return 256 if device and device.device_kind in WIDE else 128
 
 
 def _vmem(g, n, h, k, dtype, *, backward, buffers) -> int:
@@ -149,7 +156,7 @@ def _call(body, arrays, scales, given, shapes, h, causal):
             vmem_limit_bytes=max(needs(buffers=buffers), 16 * MIB),
         ),
         cost_estimate=pl.CostEstimate(
-            flops=(10 if backward else 4) * b * n * n * h * k,
+            flops=(10 if backward else 4) * b * n * n * h * _padded(k, _lanes()),
             transcendentals=b * h * n * n,
             bytes_accessed=moved,
         ),

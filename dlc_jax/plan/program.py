@@ -113,6 +113,23 @@ def cycles(text: str | None) -> int | None:
     return total or None
 
 
+KERNEL = 3  # times what its matrix products take at peak: a guess, on the slow side
+
+
+def kernel_cycles(text: str | None, machine) -> float:
+    """Cycles inside of the Pallas kernels of a TPU's program, from the FLOPs that they name.
+
+    These are to be of the matrix unit, padded as it pads them.
+    """
+    flops = 0.0
+    for computation, weight, fused in hlo.walk(hlo.parse(text or "")):
+        for each in () if fused else computation.instructions.values():
+            if 'custom_call_target="tpu_custom_call"' in each.line:
+                named = re.search(r'"cost_estimate":\{"flops":"(\d{1,18})"', each.line)
+                flops += weight * float(named.group(1) if named else 0)
+    return KERNEL * flops / (machine.flops / machine.clock) if flops else 0.0
+
+
 def _collectives(module: hlo.Module):
     """(times, kind, bytes each time, the instruction's line) for every collective, at its start."""
     for computation, weight, _ in hlo.walk(module):
@@ -169,13 +186,17 @@ def seconds(machine, *, flops: float, text: str | None, order=None) -> tuple[flo
     peak = flops / machine.flops
     estimated = cycles(text)
     if estimated and machine.clock:
-        computing = max(estimated / machine.clock, peak)
+        inside = kernel_cycles(text, machine)
+        computing = max((estimated + inside) / machine.clock, peak)
         how = (
             f"the compiler's {estimated / 1e6:.1f} M cycles at {machine.clock / 1e9:g} GHz, "
             f"by which plain bf16 matmuls reach {_MATMULS[machine.kind]} % of peak"
         )
         if '"tpu_custom_call"' in text:
-            how += ", without the inside of Pallas kernels"
+            how += (
+                f", and {inside / 1e6:.1f} M inside of Pallas kernels, which are taken for "
+                f"{KERNEL} times as long as their matrix products"
+            )
     else:
         computing, how = peak / EFFICIENCY, _GUESS
     if text is None:
