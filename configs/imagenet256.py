@@ -4,8 +4,8 @@
     ... --config=configs/imagenet256.py:generator,B,128x1024,512px       words in any order
 
 Words: a step to run alone; DiT S, B, L, XL or 8B (not the paper's); codes 32x4096, 128x1024 or
-512x256; 256px or 512px; small, the smaller prior; sedd, the prior with the score entropy of the
-paper. `--config.data.data_dir=DIR` has ImageNet, prepared by TFDS as ArrayRecord.
+512x256; 256px or 512px; small, the smaller prior; sedd, the prior with the paper's score entropy;
+heads128, XL with 9 heads of 128. `--config.data.data_dir=DIR` has ImageNet, by TFDS as ArrayRecord.
 Latents are of sd-vae-ft-ema: `dlc import vae FILE --out DIR` and `--config.autoencoder.path=DIR`.
 The paper: encoder a day on two A100, prior two days and generator ten days on four H100. What has
 been learned about generators since is in imagenet256_fast.py; 512 pixels are in imagenet512.py.
@@ -49,6 +49,7 @@ VARIANTS = {
     "S": {"generator.model.width": 384, "generator.model.depth": 12, "generator.model.heads": 6},
     "B": {"generator.model.width": 768, "generator.model.depth": 12, "generator.model.heads": 12},
     "L": {"generator.model.width": 1024, "generator.model.depth": 24, "generator.model.heads": 16},
+    "heads128": {"generator.model.heads": 9},  # fill a matrix unit; not for mesh.tensor of 2 or 4
     "8B": {"generator.model.width": 3584, "generator.model.depth": 36, "generator.model.heads": 28},
     "32x4096": {"*.model*positions": 32, "*.model*values": 4096},
     "128x1024": {"*.model*positions": 128, "*.model*values": 1024},

@@ -178,22 +178,6 @@ def constrain(x: jax.Array, spec: P = BATCH) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-@jax.custom_vjp
-def _flat(kernel):
-    """[d, ...] as a matrix, whose gradient is one too.
-
-    Without the barrier TPUs turn the large factors of the gradient's product instead of itself, to
-    have it in the memory layout of [d, ...].
-    """
-    return kernel.reshape(len(kernel), -1)
-
-
-_flat.defvjp(
-    lambda kernel: (_flat(kernel), kernel.shape),
-    lambda shape, gradient: (jax.lax.optimization_barrier(gradient).reshape(shape),),
-)
-
-
 def matmul(x: jax.Array, kernel: jax.Array, name: str, rules: Rules = (), dtype=None) -> jax.Array:
     """x [n, d] times a layer's kernel [d, ...], put together from its shares for this product only.
 
@@ -215,18 +199,22 @@ def matmul(x: jax.Array, kernel: jax.Array, name: str, rules: Rules = (), dtype=
             inner = (((1,), (0,)), ((), ()))
             return jax.lax.dot_general(x, kernel, inner, preferred_element_type=dtype)
         # Flat: otherwise it takes half as long again on CPUs.
-        return jnp.matmul(x, _flat(kernel), preferred_element_type=dtype)
+        return jnp.matmul(x, kernel.reshape(len(kernel), -1), preferred_element_type=dtype)
 
     if "fsdp" not in spec or x.shape[0] % shares(mesh):
         return dot(x, kernel).reshape(len(x), *kernel.shape[1:])
 
+    axis = spec.index("fsdp")
+
     def product(x, share):
         # Here, so that replicas add shares and not whole gradients.
         share = jax.lax.pcast(share, "data", to="varying")
-        return dot(x, jax.lax.all_gather(share, "fsdp", axis=spec.index("fsdp"), tiled=True))
+        if axis == 0 and "tensor" not in spec:  # TPUs scatter matrices only
+            share = share.reshape(len(share), -1)
+        return dot(x, jax.lax.all_gather(share, "fsdp", axis=axis, tiled=True))
 
     # `tensor` stays with the compiler.
-    kept = P(*(axis if axis == "fsdp" else None for axis in spec))
+    kept = P(*(each if each == "fsdp" else None for each in spec))
     y = jax.shard_map(
         product, in_specs=(BATCH, kept), out_specs=BATCH, axis_names={"data", "fsdp"}
     )(x, kernel)
