@@ -20,7 +20,9 @@ from dlc_jax.models.simplicial import DinoHead, Simplicial
 from dlc_jax.models.vit import ViT
 
 NARROW = jnp.dtype("bfloat16")
-MOVED = set("reshape transpose squeeze slice split broadcast_in_dim concatenate copy pad".split())
+MOVED = set(
+    "reshape transpose squeeze slice split broadcast_in_dim concatenate copy pad name".split()
+)
 
 
 def narrow(**fields):
