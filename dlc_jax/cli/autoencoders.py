@@ -1,12 +1,12 @@
 """dlc import vae FILE... --out DIR, dlc export vae DIR --out FILE...: autoencoders of latents."""
 
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dlc_jax import workdir as home
-from dlc_jax.cli import weights
+from dlc_jax.cli import diffusers_folders, weights
 from dlc_jax.cli.networks import prepare
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files, slots, tiny_names, vae_names
@@ -23,34 +23,58 @@ def take(arguments, rest) -> None:
     out, paths = weights.absent(arguments.out), arguments.file
     if len(paths) > 2:
         raise UserError(f"dlc import vae takes one file, or an encoder and a decoder; got {paths}")
-    name = "tiny" if len(paths) == 2 else "kl"
-    if name == "kl":
-        found = Weights(paths[0], vae_names.clean)
-    else:
-        found = Weights(" and ".join(paths), str, lambda _: tiny_names.both(paths))
-    model = {"name": name, **NAMES[name].section(found.shapes, found.where)}
-    network = _network(model)
-    shapes = slots.shapes_of(_abstract(network))
-    params = found.params(NAMES[name].table(shapes), shapes)
-    said = ", ".join([weights.count(params), *(f"{key} {value}" for key, value in model.items())])
-    weights.save(out, params, step=0, model=model)
-    facts = {"files": paths, "metadata": found.metadata, "dtypes": found.dtypes, "model": model}
-    home.write(out / weights.RECORD, facts)
-    usual = type(network)()
+    found, model = read(paths)
+    usual, arrays = type(_network(model))(), params(found, model)
+    said = described(arrays, model)
+    put(found, model, out, arrays, count=len(paths))
     other = {key: value for key, value in model.items() if value != getattr(usual, key, "kl")}
-    print(f"wrote {out}: {said}\nto use it:")
+    print(f"wrote {out}: {said}\n{found.where}: {weights.told(found, {})}\nto use it:")
     flags = [f"path={out}", *(f"model.{key}={value}" for key, value in other.items())]
     print(shlex.join(f"--config.autoencoder.{flag}" for flag in flags))
 
 
+def read(paths: Sequence[str | Path]) -> tuple[Weights, dict]:
+    """(an autoencoder's file or folder, or its two files, opened; its `model` section).
+
+    Raises:
+      UserError: see `section` of the names; a config.json beside it that does not fit.
+    """
+    if len(paths) == 2:
+        found = Weights(" and ".join(map(str, paths)), str, lambda _: tiny_names.both(paths))
+        return found, {"name": "tiny", **tiny_names.section(found.shapes, found.where)}
+    file = files.inside(paths[0])
+    found = Weights(file, vae_names.clean)
+    model = {"name": "kl", **vae_names.section(found.shapes, found.where)}
+    return found, model | diffusers_folders.autoencoder(file.with_name("config.json"), model)
+
+
+def params(found: Weights, model: Mapping) -> dict[str, np.ndarray]:
+    """Its parameters {path: array}.
+
+    Raises:
+      UserError: see `Weights.params`.
+    """
+    shapes = slots.shapes_of(_abstract(_network(model)))
+    return found.params(NAMES[model["name"]].table(shapes), shapes)
+
+
+def described(params: Mapping[str, np.ndarray], model: Mapping) -> str:
+    """The size of an autoencoder, in words."""
+    return ", ".join([weights.count(params), *(f"{key} {value}" for key, value in model.items())])
+
+
+def put(
+    found: Weights, model: Mapping, out: Path, params: dict[str, np.ndarray], count: int = 1
+) -> None:
+    """Writes the folder of an autoencoder that came in `count` files; empties `params`."""
+    weights.save(out, params, step=0, model=dict(model))
+    facts = {"files": [found.where] * count, "metadata": found.metadata}
+    weights.keep(out, facts | {"dtypes": found.dtypes, "model": model}, {})
+
+
 def give(arguments) -> None:
     """dlc export vae."""
-    facts = weights.record(Path(arguments.dir))
-    if facts is None or "model" not in facts:
-        raise UserError(
-            f"{arguments.dir} holds no autoencoder that dlc import vae of this version made; "
-            "import it again"
-        )
+    facts = _record(arguments.dir)
     name, outs = facts["model"]["name"], [Path(out) for out in arguments.out]
     wanted = len(facts["files"])
     if len(outs) != wanted or any(out.suffix != ".safetensors" for out in outs):
@@ -58,18 +82,7 @@ def give(arguments) -> None:
         raise UserError(f"dlc export vae: --out must be {what}; got {' '.join(map(str, outs))}")
     for out in outs:
         prepare(out, out.parent)
-    from dlc_jax import checkpoint
-
-    abstract = _abstract(_network(facts["model"]))
-    params = checkpoint.load_params(Path(arguments.dir) / "checkpoints", abstract)
-    params = {path: np.asarray(array) for path, array in slots.flat(params).items()}
-    table = NAMES[name].table(slots.shapes_of(params))
-    found = tensors(params, table, arguments.dir)
-    clean = vae_names.clean if name == "kl" else str
-    found = {
-        given: found[clean(given)].astype(weights.dtype(dtype), copy=False)
-        for given, dtype in facts["dtypes"].items()
-    }
+    found = written(arguments.dir)[0]
     halves = tiny_names.HALVES if name == "tiny" else ("",)
     for out, half in zip(outs, halves, strict=True):
         start = f"{half}." if half else ""
@@ -80,7 +93,38 @@ def give(arguments) -> None:
         print(f"wrote {out}: {len(part)} tensors")
 
 
-def _network(model: dict):
+def written(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str], dict]:
+    """(tensors as they came, metadata, `model` section) of what dlc import vae made.
+
+    Raises:
+      UserError: it did not make this folder.
+    """
+    from dlc_jax import checkpoint
+
+    facts, folder = _record(folder), Path(folder)
+    name, abstract = facts["model"]["name"], _abstract(_network(facts["model"]))
+    params = checkpoint.load_params(folder / "checkpoints", abstract)
+    params = {path: np.asarray(array) for path, array in slots.flat(params).items()}
+    found = tensors(params, NAMES[name].table(slots.shapes_of(params)), str(folder))
+    clean = vae_names.clean if name == "kl" else str
+    found = {
+        given: found[clean(given)].astype(weights.dtype(dtype), copy=False)
+        for given, dtype in facts["dtypes"].items()
+    }
+    return found, facts["metadata"], facts["model"]
+
+
+def _record(folder: str | Path) -> dict:
+    facts = weights.record(Path(folder))
+    if facts is None or "model" not in facts:
+        raise UserError(
+            f"{folder} holds no autoencoder that dlc import vae of this version made; "
+            "import it again"
+        )
+    return facts
+
+
+def _network(model: Mapping):
     """The module of a `model` section."""
     from dlc_jax.models.autoencoders import AUTOENCODERS
 

@@ -2,22 +2,27 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dlc_jax import recipe
-from dlc_jax import workdir as home
-from dlc_jax.cli import weights
+from dlc_jax.cli import diffusers_folders, weights
 from dlc_jax.cli.networks import prepare, whole, writing
 from dlc_jax.errors import UserError
 from dlc_jax.interop import dit_names, files, slots
 from dlc_jax.interop.weights import Weights
 from dlc_jax.recipe.lines import flat
 
+if TYPE_CHECKING:
+    from dlc_jax.models.dit import DiT
+
 IMPORT = "dlc import dit transformer/diffusion_pytorch_model.safetensors --out weights/dit"
 EXPORT = "dlc export dit runs/imagenet256 --out dit.safetensors"
-STEP = "generator"  # of a recipe: it is taken from it
+STEP = "generator"  # of a recipe: it is taken from it or put in it
+KNOWN = ("num_attention_heads", "sample_size", "input_size")  # of a config.json
 
 
 def take_flags(parser) -> None:
@@ -40,33 +45,74 @@ def give_flags(parser) -> None:
     )
 
 
-def take(arguments) -> None:
+def take(arguments, rest) -> None:
     """dlc import dit."""
-    out, found = weights.absent(arguments.out), Weights(arguments.file, dit_names.clean)
-    beside = _config(Path(arguments.file).with_name("config.json"))
-    heads = arguments.heads or found.number("heads") or beside.get("num_attention_heads")
-    sides = beside.get("sample_size"), beside.get("input_size")
-    image = arguments.image or found.number("image") or sides[0] or sides[1]
+    out = weights.absent(arguments.out)
+    found, lines = read(arguments.file, arguments.heads, arguments.image)
+    arrays, aside, facts = params(found, lines)
+    said = described(arrays, lines)
+    weights.save(out, arrays, step=0, model=facts["model"])
+    weights.keep(out, facts, aside)
+    print(f"wrote {out}: {said}\n{found.where}: {weights.told(found, aside)}\nto start from it:")
+    lines = {"train.init_from": str(out), **lines}
+    print(shlex.join(f"--config.{STEP}.{key}={value}" for key, value in lines.items()))
+
+
+def read(
+    path: str | Path, heads: int | None = None, image: int | None = None
+) -> tuple[Weights, dict]:
+    """(a generator's file or folder, opened; {field: value} of the step of it).
+
+    Args:
+      path: of the tensors, of their folder, or of diffusers' folder of a pipeline, whose
+        `transformer` it is and whose `scheduler` tells the process.
+      heads, image: where nothing tells them; see `dit_names.section`.
+
+    Raises:
+      UserError: see `dit_names.section` and `diffusers_folders.process`.
+    """
+    folder = diffusers_folders.pipeline(path)
+    file = files.inside(folder.transformer if folder else path)
+    found, beside = Weights(file, dit_names.clean), weights.settings(file.with_name("config.json"))
+    known = [weights.number(beside, key) for key in KNOWN]
+    heads = heads or found.number("heads") or known[0]
+    image = image or found.number("image") or known[1] or known[2]
     model = dit_names.section(found.shapes, found.where, heads=heads, image=image)
+    lines = {}
+    if model.get("out_channels", 0) == 2 * model["channels"]:  # noise and variances
+        lines["process.name"] = "ddpm"
+    if folder:
+        lines |= diffusers_folders.process(folder.scheduler)
+    return found, lines | flat({"model": model})
+
+
+def params(found: Weights, lines: Mapping) -> tuple[dict, dict, dict]:
+    """({path: array}, {name: array} that is not read, what `weights.record` gives back).
+
+    Args:
+      lines: that `read` gave.
+
+    Raises:
+      UserError: see `dit_names.read`.
+    """
     from dlc_jax.models.dit import DiT
 
+    start = "model."
+    model = {key.removeprefix(start): lines[key] for key in lines if key.startswith(start)}
     network, name = DiT(**model), dit_names.kind(found.shapes, found.where)
     shapes = weights.shapes(network, *_inputs(network))
-    params = dit_names.read(found, _layout(network, shapes, name), shapes)
+    arrays = dit_names.read(found, _layout(network, shapes, name), shapes)
     aside = {
         found.names[key]: found.read(key) for key in [dit_names.POSITIONS] if key in found.shapes
     }
-    said = ", ".join([weights.count(params), *(f"{key} {value}" for key, value in model.items())])
-    weights.save(out, params, step=0, model=model)
-    if aside:
-        files.save(out / weights.ASIDE, aside)
-    facts = {"file": arguments.file, "metadata": found.metadata, "dtypes": found.dtypes}
-    home.write(out / weights.RECORD, facts | {"model": model, "format": name})
-    print(f"wrote {out}: {said}\nto start from it:")
-    lines = {"train.init_from": str(out), **flat({"model": model})}
-    if model.get("out_channels", 0) == 2 * model["channels"]:  # noise and variances
-        lines = {"process.name": "ddpm", **lines}
-    print(shlex.join(f"--config.{STEP}.{key}={value}" for key, value in lines.items()))
+    facts = {"file": found.where, "metadata": found.metadata, "dtypes": found.dtypes}
+    return arrays, aside, facts | {"model": model, "format": name}
+
+
+def described(params: Mapping[str, np.ndarray], lines: Mapping) -> str:
+    """The size of a generator, in words."""
+    model = {key.removeprefix("model."): lines[key] for key in lines if key.startswith("model.")}
+    return ", ".join([weights.count(params), *(f"{key} {value}" for key, value in model.items())])
 
 
 def give(arguments) -> None:
@@ -74,8 +120,29 @@ def give(arguments) -> None:
     out = Path(arguments.out)
     if out.suffix != ".safetensors":
         raise UserError(f"dlc export dit: --out={out} is not a .safetensors file")
-    network, directory, facts = _network(arguments.workdir)
-    name = arguments.format or (facts or {}).get("format", "official")
+    found, metadata, network, name = written(arguments.workdir, arguments.format)
+    prepare(out, out.parent)
+    files.save(out, found, metadata)
+    print(f"wrote {out}: {len(found)} tensors, {name} names")
+    if name == "diffusers" and not (beside := out.with_name("config.json")).exists():
+        with writing(beside):
+            settings = diffusers_folders.transformer_config(network)
+            beside.write_text(f"{json.dumps(settings, indent=2)}\n")
+        print(f"wrote {beside}: DiTTransformer2DModel")
+
+
+def written(
+    workdir: str | Path, name: str | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, str], "DiT", str]:
+    """(tensors, metadata, network, format) of a run's generator, or of one that was imported.
+
+    An imported one is as it came in the format that it came in, which None takes.
+
+    Raises:
+      UserError: see `_network` and `dit_names.written`.
+    """
+    network, directory, facts = _network(workdir)
+    name = name or (facts or {}).get("format", "official")
     from dlc_jax import checkpoint
 
     abstract = weights.abstract(network, *_inputs(network))
@@ -84,7 +151,6 @@ def give(arguments) -> None:
     params = checkpoint.load_params(directory / "checkpoints", abstract)
     params = {path: np.asarray(array) for path, array in slots.flat(params).items()}
     found = dit_names.written(params, layout, str(directory))
-    prepare(out, out.parent)
     if facts and facts["format"] == name:  # as it came
         kept = (
             files.load(directory / weights.ASIDE) if (directory / weights.ASIDE).exists() else None
@@ -95,19 +161,12 @@ def give(arguments) -> None:
             else found[dit_names.clean(key)].astype(weights.dtype(dtype), copy=False)
             for key, dtype in facts["dtypes"].items()
         }
-        metadata = facts["metadata"]
-    else:
-        numbers = {"heads": str(network.heads), "image": str(network.image)}
-        metadata = {"format": "pt"} | numbers
-    files.save(out, found, metadata)
-    print(f"wrote {out}: {len(found)} tensors, {name} names")
-    if name == "diffusers" and not (beside := out.with_name("config.json")).exists():
-        with writing(beside):
-            beside.write_text(f"{json.dumps(_diffusers_config(network), indent=2)}\n")
-        print(f"wrote {beside}: DiTTransformer2DModel")
+        return found, facts["metadata"], network, name
+    numbers = {"heads": str(network.heads), "image": str(network.image)}
+    return found, {"format": "pt"} | numbers, network, name
 
 
-def _network(workdir: str):
+def _network(workdir: str | Path):
     """(DiT, folder of its checkpoints, what import wrote down) of a run or an imported file."""
     from dlc_jax.models.dit import DiT
 
@@ -123,7 +182,8 @@ def _network(workdir: str):
 
     settings = {"mesh": None, "batch": 1, "dtype": None}
     model = GeneratorNetwork(config, Path(workdir), STEP, **settings).model
-    return model, recipe.trained(config, workdir, STEP), None
+    directory = recipe.trained(config, workdir, STEP)
+    return model, directory, weights.record(directory)
 
 
 def _inputs(network) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -139,30 +199,3 @@ def _layout(network, shapes, name: str) -> dit_names.Layout:
     return dit_names.layout(
         shapes, name, patch=network.patch, channels=network.channels, positions=positions
     )
-
-
-def _config(path: Path) -> dict:
-    """The config.json that diffusers has beside a file, or {}."""
-    try:
-        found = json.loads(path.read_text()) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); move it away, or mend it") from error
-    return found if isinstance(found, dict) else {}
-
-
-def _diffusers_config(network) -> dict:
-    return {
-        "_class_name": "DiTTransformer2DModel",
-        "num_attention_heads": network.heads,
-        "attention_head_dim": network.width // network.heads,
-        "in_channels": network.channels,
-        "out_channels": network.out_channels or network.channels,
-        "num_layers": network.depth,
-        "sample_size": network.image,
-        "patch_size": network.patch,
-        "activation_fn": "gelu-approximate",
-        "num_embeds_ada_norm": network.classes,
-        "norm_type": "ada_norm_zero",
-        "norm_elementwise_affine": False,
-        "norm_eps": 1e-6,
-    }

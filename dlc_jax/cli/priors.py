@@ -2,13 +2,13 @@
 
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from dlc_jax import command, recipe
-from dlc_jax import workdir as home
 from dlc_jax.cli import weights
 from dlc_jax.cli.networks import prepare, whole, writing
 from dlc_jax.errors import UserError
@@ -51,10 +51,8 @@ def give_flags(parser) -> None:
 
 def take(arguments, rest) -> None:
     """dlc import sedd."""
-    found = Weights(arguments.file, sedd_names.clean, sedd_names.load)
-    heads = arguments.heads or found.number("heads")
-    model = sedd_names.section(found.shapes, found.where, heads)
-    out, name = Path(arguments.out), sedd_names.BUFFER
+    found, lines = read(arguments.file, arguments.heads)
+    out = Path(arguments.out)
     directory = weights.absent(out / STEP)
     if (out / "config.json").exists():
         if rest:
@@ -62,9 +60,44 @@ def take(arguments, rest) -> None:
         config = recipe.of_run(out)
     else:
         config, _ = command.parse([*command.given(arguments), *rest])
-    lines = flat({"model": model}) | PROCESS
-    config = _fitted(config, lines)
-    section, network = config[STEP].model, _built(config)
+    config = fitted(config, lines)
+    arrays, aside = params(found, config)
+    said = described(arrays, lines)
+    with weights.run(out, config):
+        put(found, config, directory, arrays, aside)
+    print(f"wrote {out}: {said}\n{found.where}: {weights.told(found, aside)}\nto start from it:")
+    lines["train.init_from"] = str(directory)
+    print(shlex.join(f"--config.{STEP}.{key}={value}" for key, value in lines.items()))
+
+
+def read(path: str | Path, heads: int | None = None) -> tuple[Weights, dict]:
+    """(a prior's file or folder, opened; {field: value} of the step of it).
+
+    Raises:
+      UserError: see `sedd_names.section`.
+    """
+    found = Weights(files.inside(path), sedd_names.clean, sedd_names.load)
+    model = sedd_names.section(found.shapes, found.where, heads or found.number("heads"))
+    return found, flat({"model": model}) | PROCESS
+
+
+def described(params: Mapping[str, np.ndarray], lines: Mapping) -> str:
+    """The size of a prior, in words."""
+    model = {
+        key.removeprefix("model."): value
+        for key, value in lines.items()
+        if key.startswith("model.")
+    }
+    return ", ".join([weights.count(params), *(f"{key} {value}" for key, value in model.items())])
+
+
+def params(found: Weights, config: ConfigDict) -> tuple[dict, dict]:
+    """({path: array} of the recipe's prior, {name: array} of the file that is not read).
+
+    Raises:
+      UserError: see `Weights.params`; another rotation of positions.
+    """
+    network, name = _built(config), sedd_names.BUFFER
     raw = [key for key in found.shapes if key.startswith(sedd_names.RAW)]
     aside = {found.names[key]: found.read(key) for key in raw}
     if name in found.shapes:
@@ -72,44 +105,55 @@ def take(arguments, rest) -> None:
         head = network.width // network.heads
         sedd_names.check_buffer(aside[found.names[name]], head, found.where)
     shapes = slots.shapes_of(abstract(network))
-    params = found.params(sedd_names.table(shapes), shapes, unused=[*raw, name])
-    said = ", ".join([weights.count(params), *(f"{key} {value}" for key, value in model.items())])
-    steps = config[STEP].train.steps
-    facts = {"file": arguments.file, "metadata": found.metadata, "aside": list(aside)}
+    return found.params(sedd_names.table(shapes), shapes, unused=[*raw, name]), aside
+
+
+def put(
+    found: Weights,
+    config: ConfigDict,
+    directory: Path,
+    params: dict[str, np.ndarray],
+    aside: Mapping[str, np.ndarray],
+) -> None:
+    """Writes the prior's step of a run, of what `params` gave; empties `params`."""
+    raw = any(name.startswith(sedd_names.RAW) for name in found.shapes)
+    facts = {"file": found.where, "metadata": found.metadata, "aside": list(aside)}
     facts["layout"] = "local" if raw else "hf"
     # in the order of the file, which JSON keeps of lists alone
     facts["average"] = [
         (given, found.dtypes[given]) for given in found.names.values() if given not in aside
     ]
-    prepare(out, out)
-    with home.lock(out):
-        home.remember(out, config.to_dict(), present=recipe.read_back)
-        weights.save(directory, params, step=steps, model=section.to_dict())
-        if aside:
-            files.save(directory / weights.ASIDE, aside)
-        home.write(directory / weights.RECORD, facts)
-        home.mark_done(directory, {"steps": steps, "after": {}, "settings": {}})
-    print(f"wrote {out}: {said}\nto start from it:")
-    lines["train.init_from"] = str(directory)
-    print(shlex.join(f"--config.{STEP}.{key}={value}" for key, value in lines.items()))
+    weights.step(directory, params, config[STEP], facts=facts, aside=aside)
 
 
 def give(arguments) -> None:
     """dlc export sedd."""
-    config, out = recipe.of_run(arguments.workdir), Path(arguments.out)
+    count, layout = write(arguments.workdir, Path(arguments.out), arguments.layout)
+    print(f"wrote {arguments.out}: {count} tensors, layout {layout}")
+
+
+def write(workdir: str | Path, out: Path, layout: str | None = None) -> tuple[int, str]:
+    """(tensors, layout) of the file that a run's prior becomes, which is written.
+
+    An imported one is as it came in the layout that it came in, which None takes.
+
+    Raises:
+      UserError: no prior, one that is not SEDD, or a file of another kind than the layout's.
+    """
+    config = recipe.of_run(workdir)
     if STEP not in config:
-        raise UserError(f"{arguments.workdir} is a run whose recipe has no step {STEP!r}")
+        raise UserError(f"{workdir} is a run whose recipe has no step {STEP!r}")
     process = config[STEP].process
     if process.name != "masked" or process.objective != "score":
         raise UserError(
-            f"{arguments.workdir}: SEDD's outputs are scores of masked codes, which only a prior "
+            f"{workdir}: SEDD's outputs are scores of masked codes, which only a prior "
             "with process.name=masked and process.objective=score gives"
         )
     from dlc_jax import checkpoint
 
-    network, directory = _built(config), recipe.trained(config, arguments.workdir, STEP)
+    network, directory = _built(config), recipe.trained(config, workdir, STEP)
     facts = weights.record(directory) or {}
-    layout = arguments.layout or facts.get("layout", "hf")
+    layout = layout or facts.get("layout", "hf")
     if out.suffix != SUFFIX[layout]:
         raise UserError(f"dlc export sedd: --out={out} is not a {SUFFIX[layout]} file ({layout})")
     shapes = abstract(network)
@@ -131,7 +175,7 @@ def give(arguments) -> None:
         with writing(out):
             torch_zip.write(partial, sedd_names.local(found, raw, metadata))
             os.replace(partial, out)
-    print(f"wrote {out}: {len(raw | found)} tensors, layout {layout}")
+    return len(raw | found), layout
 
 
 def _as_it_came(found, directory: Path, facts: dict) -> tuple[dict, dict, dict]:
@@ -145,7 +189,7 @@ def _as_it_came(found, directory: Path, facts: dict) -> tuple[dict, dict, dict]:
     return average, raw, facts["metadata"]
 
 
-def _fitted(config: ConfigDict, lines: dict) -> ConfigDict:
+def fitted(config: ConfigDict, lines: dict) -> ConfigDict:
     """The recipe with these fields of its prior, and with the sizes of its codes everywhere.
 
     Raises:
@@ -153,8 +197,7 @@ def _fitted(config: ConfigDict, lines: dict) -> ConfigDict:
     """
     if STEP not in config or config[STEP].stage != "prior":
         raise UserError(
-            f"dlc import sedd: the recipe has no step {STEP!r} that is a prior; "
-            "give another --config"
+            f"dlc import: the recipe has no step {STEP!r} that is a prior; give another --config"
         )
     sizes = {name: lines[f"model.{name}"] for name in ("positions", "values")}
     changes = {f"{STEP}.{name}": value for name, value in lines.items()}

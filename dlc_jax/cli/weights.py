@@ -1,13 +1,20 @@
 """What import and export share: shapes of parameters, checkpoints, and files beside them."""
 
+import contextlib
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from ml_collections import ConfigDict
 
+from dlc_jax import recipe
+from dlc_jax import workdir as home
+from dlc_jax.cli.networks import prepare
 from dlc_jax.errors import UserError
-from dlc_jax.interop import slots
+from dlc_jax.interop import files, slots
+from dlc_jax.interop.weights import Weights
 
 STEP = "encoder"  # of a recipe: an encoder is taken from it or put in it
 # beside the checkpoints of what was imported
@@ -54,6 +61,76 @@ def save(directory: Path, params: dict[str, np.ndarray], *, step: int, model: di
     checkpoints.save(step, {"ema": tree}, None, {"identity": {"model": model}})
     del tree
     checkpoints.close()
+
+
+@contextlib.contextmanager
+def run(out: Path, config: ConfigDict) -> Iterator[None]:
+    """Holds the folder of a run of this config, new or there already, while steps are put in it.
+
+    Raises:
+      UserError: it cannot be written, is in use, or is a run of another config.
+    """
+    prepare(out, out)
+    with home.lock(out):
+        home.remember(out, config.to_dict(), present=recipe.read_back)
+        yield
+
+
+def step(
+    directory: Path,
+    params: dict[str, np.ndarray],
+    section: ConfigDict,
+    *,
+    facts: Mapping,
+    aside: Mapping[str, np.ndarray],
+) -> None:
+    """Writes a step of a run as if it had been trained to its end; empties `params`.
+
+    Args:
+      section: of the step.
+      facts: what `record` gives back.
+      aside: tensors of the file that nothing here reads.
+    """
+    steps = section.train.steps
+    save(directory, params, step=steps, model=section.model.to_dict())
+    keep(directory, facts, aside)
+    home.mark_done(directory, {"steps": steps, "after": {}, "settings": {}})
+
+
+def keep(directory: Path, facts: Mapping, aside: Mapping[str, np.ndarray]) -> None:
+    """Writes down where parameters came from, and what else was there."""
+    if aside:
+        files.save(directory / ASIDE, aside)
+    home.write(directory / RECORD, facts)
+
+
+def told(found: Weights, aside: Mapping[str, np.ndarray]) -> str:
+    """How many tensors of a file became what, in words."""
+    text = f"{len(found.shapes)} tensors, {len(found.shapes) - len(aside)} of them parameters"
+    if not aside:
+        return text
+    shown = [*aside][: slots.LISTED]
+    more = ", …" if len(aside) > len(shown) else ""
+    return f"{text}; {len(aside)} kept aside, since nothing reads them: {', '.join(shown)}{more}"
+
+
+def settings(path: Path) -> dict:
+    """A JSON file of settings such as transformers and diffusers write, or {} if there is none.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+        found = json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); move it away, or mend it") from error
+    return found if isinstance(found, dict) else {}
+
+
+def number(settings: Mapping, name: str) -> int | None:
+    """A whole number above 0 in such settings, if it is there."""
+    value = settings.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def record(directory: Path) -> dict | None:

@@ -1,9 +1,10 @@
-"""Files of tensors: safetensors, and PyTorch's own.
+"""Files of tensors: safetensors, whole or in shards, and PyTorch's own.
 
 Only those that PyTorch wrote before it wrote zips (1.6) need PyTorch. A pickle that holds more than
 tensors is never run.
 """
 
+import json
 import os
 import pickle
 import warnings
@@ -20,6 +21,8 @@ from dlc_jax.errors import UserError
 from dlc_jax.interop import torch_zip
 
 TORCH = (".pth", ".pt", ".bin", ".th")
+INDEX = ".safetensors.index.json"  # of a model in shards: {"weight_map": {name: file}}
+NAMES = ("model", "diffusion_pytorch_model", "pytorch_model")  # of the file in a folder
 
 
 class Tensors(NamedTuple):
@@ -48,6 +51,16 @@ def state(found: Any) -> Any:
     return found
 
 
+def inside(path: str | Path) -> Path:
+    """The file of tensors in a folder, as transformers and diffusers name it; or the path itself.
+
+    Safetensors come before shards of them, and those before PyTorch's own file.
+    """
+    path = Path(path)
+    names = [f"{name}{end}" for end in (".safetensors", INDEX, ".bin") for name in NAMES]
+    return next((path / name for name in names if (path / name).is_file()), path)
+
+
 def load(path: str | Path, pick: Callable[[Any], Any] = state) -> Tensors:
     """A file's tensors, none of them read yet, if it is not one that PyTorch must read.
 
@@ -56,12 +69,14 @@ def load(path: str | Path, pick: Callable[[Any], Any] = state) -> Tensors:
 
     Raises:
       UserError: no such file, damaged, of another kind, in need of PyTorch where it is absent, or a
-        pickle of more than tensors.
+        pickle of more than tensors; shards that are missing or do not fit their index.
     """
-    path = Path(path)
+    path = inside(path)
     if not path.is_file():
         what = "is a folder; give the file of tensors in it" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {what}")
+    if path.name.endswith(INDEX):
+        return _shards(path)
     if path.suffix not in (".safetensors", *TORCH):
         raise UserError(f"{path} is neither .safetensors nor one of {', '.join(TORCH)}")
     found = _safetensors(path) if path.suffix == ".safetensors" else _torch(path, pick)
@@ -91,6 +106,41 @@ def _safetensors(path: Path) -> Tensors:
             raise _untyped(path, name, error) from error
 
     return Tensors(shapes, read, dict(file.metadata() or {}))
+
+
+def _shards(path: Path) -> Tensors:
+    """The tensors of all files that an index names."""
+    try:
+        index = json.loads(path.read_text())["weight_map"]
+        names = sorted(set(index.values()))
+        plain = all(Path(name).name == name and name.endswith(".safetensors") for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        index, plain = {}, False
+    if not index or not plain:
+        raise UserError(f"{path} is not an index of shards ({{weight_map: {{name: file}}}})")
+    if missing := [name for name in names if not (path.parent / name).is_file()]:
+        more = ", …" if len(missing) > 3 else ""
+        raise UserError(
+            f"{path}: {len(missing)} of {len(names)} shards are missing "
+            f"({', '.join(missing[:3])}{more}); fetch them too"
+        )
+    parts = {name: load(path.parent / name) for name in names}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for shard, part in parts.items():
+        for name, shape in part.shapes.items():
+            if (known := index.get(name)) != shard:
+                said = f"in {known} by the index" if known else "not in the index"
+                raise UserError(
+                    f"{path.parent / shard}: {name} is {said}, yet it is in this file; "
+                    "shards of two models are mixed: fetch them again"
+                )
+            shapes[name] = shape
+    if lacking := [name for name in index if name not in shapes]:
+        raise UserError(
+            f"{path}: {lacking[0]} is not in {index[lacking[0]]}, where the index has it; "
+            "fetch the shards again"
+        )
+    return Tensors(shapes, lambda name: parts[index[name]].read(name), parts[names[0]].metadata)
 
 
 def _torch(path: Path, pick: Callable[[Any], Any]) -> Tensors:

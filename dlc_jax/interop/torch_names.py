@@ -48,10 +48,7 @@ def official(shapes: Shapes) -> dict[str, Slot]:
         table.linear(f"{block}.mlp.{first}", "vit/blocks/mlp/fc1", number)
         table.linear(f"{block}.mlp.{second}", "vit/blocks/mlp/fc2", number)
     table.norm("norm", "vit/norm")
-    table.linear("sem_embed", "simplicial/embed")
-    table.norm("sem_norm", "simplicial/norm")
-    table.linear("sem_out", "simplicial/out")
-    table.same("sem_bias", "simplicial/bias")
+    table.simplicial()
     for name, path in HEADS.items():
         for layer in range(3):
             table.linear(f"{name}.mlp.{2 * layer}", f"{path}/fc{layer + 1}")
@@ -63,8 +60,12 @@ def official(shapes: Shapes) -> dict[str, Slot]:
 
 
 def transformers(shapes: Shapes) -> dict[str, Slot]:
-    """The names of Dinov2Model and Dinov2WithRegistersModel; the vision transformer alone."""
-    table = _Table({path: shape for path, shape in shapes.items() if path.startswith("vit/")})
+    """The names of Dinov2Model and Dinov2WithRegistersModel.
+
+    A subclass of the latter with a simplicial head has its tensors by the names of `official`; none
+    has a DINO head.
+    """
+    table = _Table(shapes)
     width = shapes["vit/cls_token"][-1]
     table.same("embeddings.cls_token", "vit/cls_token")
     positions = (1, *shapes["vit/pos_embed"])
@@ -87,12 +88,21 @@ def transformers(shapes: Shapes) -> dict[str, Slot]:
         table.linear(f"{block}.mlp.{first}", "vit/blocks/mlp/fc1", number)
         table.linear(f"{block}.mlp.{second}", "vit/blocks/mlp/fc2", number)
     table.norm("layernorm", "vit/norm")
+    table.simplicial()
     return table.rows
+
+
+def kind(names: Iterable[str]) -> str:
+    """Which of LAYOUTS these names are of."""
+    return "transformers" if any(name.startswith("embeddings.") for name in names) else "official"
 
 
 def layout(names: Iterable[str]) -> Callable[[Shapes], dict[str, Slot]]:
     """The table that these names are of."""
-    return transformers if any(name.startswith("embeddings.") for name in names) else official
+    return LAYOUTS[kind(names)]
+
+
+LAYOUTS = {"official": official, "transformers": transformers}
 
 
 class _Table:
@@ -121,6 +131,12 @@ class _Table:
     def norm(self, name: str, path: str, *index) -> None:
         self.same(f"{name}.weight", f"{path}/scale", *index)
         self.same(f"{name}.bias", f"{path}/bias", *index)
+
+    def simplicial(self) -> None:
+        self.linear("sem_embed", "simplicial/embed")
+        self.norm("sem_norm", "simplicial/norm")
+        self.linear("sem_out", "simplicial/out")
+        self.same("sem_bias", "simplicial/bias")
 
     def patches(self, name: str) -> None:
         pixels, width = self.shapes["vit/patch_embed/kernel"]
