@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlc_jax.cli import diffusers_folders, weights
+from dlc_jax.cli import diffusers_settings, weights
 from dlc_jax.cli.networks import prepare
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files, slots, tiny_names, vae_names
@@ -45,7 +45,7 @@ def read(paths: Sequence[str | Path]) -> tuple[Weights, dict]:
     file = files.inside(paths[0])
     found = Weights(file, vae_names.clean)
     model = {"name": "kl", **vae_names.section(found.shapes, found.where)}
-    return found, model | diffusers_folders.autoencoder(file.with_name("config.json"), model)
+    return found, model | diffusers_settings.autoencoder(file.with_name("config.json"), model)
 
 
 def params(found: Weights, model: Mapping) -> dict[str, np.ndarray]:
@@ -74,7 +74,7 @@ def put(
 
 def give(arguments) -> None:
     """dlc export vae."""
-    facts = _record(arguments.dir)
+    facts = record(arguments.dir)
     name, outs = facts["model"]["name"], [Path(out) for out in arguments.out]
     wanted = len(facts["files"])
     if len(outs) != wanted or any(out.suffix != ".safetensors" for out in outs):
@@ -101,7 +101,7 @@ def written(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str], 
     """
     from dlc_jax import checkpoint
 
-    facts, folder = _record(folder), Path(folder)
+    facts, folder = record(folder), Path(folder)
     name, abstract = facts["model"]["name"], _abstract(_network(facts["model"]))
     params = checkpoint.load_params(folder / "checkpoints", abstract)
     params = {path: np.asarray(array) for path, array in slots.flat(params).items()}
@@ -114,7 +114,12 @@ def written(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str], 
     return found, facts["metadata"], facts["model"]
 
 
-def _record(folder: str | Path) -> dict:
+def record(folder: str | Path) -> dict:
+    """What dlc import vae wrote down in a folder.
+
+    Raises:
+      UserError: it did not make this folder.
+    """
     facts = weights.record(Path(folder))
     if facts is None or "model" not in facts:
         raise UserError(

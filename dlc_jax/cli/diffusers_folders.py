@@ -1,96 +1,102 @@
-"""Folders of diffusers: what their settings say of ours, and ours written as theirs."""
+"""dlc export diffusers: a generator of classes as a folder that diffusers' DiTPipeline loads."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
-from dlc_jax.cli import weights
+from ml_collections import ConfigDict
+
+from dlc_jax import recipe
+from dlc_jax.cli import autoencoders, generators, weights
+from dlc_jax.cli import diffusers_settings as settings
 from dlc_jax.errors import UserError
+from dlc_jax.interop import files
 
-SCHEDULER = "scheduler_config.json"
-# {setting of a scheduler: what it must be}; absent it is that
-PLAIN = {
-    "beta_schedule": "linear",
-    "prediction_type": "epsilon",
-    "trained_betas": None,
-    "clip_sample": False,
-    "thresholding": False,
-    "rescale_betas_zero_snr": False,
-}
-# {setting of an autoencoder: what it must be}
-SMOOTH = {"act_fn": "silu", "shift_factor": None, "latents_mean": None, "latents_std": None}
+EXPORT = "dlc export diffusers -w runs/classes --out dit/"
+STEP = generators.STEP
 
 
-class Folder(NamedTuple):
-    """A folder of a pipeline: its transformer's, its scheduler's settings, its autoencoder's."""
+def give(arguments) -> None:
+    """dlc export diffusers."""
+    out, workdir = weights.absent(arguments.out), Path(arguments.workdir)
+    config = recipe.of_run(workdir)
+    weights.check_complete(config, workdir, STEP)
+    check(config, STEP)
+    model = config[STEP].model
+    if model.positions:
+        raise UserError(
+            f"{workdir}: {STEP} reads codes ({STEP}.model.positions={model.positions}), which "
+            "DiTTransformer2DModel does not; dlc export torch or official has them"
+        )
+    if not model.classes:
+        raise UserError(
+            f"{workdir}: {STEP}.model.classes=0, and DiTTransformer2DModel always reads a class"
+        )
+    if not config[recipe.autoencoder(config, STEP)].path:
+        raise UserError(f"{workdir}: its autoencoder has no weights to export")
+    found, metadata, network, _ = generators.written(workdir, "diffusers")
+    with weights.whole(out) as partial:
+        folder = weights.made(partial / "transformer")
+        files.save(folder / f"{files.NAMES[1]}.safetensors", found, metadata)
+        write(folder / "config.json", settings.transformer_config(network))
+        said = write_rest(config, STEP, partial)
+        parts = {"scheduler": "DDPMScheduler", "transformer": "DiTTransformer2DModel"}
+        parts |= {"vae": "AutoencoderKL"}
+        index = {"_class_name": "DiTPipeline", "id2label": {}}
+        write(
+            partial / "model_index.json",
+            index | {key: ["diffusers", name] for key, name in parts.items()},
+        )
+    print("\n".join([f"wrote {out}: DiTPipeline", f"transformer: {len(found)} tensors", *said]))
 
-    transformer: Path
-    scheduler: Path
-    vae: Path | None
 
-
-def pipeline(path: str | Path) -> Folder | None:
-    """The parts of a pipeline's folder, or None of another path."""
-    path = Path(path)
-    if not (path / "transformer").is_dir():
-        return None
-    vae = path / "vae"
-    return Folder(
-        path / "transformer", path / "scheduler" / SCHEDULER, vae if vae.is_dir() else None
-    )
-
-
-def process(path: Path) -> dict:
-    """{field: value} of the process of a scheduler's settings, {} if there are none.
-
-    Raises:
-      UserError: it is not DDPM's with noise as prediction and variances that rise linearly.
-    """
-    found = weights.settings(path)
-    _check(found, PLAIN, path, "DDPM here has")
-    fields = {"steps": "num_train_timesteps", "beta_first": "beta_start", "beta_last": "beta_end"}
-    return {f"process.{ours}": found[key] for ours, key in fields.items() if key in found}
-
-
-def autoencoder(path: Path, model: Mapping) -> dict:
-    """Fields of an autoencoder's `model` that its settings tell beside those of shapes.
+def check(config: ConfigDict, step: str, *, is_plain: bool = False) -> None:
+    """Refuses a generator that a pipeline of others cannot draw with.
 
     Args:
-      path: of the config.json; {} if it is not there.
-      model: what the shapes told.
+      is_plain: its steps and variances must be those of DiT.
 
     Raises:
-      UserError: they contradict the shapes, or are of another kind of autoencoder.
+      UserError: what it has, and what was expected.
     """
-    found = weights.settings(path)
-    _check(found, SMOOTH, path, "the autoencoder here has")
-    shapes = {"block_out_channels": list(model["channels"]), "latent_channels": model["latent"]}
-    shapes |= {"layers_per_block": model["residuals"]}
-    _check(found, {key: shapes[key] for key in shapes if key in found}, path, "its tensors have")
-    names = {"scaling": "scaling_factor", "groups": "norm_num_groups"}
-    return {ours: found[key] for ours, key in names.items() if key in found}
-
-
-def transformer_config(network) -> dict:
-    """The config.json of a DiT as DiTTransformer2DModel."""
-    return {
-        "_class_name": "DiTTransformer2DModel",
-        "num_attention_heads": network.heads,
-        "attention_head_dim": network.width // network.heads,
-        "in_channels": network.channels,
-        "out_channels": network.out_channels or network.channels,
-        "num_layers": network.depth,
-        "sample_size": network.image,
-        "patch_size": network.patch,
-        "activation_fn": "gelu-approximate",
-        "num_embeds_ada_norm": network.classes,
-        "norm_type": "ada_norm_zero",
-        "norm_elementwise_affine": False,
-        "norm_eps": 1e-6,
-    }
-
-
-def _check(found: Mapping, wanted: Mapping, path: Path, whose: str) -> None:
+    section, process = config[step], config[step].process
+    wanted = {"process.name": "ddpm", "latents": True, "normalize": False}
+    found = {"process.name": process.name, "latents": section.latents}
+    found |= {"normalize": section.normalize}
+    if is_plain and process.name == "ddpm":
+        wanted |= {f"process.{key}": value for key, value in settings.DDPM.items()}
+        found |= {f"process.{key}": process[key] for key in settings.DDPM}
     for key, value in wanted.items():
-        if (other := found.get(key, value)) != value:
-            raise UserError(f"{path}: {key}={other!r}, and {whose} {value!r}; it cannot be loaded")
+        if found[key] != value:
+            raise UserError(
+                f"{step}.{key}={found[key]!r}: pipelines of this format draw with {key}={value!r}; "
+                "such a generator cannot be exported"
+            )
+    if config[recipe.autoencoder(config, step)].model.name != "kl":
+        raise UserError(f"{step} draws latents of a tiny autoencoder, which this format has not")
+
+
+def write_rest(config: ConfigDict, step: str, out: Path) -> list[str]:
+    """Writes vae/ and scheduler/ of a pipeline's folder; what it wrote, in words.
+
+    Raises:
+      UserError: the autoencoder has no weights, or they were not imported here.
+    """
+    section = config[recipe.autoencoder(config, step)]
+    said = []
+    if section.path:
+        found, metadata, model = autoencoders.written(section.path)
+        folder = weights.made(out / "vae")
+        files.save(folder / f"{files.NAMES[1]}.safetensors", found, metadata)
+        write(folder / "config.json", settings.autoencoder_config(model, config.data.image))
+        said.append(f"vae: {len(found)} tensors")
+    write(
+        weights.made(out / "scheduler") / settings.SCHEDULER,
+        settings.scheduler_config(config[step].process),
+    )
+    return said
+
+
+def write(path: Path, found: Mapping) -> None:
+    """Writes settings as JSON."""
+    path.write_text(f"{json.dumps(found, indent=2)}\n")

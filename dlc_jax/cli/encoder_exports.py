@@ -53,15 +53,17 @@ def simplicial(
     facts = weights.record(directory)
     came = torch_names.kind(map(torch_names.clean, facts["dtypes"])) if facts else None
     layout = layout or came or "official"
+    if layout == "transformers" or (
+        facts and not any("dino_head." in key for key in facts["dtypes"])
+    ):
+        heads = tuple(torch_names.HEADS.values())  # the second: an import drew it
+        params = {path: array for path, array in params.items() if not path.startswith(heads)}
     backbone, code = model.backbone, model.simplicial
     config = _transformers_config(backbone, "Dinov2WithRegisters")
     config |= {"dlc_L": code.positions, "dlc_V": code["values"]}
     if layout == came:
         return _as_it_came(params, directory, facts), facts["metadata"], config
     _complete(params, backbone)
-    if layout == "transformers":
-        heads = tuple(torch_names.HEADS.values())
-        params = {path: array for path, array in params.items() if not path.startswith(heads)}
     table = torch_names.LAYOUTS[layout](slots.shapes_of(params))
     numbers = {"L": code.positions, "V": code["values"], "heads": backbone.heads}
     metadata = {"format": "pt", **{name: str(number) for name, number in numbers.items()}}

@@ -85,13 +85,17 @@ def sem(arguments, rest) -> None:
 
 
 def read(
-    path: str | Path, positions: int | None = None, values: int | None = None
+    path: str | Path,
+    positions: int | None = None,
+    values: int | None = None,
+    otherwise: int | None = None,
 ) -> tuple[Weights, dict]:
     """(an encoder's file or folder, opened; its `model` section but for what shapes leave open).
 
     Args:
       positions, values: L and V, if they are known. A config.json beside the file may tell L, as
         `dlc_L`.
+      otherwise: L where nothing else tells it.
 
     Raises:
       UserError: see `sections`; another L than that of the config.json.
@@ -106,7 +110,7 @@ def read(
     backbone, head = _backbone(found, file), sections.head(found.shapes, found.where)
     positions = positions or told or found.number("L")
     values = values or weights.number(beside, "dlc_V") or found.number("V")
-    code = sections.simplicial(found.shapes, positions, values, found.where)
+    code = sections.simplicial(found.shapes, positions, values, found.where, otherwise=otherwise)
     return found, {"backbone": {"name": "vit", **backbone}, "simplicial": code, **head}
 
 
@@ -165,13 +169,12 @@ def fitted(config: ConfigDict, model: dict) -> ConfigDict:
         )
     from dlc_jax.stages import encoder
 
-    lines = flat({weights.STEP: {"model": model}})
+    code = model["simplicial"]
+    lines = weights.sizes(config, code["positions"], code["values"])
+    lines |= flat({weights.STEP: {"model": model}})
     for name, section in config.items():
         if not isinstance(section, ConfigDict):
             continue
-        if "model" in section and section.model.get("positions"):
-            for field in ("positions", "values"):
-                lines[f"{name}.model.{field}"] = model["simplicial"][field]
         if section.get("stage") == "codes" and not section.dtype:
             # of a run from before this field; published priors were trained on exact codes
             lines[f"{name}.dtype"] = "float32"

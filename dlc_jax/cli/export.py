@@ -1,9 +1,17 @@
 """dlc export ACTION: networks for other programs."""
 
-from dlc_jax.cli import autoencoders, encoder_exports, generators, priors
+from dlc_jax.cli import (
+    autoencoders,
+    diffusers_folders,
+    encoder_exports,
+    generators,
+    official,
+    priors,
+)
 
 EXAMPLES = (encoder_exports.SEM, encoder_exports.DINOV2)
-EXAMPLES += (autoencoders.EXPORT, generators.EXPORT, priors.EXPORT)
+EXAMPLES += (autoencoders.EXPORT, generators.EXPORT, priors.EXPORT, official.EXPORT)
+EXAMPLES += (diffusers_folders.EXPORT,)
 EXAMPLE = "\n  ".join(EXAMPLES)
 VERBS = {
     "sem": encoder_exports.sem,
@@ -11,6 +19,8 @@ VERBS = {
     "dit": generators.give,
     "sedd": priors.give,
     "vae": autoencoders.give,
+    "official": official.give,
+    "diffusers": diffusers_folders.give,
 }
 
 
@@ -31,6 +41,12 @@ def arguments(parser) -> None:
     out = "a .safetensors file, or two of a tiny one: its encoder and its decoder"
     where = {"where": "dir", "of": "folder that dlc import vae made", "count": "+"}
     _action(actions, "vae", what, autoencoders.EXPORT, "FILE", out, **where)
+    what = "encoder, prior and generator by the published names; imported ones as they came"
+    official.give_flags(
+        _action(actions, "official", what, official.EXPORT, "DIR", "a new folder", where="-w")
+    )
+    what = "a generator of classes, with its autoencoder, as a folder of diffusers' DiTPipeline"
+    _action(actions, "diffusers", what, diffusers_folders.EXPORT, "DIR", "a new folder", where="-w")
 
 
 def _action(

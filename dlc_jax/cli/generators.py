@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from dlc_jax import recipe
-from dlc_jax.cli import diffusers_folders, weights
+from dlc_jax.cli import diffusers_settings, weights
 from dlc_jax.cli.networks import prepare, whole, writing
 from dlc_jax.errors import UserError
 from dlc_jax.interop import dit_names, files, slots
@@ -69,9 +70,9 @@ def read(
       heads, image: where nothing tells them; see `dit_names.section`.
 
     Raises:
-      UserError: see `dit_names.section` and `diffusers_folders.process`.
+      UserError: see `dit_names.section` and `diffusers_settings.process`.
     """
-    folder = diffusers_folders.pipeline(path)
+    folder = diffusers_settings.pipeline(path)
     file = files.inside(folder.transformer if folder else path)
     found, beside = Weights(file, dit_names.clean), weights.settings(file.with_name("config.json"))
     known = [weights.number(beside, key) for key in KNOWN]
@@ -82,7 +83,7 @@ def read(
     if model.get("out_channels", 0) == 2 * model["channels"]:  # noise and variances
         lines["process.name"] = "ddpm"
     if folder:
-        lines |= diffusers_folders.process(folder.scheduler)
+        lines |= diffusers_settings.process(folder.scheduler)
     return found, lines | flat({"model": model})
 
 
@@ -109,6 +110,24 @@ def params(found: Weights, lines: Mapping) -> tuple[dict, dict, dict]:
     return arrays, aside, facts | {"model": model, "format": name}
 
 
+def fitted(config: ConfigDict, lines: Mapping) -> ConfigDict:
+    """The recipe with these fields of its generator, of latents, and its codes' sizes everywhere.
+
+    Raises:
+      UserError: it has no generator.
+    """
+    if STEP not in config or config[STEP].stage != "generator":
+        raise UserError(
+            f"dlc import: the recipe has no step {STEP!r} that is a generator; "
+            "give another --config"
+        )
+    changes = {}
+    if lines["model.positions"]:
+        changes = weights.sizes(config, lines["model.positions"], lines["model.values"])
+    changes |= {f"{STEP}.{name}": value for name, value in lines.items()}
+    return recipe.changed(config, changes | {f"{STEP}.latents": True, f"{STEP}.normalize": False})
+
+
 def described(params: Mapping[str, np.ndarray], lines: Mapping) -> str:
     """The size of a generator, in words."""
     model = {key.removeprefix("model."): lines[key] for key in lines if key.startswith("model.")}
@@ -126,7 +145,7 @@ def give(arguments) -> None:
     print(f"wrote {out}: {len(found)} tensors, {name} names")
     if name == "diffusers" and not (beside := out.with_name("config.json")).exists():
         with writing(beside):
-            settings = diffusers_folders.transformer_config(network)
+            settings = diffusers_settings.transformer_config(network)
             beside.write_text(f"{json.dumps(settings, indent=2)}\n")
         print(f"wrote {beside}: DiTTransformer2DModel")
 

@@ -3,11 +3,11 @@
 Every tensor of a file is used, or named as unused.
 """
 
-from dlc_jax.cli import autoencoders, encoders, generators, priors
+from dlc_jax.cli import autoencoders, encoders, generators, official, priors
 from dlc_jax.errors import UserError
 
 EXAMPLES = (encoders.DINOV2, encoders.SEM)
-EXAMPLES += (autoencoders.IMPORT, generators.IMPORT, priors.IMPORT)
+EXAMPLES += (autoencoders.IMPORT, generators.IMPORT, priors.IMPORT, official.IMPORT)
 EXAMPLE = "\n  ".join(EXAMPLES)
 VERBS = {
     "dinov2": encoders.dinov2,
@@ -15,8 +15,9 @@ VERBS = {
     "dit": generators.take,
     "sedd": priors.take,
     "vae": autoencoders.take,
+    "official": official.take,
 }
-WITH_RECIPE = ("sem", "sedd")  # the others take no --config
+WITH_RECIPE = ("sem", "sedd", "official")  # the others take no --config
 
 
 def arguments(parser) -> None:
@@ -29,7 +30,8 @@ def arguments(parser) -> None:
         made = actions.add_parser(name, help=what, **settings)
         file = ".safetensors, .pth, .pt or .bin; one from before PyTorch 1.6 needs PyTorch. Or the "
         file += "folder that has it, or the index of its shards"
-        made.add_argument("file", metavar="FILE", nargs=files, help=file)
+        if files != 0:
+            made.add_argument("file", metavar="FILE", nargs=files, help=file)
         made.add_argument("--out", required=True, metavar="DIR", help=out)
         return made
 
@@ -46,6 +48,9 @@ def arguments(parser) -> None:
     what = "an autoencoder: diffusers' AutoencoderKL, or the two files of a tiny one (TAEF2)"
     vae = f"{autoencoders.IMPORT}\n  {autoencoders.TINY}"
     action("vae", what, vae, "a new folder", files="+")
+    what = "the published networks, or some of them, as one run to sample, compose and encode from"
+    made = action("official", what, official.IMPORT, "folder of a new run", files=0)
+    official.take_flags(made)
 
 
 def run(arguments, rest) -> None:

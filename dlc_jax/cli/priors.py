@@ -199,15 +199,8 @@ def fitted(config: ConfigDict, lines: dict) -> ConfigDict:
         raise UserError(
             f"dlc import: the recipe has no step {STEP!r} that is a prior; give another --config"
         )
-    sizes = {name: lines[f"model.{name}"] for name in ("positions", "values")}
-    changes = {f"{STEP}.{name}": value for name, value in lines.items()}
-    for step, section in config.items():
-        if not isinstance(section, ConfigDict) or "model" not in section:
-            continue
-        if "positions" in section.model and section.model.positions:
-            changes |= {f"{step}.model.{name}": value for name, value in sizes.items()}
-        if "simplicial" in section.model:
-            changes |= {f"{step}.model.simplicial.{name}": value for name, value in sizes.items()}
+    changes = weights.sizes(config, lines["model.positions"], lines["model.values"])
+    changes |= {f"{STEP}.{name}": value for name, value in lines.items()}
     return recipe.changed(config, changes)
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from ml_collections import ConfigDict
 
 from dlc_jax import recipe
 from dlc_jax import workdir as home
-from dlc_jax.cli.networks import prepare
+from dlc_jax.cli.networks import prepare, writing
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files, slots
 from dlc_jax.interop.weights import Weights
@@ -102,6 +104,62 @@ def keep(directory: Path, facts: Mapping, aside: Mapping[str, np.ndarray]) -> No
     if aside:
         files.save(directory / ASIDE, aside)
     home.write(directory / RECORD, facts)
+
+
+def sizes(config: ConfigDict, positions: int, values: int) -> dict[str, int]:
+    """{field: number} of codes of these sizes in all steps that read or make some."""
+    changes = {}
+    for name, section in config.items():
+        if not isinstance(section, ConfigDict) or "model" not in section:
+            continue
+        if "positions" in section.model and section.model.positions:
+            changes |= {f"{name}.model.positions": positions, f"{name}.model.values": values}
+        if "simplicial" in section.model:
+            inner = f"{name}.model.simplicial"
+            changes |= {f"{inner}.positions": positions, f"{inner}.values": values}
+    return changes
+
+
+def check_complete(config: ConfigDict, workdir: Path, name: str) -> None:
+    """Refuses a step of a run that is not there, or not trained to its end.
+
+    Raises:
+      UserError: see above.
+    """
+    if name not in config:
+        raise UserError(f"{workdir} is a run whose recipe has no step {name!r}")
+    directory = recipe.trained(config, workdir, name)
+    if home.done(directory) is None:
+        raise UserError(
+            f"{directory} is not complete, and half a training is not exported; finish it by dlc "
+            f"train --config={workdir}/config.json"
+        )
+
+
+@contextlib.contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """A folder to write in that becomes `out` at the end, or is removed if anything fails.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    prepare(partial, partial)
+    try:
+        yield partial
+        with writing(out):
+            os.replace(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def made(folder: Path) -> Path:
+    """The folder, which is made."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def told(found: Weights, aside: Mapping[str, np.ndarray]) -> str:

@@ -78,13 +78,21 @@ def _mlp(found: Found, width: int, where: str) -> dict:
     return {"mlp": "swiglu", "mlp_ratio": MLP_RATIO}
 
 
-def simplicial(found: Found, positions: int | None, values: int | None, where: str) -> dict:
+def simplicial(
+    found: Found,
+    positions: int | None,
+    values: int | None,
+    where: str,
+    *,
+    otherwise: int | None = None,
+) -> dict:
     """The section `simplicial`, without its relaxation.
 
     Shapes tell L and V of the shared readouts, and of the plain one only their product.
 
     Args:
       positions, values: L and V if they are known.
+      otherwise: L where nothing else tells it.
 
     Raises:
       UserError: there is no such head; L and V stay open, or contradict the shapes.
@@ -116,6 +124,8 @@ def simplicial(found: Found, positions: int | None, values: int | None, where: s
                 f"{where}: its tensors have {number} {name}, not {given[name]}; leave --{name} out"
             )
         given[name] = number
+    if given["positions"] is None and given["values"] is None:
+        given["positions"] = otherwise
     if given["positions"] is None and given["values"] is None:
         raise UserError(
             f"{where} has {joint} numbers before the softmax, L x V: give --positions or --values"
