@@ -93,7 +93,7 @@ def test_the_run_encodes_samples_and_composes(tmp_path, capsys):
     out = dlc(capsys, "encode", "-w", run, *pair)
     assert len(out.splitlines()[-1].partition(": ")[2].split()) == L
     steps = "--sampler.steps=2"
-    dlc(capsys, "sample", "-w", run, "--count", 2, "--out", tmp_path / "s.npz", steps)
+    dlc(capsys, "sample", "-w", run, "-n", 2, "--npz", tmp_path / "s.npz", steps)
     images = np.load(tmp_path / "s.npz")["arr_0"]
     assert images.shape == (2, IMAGE, IMAGE, 3) and images.std() > 0
     dlc(capsys, "compose", "-w", run, *pair, "--out", tmp_path / "c.png", steps)

@@ -4,6 +4,7 @@ from dlc_jax.cli import (
     autoencoders,
     diffusers_folders,
     encoder_exports,
+    export_stablehlo,
     generators,
     official,
     priors,
@@ -11,7 +12,7 @@ from dlc_jax.cli import (
 
 EXAMPLES = (encoder_exports.SEM, encoder_exports.DINOV2)
 EXAMPLES += (autoencoders.EXPORT, generators.EXPORT, priors.EXPORT, official.EXPORT)
-EXAMPLES += (diffusers_folders.EXPORT,)
+EXAMPLES += (diffusers_folders.EXPORT, export_stablehlo.EXPORT)
 EXAMPLE = "\n  ".join(EXAMPLES)
 VERBS = {
     "sem": encoder_exports.sem,
@@ -21,6 +22,7 @@ VERBS = {
     "vae": autoencoders.give,
     "official": official.give,
     "diffusers": diffusers_folders.give,
+    "stablehlo": export_stablehlo.give,
 }
 
 
@@ -47,6 +49,10 @@ def arguments(parser) -> None:
     )
     what = "a generator of classes, with its autoencoder, as a folder of diffusers' DiTPipeline"
     _action(actions, "diffusers", what, diffusers_folders.EXPORT, "DIR", "a new folder", where="-w")
+    what = "encode, sample_codes and decode as functions for programs with jax and no dlc_jax"
+    out, example = "a new folder", export_stablehlo.EXPORT
+    made = _action(actions, "stablehlo", what, example, "DIR", out, where="-w")
+    export_stablehlo.give_flags(made)
 
 
 def _action(
