@@ -14,6 +14,11 @@ from dlc_jax.interop import files
 
 EXPORT = "dlc export diffusers -w runs/classes --out dit/"
 STEP = generators.STEP
+FREQUENCIES = (
+    "diffusers' class spaces the frequencies of time by 1e4^(1/127), and DiT's weights are trained "
+    "with 1e4^(1/128): after loading, set block.norm1.emb.time_proj.downscale_freq_shift = 0 of "
+    "every block of transformer.transformer_blocks"
+)
 
 
 def give(arguments) -> None:
@@ -48,6 +53,7 @@ def give(arguments) -> None:
             index | {key: ["diffusers", name] for key, name in parts.items()},
         )
     print("\n".join([f"wrote {out}: DiTPipeline", f"transformer: {len(found)} tensors", *said]))
+    print(FREQUENCIES)
 
 
 def check(config: ConfigDict, step: str, *, is_plain: bool = False) -> None:

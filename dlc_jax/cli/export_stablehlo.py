@@ -9,7 +9,9 @@ W/DIR/example.py, README.txt
 import argparse
 import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +20,9 @@ from dlc_jax import workdir as home
 from dlc_jax.cli import weights
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files, slots
+
+if TYPE_CHECKING:
+    from jax.export import Exported
 
 EXPORT = "dlc export stablehlo -w runs/imagenet256 --out functions/ --platforms cpu,cuda,tpu"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -147,52 +152,62 @@ def _plain(config):
     return recipe.changed(config, dict.fromkeys(names, "xla"))
 
 
-def _write(out: Path, name: str, function, platforms: list[str], batch) -> dict:
-    """Exports a function, reads it back, and tells of its arguments and result.
+def program(function, platforms: Sequence[str], batch: int | str) -> tuple["Exported", list[str]]:
+    """(the program of a `networks.exported.Function`, names of the parameters that it takes).
 
     Parameters that it does not use, such as heads of training, are left out.
+
+    Args:
+      batch: examples of a call, or SYMBOLIC.
     """
     import jax
     import jax.numpy as jnp
 
     params = slots.flat(function.params)
-    (size,) = jax.export.symbolic_shape("b") if batch == SYMBOLIC else (batch,)
-    shapes = {
-        key: jax.ShapeDtypeStruct(() if shape is None else (size, *shape), dtype)
-        for key, (shape, dtype) in function.arguments.items()
-    }
     scalars = [shape is None for shape, _ in function.arguments.values()]
-    call = _mapped(function.call, scalars) if batch == SYMBOLIC else function.call
 
-    def export(names):
+    def export(names, call, size, platforms):
+        def whole(params_, *arrays):
+            unused = params.keys() - params_.keys()
+            nothing = {key: jnp.zeros_like(params[key]) for key in unused}
+            return call(slots.nested(params_ | nothing), *arrays)
+
         given = {key: jax.ShapeDtypeStruct(params[key].shape, params[key].dtype) for key in names}
-        unused = {
-            key: (params[key].shape, params[key].dtype) for key in params.keys() - given.keys()
-        }
+        shapes = [
+            jax.ShapeDtypeStruct(() if shape is None else (size, *shape), dtype)
+            for shape, dtype in function.arguments.values()
+        ]
+        return jax.export.export(jax.jit(whole), platforms=platforms)(given, *shapes)
 
-        def whole(params, *arrays):
-            nothing = {key: jnp.zeros(*like) for key, like in unused.items()}
-            return call(slots.nested(params | nothing), *arrays)
+    names = sorted(params)
+    used = export(names, function.call, 1, platforms[:1]).module_kept_var_idx
+    names = [key for index, key in enumerate(names) if index in used]
+    if batch != SYMBOLIC:
+        return export(names, function.call, batch, platforms), names
+    (size,) = jax.export.symbolic_shape("b")
+    return export(names, _mapped(function.call, scalars), size, platforms), names
 
-        return jax.export.export(jax.jit(whole), platforms=platforms)(given, *shapes.values())
 
-    used = export(sorted(params)).module_kept_var_idx  # of the flat arguments, in sorted order
-    names = [key for index, key in enumerate(sorted(params)) if index in used]
-    program = export(names)
-    data = program.serialize()
+def _write(out: Path, name: str, function, platforms: list[str], batch: int | str) -> dict:
+    """Writes a function and its weights, reads it back, and tells of its arguments and result."""
+    import jax
+
+    exported, names = program(function, platforms, batch)
+    data = exported.serialize()
     again = jax.export.deserialize(data)
-    if str((again.in_avals, again.out_avals)) != str((program.in_avals, program.out_avals)):
+    if str((again.in_avals, again.out_avals)) != str((exported.in_avals, exported.out_avals)):
         raise UserError(f"{name} is not read back as it was written; install another {PACKAGE}")
+    params = slots.flat(function.params)
     files.save(out / f"{name}.safetensors", {key: np.asarray(params[key]) for key in names})
     (out / f"{name}.stablehlo").write_bytes(data)
 
     def described(leaf):
         return {"shape": [str(side) for side in leaf.shape], "dtype": leaf.dtype.name}
 
-    arguments = {key: described(leaf) for key, leaf in shapes.items()}
-    return {"arguments": {"weights": f"{name}.safetensors"} | arguments} | {
-        "result": described(program.out_avals[0])
-    }
+    leaves = exported.in_avals[len(names) :]
+    arguments = {key: described(leaf) for key, leaf in zip(function.arguments, leaves, strict=True)}
+    facts = {"arguments": {"weights": f"{name}.safetensors"} | arguments}
+    return facts | {"result": described(exported.out_avals[0])}
 
 
 def _mapped(call, scalars: list[bool]):
