@@ -20,6 +20,8 @@ PLAIN = {
     "rescale_betas_zero_snr": False,
 }
 DDPM = {"steps": 1000, "beta_first": 1e-4, "beta_last": 0.02, "learned_variance": True}  # DiT's
+# {setting of a transformer: what it must be}
+GELU = {"activation_fn": "gelu-approximate", "norm_type": "ada_norm_zero", "attention_bias": True}
 # {setting of an autoencoder: what it must be}
 SMOOTH = {"act_fn": "silu", "shift_factor": None, "latents_mean": None, "latents_std": None}
 
@@ -53,6 +55,17 @@ def process(path: Path) -> dict:
     _check(found, PLAIN, path, "DDPM here has")
     fields = {"steps": "num_train_timesteps", "beta_first": "beta_start", "beta_last": "beta_end"}
     return {f"process.{ours}": found[key] for ours, key in fields.items() if key in found}
+
+
+def transformer(path: Path) -> dict:
+    """The settings of a transformer, {} if there are none.
+
+    Raises:
+      UserError: its layers are not DiT's.
+    """
+    found = weights.settings(path)
+    _check(found, GELU, path, "DiT has")
+    return found
 
 
 def autoencoder(path: Path, model: Mapping) -> dict:

@@ -19,7 +19,7 @@ from dlc_jax.cli import (
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files
 
-FILES = "--encoder SEM_dinov2_L512 --prior DLC_SEDD --generator DLC_DiT"
+FILES = "--encoder SEM_dinov2_L512 --prior DLC_SEDD_L512 --generator DLC_DiT_L512"
 IMPORT = f"dlc import official {FILES} --out runs/published"
 EXPORT = "dlc export official -w runs/published --out published/"
 PARTS = ("encoder", "prior", "generator")  # steps of a run, as a recipe names them
