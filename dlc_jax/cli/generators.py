@@ -76,9 +76,6 @@ def read(
     file = files.inside(folder.transformer if folder else path)
     found = Weights(file, dit_names.clean)
     beside = diffusers_settings.transformer(file.with_name("config.json"))
-        Weights(file, dit_names.clean),
-        diffusers_settings.transformer(file.with_name("config.json")),
-    )
     known = [weights.number(beside, key) for key in KNOWN]
     heads = heads or found.number("heads") or known[0]
     image = image or found.number("image") or known[1] or known[2]
