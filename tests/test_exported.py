@@ -7,12 +7,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+import recipes
 from foreign_official import IMAGE, generator, published
 from test_cli import refused, untrained  # noqa: F401  the last is a fixture
 from test_interop_cli import dlc
 from test_official import RECIPE
 
-from dlc_jax import pipeline
+from dlc_jax import pipeline, recipe
 from dlc_jax.cli import export_stablehlo
 from dlc_jax.diffusion.guidance import Guidance
 from dlc_jax.diffusion.sample import Sampler
@@ -166,6 +167,18 @@ def test_what_cannot_be_exported_is_refused(tmp_path, capsys, monkeypatch, untra
         away = Sampler(guidance=Guidance(scale=2.0, base="elsewhere"))
         with pytest.raises(UserError, match="guidance.base=elsewhere: a generator of another run"):
             exported.decode(loaded.networks["generator"], away)
+
+
+def test_attention_is_that_of_every_platform():
+    config = export_stablehlo._plain(recipes.load("imagenet256.py"))
+    found = {
+        name: value
+        for name, value in recipe.flat(config.to_dict()).items()
+        if "implementation" in name
+    }
+    steps = ("encoder.model.backbone", "prior.model", "generator.model")
+    assert {f"{step}.implementation" for step in steps} <= found.keys()
+    assert set(found.values()) == {"xla"}
 
 
 def test_a_traced_seed_gives_the_noise_of_a_known_one():

@@ -1,6 +1,7 @@
 """The published networks as one run: sampled from, exported as they came, and what is refused."""
 
 import json
+import zipfile
 
 import foreign_sedd
 import numpy as np
@@ -57,6 +58,18 @@ def test_the_published_networks_become_one_run_and_come_back(layout, tmp_path, c
     imported(capsys, *flags, "--out", tmp_path / "again")
     again = recipe.of_run(tmp_path / "again")
     assert again.generator == config.generator and again.encoder == config.encoder
+    # what is there is not written over, and what is unfinished not exported
+    line = refused(capsys, "import", "official", *flags, "--out", run, *RECIPE)
+    assert "is there already" in line
+    export = ("export", "official", "-w", run, "--out")
+    assert "is there already" in refused(capsys, *export, run)
+    (run / "generator" / "done.json").unlink()
+    assert "generator is not complete" in refused(capsys, *export, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    dlc(capsys, *export, tmp_path / "one", "--parts", "encoder")
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["encoder"]
+    (run / "config.json").unlink()
+    assert "holds no run" in refused(capsys, *export, tmp_path / "new")
 
 
 @pytest.mark.slow
@@ -142,6 +155,19 @@ def test_shards_are_one_file(tmp_path, capsys):
     rejected(None, "1 of 2 shards are missing (model-2.safetensors); fetch them too")
 
 
+def test_an_autoencoder_that_was_imported_before_is_taken(tmp_path, capsys):
+    generator(tmp_path / "dit")
+    dlc(capsys, "import", "vae", tmp_path / "dit" / "vae", "--out", tmp_path / "vae")
+    bare = tmp_path / "dit" / "transformer"
+    out = imported(capsys, "--generator", bare, "--out", tmp_path / "none")
+    assert "images need an autoencoder: import again with --vae" in out
+    flags = ("--generator", bare, "--vae", tmp_path / "vae")
+    out = imported(capsys, *flags, "--out", tmp_path / "run")
+    assert "images need" not in out and not (tmp_path / "run" / "autoencoder").exists()
+    section = recipe.of_run(tmp_path / "run").autoencoder
+    assert section.path == str(tmp_path / "vae") and section.model.channels == VAE["channels"]
+
+
 def damaged(path, change):
     """A safetensors file with another header, or fewer bytes."""
     raw = path.read_bytes()
@@ -170,6 +196,8 @@ def test_truncated_and_overlapping_files_are_refused(change, tmp_path, capsys):
 
 REFUSED = {
     "nothing": ([], "give --encoder, --prior, --generator or --vae"),
+    "a pickle of more than tensors": (["--prior", "sedd/evil.pth"], "is a pickle of more than"),
+    "shards of PyTorch": (["--prior", "sharded"], "is a folder; give the file of tensors"),
     "another part": (["--encoder", "sedd"], "does not hold this kind of model"),
     "a file of no kind": (["--prior", "sedd/text.npz"], "neither .safetensors"),
     "a folder without tensors": (["--prior", "."], "is a folder; give the file of tensors"),
@@ -212,6 +240,10 @@ def bad(tmp_path_factory):
     here = tmp_path_factory.mktemp("bad")
     put(here / "sedd", "model.safetensors", foreign_sedd.state())
     (here / "sedd" / "text.npz").write_text("")
+    with zipfile.ZipFile(here / "sedd" / "evil.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", b"cos\nsystem\n(S'exit 1'\ntR.")
+    (here / "sharded").mkdir()
+    (here / "sharded" / "pytorch_model.bin.index.json").write_text("{}")
     encoder(here / "sem")
     encoder(here / "hf", "transformers")
     put(here / "wide", "model.safetensors", official(codes=(L, V + 1), width=384, depth=1))
@@ -235,21 +267,3 @@ def test_refused_in_one_line(case, bad, tmp_path, capsys):
     recipe = [] if any(str(flag).startswith("--config=") for flag in flags) else RECIPE
     line = refused(capsys, "import", "official", *flags, "--out", tmp_path / "run", *recipe)
     assert words in line and not list(tmp_path.iterdir()), line
-
-
-def test_what_is_there_or_unfinished_is_refused(tmp_path, capsys):
-    run = tmp_path / "run"
-    flags = published(tmp_path)
-    imported(capsys, *flags, "--out", run)
-    line = refused(capsys, "import", "official", *flags, "--out", run, *RECIPE)
-    assert "is there already" in line
-    line = refused(capsys, "export", "official", "-w", run, "--out", run)
-    assert "is there already" in line
-    (run / "generator" / "done.json").unlink()
-    line = refused(capsys, "export", "official", "-w", run, "--out", tmp_path / "new")
-    assert "generator is not complete" in line and not (tmp_path / "new").exists()
-    dlc(capsys, "export", "official", "-w", run, "--out", tmp_path / "e", "--parts", "encoder")
-    assert [path.name for path in (tmp_path / "e").iterdir()] == ["encoder"]
-    other = tmp_path / "no-run"
-    line = refused(capsys, "export", "official", "-w", other, "--out", tmp_path / "new")
-    assert "no-run" in line

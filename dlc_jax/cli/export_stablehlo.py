@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jax.export import Exported
 
 EXPORT = "dlc export stablehlo -w runs/imagenet256 --out functions/ --platforms cpu,cuda,tpu"
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+PLATFORMS = ("cpu", "cuda", "tpu")
 SYMBOLIC = "symbolic"
 PACKAGE = "flatbuffers"  # with which jax.export writes and reads
 
@@ -83,10 +83,9 @@ def give_flags(parser) -> None:
     parser.add_argument(
         "--platforms",
         type=_platforms,
-        default=("cpu", "cuda", "tpu"),
+        default=PLATFORMS,
         metavar="A,B",
-        help=f"on which the functions run, of {', '.join(PLATFORMS)}; cpu,cuda,tpu. None needs to "
-        "be here",
+        help=f"on which the functions run; {','.join(PLATFORMS)}. None needs to be here",
     )
     parser.add_argument(
         "--batch",

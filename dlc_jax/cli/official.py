@@ -123,9 +123,9 @@ def _fitted(config: ConfigDict, opened: Mapping, given: Mapping, out: Path) -> C
         place, model = Path(given["vae"]), autoencoders.record(given["vae"])["model"]
     if "generator" in opened:
         config = generators.fitted(config, opened["generator"][1])
+    section = _autoencoder(config) if model or "generator" in opened else ""
     if model is None:
         return config
-    section = _autoencoder(config)
     changes = {f"{section}.path": str(Path(place).absolute())}
     changes |= {f"{section}.model.{key}": value for key, value in model.items()}
     config = recipe.changed(config, changes)
