@@ -17,14 +17,14 @@ from dlc_jax.cli import autoencoders, weights
 from dlc_jax.models.dit import DiT
 from dlc_jax.typing import Given
 
-CLASSES = 7
+CLASSES, LAST = 7, 0.015
 NAMES = ("transformer", "vae", "scheduler", "model_index.json")
 
 
 @pytest.fixture
 def run(tmp_path, capsys):
     """A workdir of the public generator of classes, tiny."""
-    generator(tmp_path / "dit", classes=CLASSES)
+    generator(tmp_path / "dit", classes=CLASSES, scheduler={"beta_end": LAST})
     out = imported(capsys, "--generator", tmp_path / "dit", "--out", tmp_path / "run")
     assert "dlc sample -w" in out and "dlc encode" not in out
     return tmp_path / "run"
@@ -35,6 +35,9 @@ def test_the_public_generator_of_classes_becomes_a_run_and_comes_back(run, tmp_p
     model = config.generator.model
     assert (model.classes, model.positions, model.image, model.heads) == (CLASSES, 0, LATENT, 4)
     assert (config.generator.latents, config.generator.normalize) == (True, False)
+    assert config.generator.process.beta_last == LAST
+    line = refused(capsys, "export", "official", "-w", run, "--out", tmp_path / "official")
+    assert "generator.process.beta_last=0.015: pipelines of this format" in line
     out = tmp_path / "back"
     dlc(capsys, "export", "diffusers", "-w", run, "--out", out)
     assert {path.name for path in out.iterdir()} == set(NAMES)
@@ -42,7 +45,7 @@ def test_the_public_generator_of_classes_becomes_a_run_and_comes_back(run, tmp_p
         same(tmp_path / "dit" / part, out / part)
     # and a folder of a pipeline is taken by dlc import dit and dlc import vae too
     said = dlc(capsys, "import", "dit", out, "--out", tmp_path / "weights")
-    assert "generator.process.beta_last=0.02" in said and "generator.model.classes=7" in said
+    assert f"generator.process.beta_last={LAST}" in said and "generator.model.classes=7" in said
     said = dlc(capsys, "import", "vae", out / "vae", "--out", tmp_path / "vae")
     assert "model.scaling=0.5" in said and "model.groups=4" in said
 

@@ -198,6 +198,7 @@ REFUSED = {
     "nothing": ([], "give --encoder, --prior, --generator or --vae"),
     "a pickle of more than tensors": (["--prior", "sedd/evil.pth"], "is a pickle of more than"),
     "shards of PyTorch": (["--prior", "sharded"], "is a folder; give the file of tensors"),
+    "not finite": (["--encoder", "hf", "--prior", "nan"], "is not finite everywhere"),
     "another part": (["--encoder", "sedd"], "does not hold this kind of model"),
     "a file of no kind": (["--prior", "sedd/text.npz"], "neither .safetensors"),
     "a folder without tensors": (["--prior", "."], "is a folder; give the file of tensors"),
@@ -242,6 +243,8 @@ def bad(tmp_path_factory):
     (here / "sedd" / "text.npz").write_text("")
     with zipfile.ZipFile(here / "sedd" / "evil.pth", "w") as archive:
         archive.writestr("archive/data.pkl", b"cos\nsystem\n(S'exit 1'\ntR.")
+    nan = foreign_sedd.state() | {"output_layer.linear.bias": np.full(V + 1, np.nan, np.float32)}
+    put(here / "nan", "model.safetensors", nan)
     (here / "sharded").mkdir()
     (here / "sharded" / "pytorch_model.bin.index.json").write_text("{}")
     encoder(here / "sem")
