@@ -68,15 +68,15 @@ def encoder(folder, layout="official"):
     return state
 
 
-def generator(folder, *, classes=0, scheduler=None):
-    """A pipeline's folder; of classes by diffusers' names, of codes by the published ones."""
+def generator(folder, *, classes=0, codes=(), scheduler=None):
+    """A pipeline's folder; of classes alone by diffusers' names, of codes by the published ones."""
     name = "diffusion_pytorch_model.safetensors"
     settings = {"num_attention_heads": 4, "in_channels": 4}
-    if classes:
+    if classes and not codes:
         state = foreign_dit.diffusers(classes=classes, image=LATENT)
         settings["sample_size"] = LATENT
     else:
-        state = foreign_dit.official(codes=(L, V), image=LATENT)
+        state = foreign_dit.official(codes=codes or (L, V), classes=classes, image=LATENT)
         settings |= {"input_size": LATENT, "L": L, "V": V}
     put(folder / "transformer", name, state, settings)
     put(folder / "vae", name, vae(), vae_settings())
@@ -86,9 +86,9 @@ def generator(folder, *, classes=0, scheduler=None):
     return state
 
 
-def published(here, layout="official"):
+def published(here, layout="official", classes=0):
     """Flags of dlc import official for all three parts, written under `here`."""
     encoder(here / "sem", layout)
     put(here / "sedd", "model.safetensors", foreign_sedd.state())
-    generator(here / "dit")
+    generator(here / "dit", codes=(L, V), classes=classes)
     return ["--encoder", here / "sem", "--prior", here / "sedd", "--generator", here / "dit"]

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 import recipes
-from foreign_official import IMAGE, generator, published
+from foreign_official import IMAGE, published
 from test_cli import refused, untrained  # noqa: F401  the last is a fixture
 from test_interop_cli import dlc
 from test_official import RECIPE
 
-from dlc_jax import pipeline, recipe
+from dlc_jax import cli, pipeline, recipe
 from dlc_jax.cli import export_stablehlo
 from dlc_jax.diffusion.guidance import Guidance
 from dlc_jax.diffusion.sample import Sampler
@@ -22,7 +22,7 @@ from dlc_jax.interop import slots
 from dlc_jax.networks import exported
 
 STEPS = "--config.samples.sampler.steps=3"
-N, SEED, FIRST = 3, 5, 2
+N, SEED, FIRST, CLASSES = 3, 5, 2, 7
 
 # what a program that has jax alone does: the modules of this package are refused
 PROGRAM = """
@@ -45,7 +45,7 @@ for name in ("encode", "sample_codes", "decode"):
         function = jax.export.deserialize(bytearray(file.read()))
     assert function.platforms == ("cpu", "cuda", "tpu"), function.platforms
     arrays = {"encode": ["images"], "sample_codes": ["seed", "numbers"]}.get(
-        name, ["seed", "numbers", "codes"]
+        name, ["seed", "numbers", "codes", "labels"]
     )
     weights = load_file(f"{name}.safetensors")
     found[name] = np.asarray(function.call(weights, *(given[key] for key in arrays)))
@@ -57,24 +57,25 @@ assert not any(name.startswith("dlc_jax") for name in sys.modules)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A workdir of the published networks, tiny."""
-    from dlc_jax import cli
-
+    """A workdir of the published networks, tiny, with classes too."""
     here = tmp_path_factory.mktemp("exported")
-    arguments = ["import", "official", *published(here), "--out", here / "run", *RECIPE, STEPS]
+    flags = published(here, classes=CLASSES)
+    arguments = ["import", "official", *flags, "--out", here / "run", *RECIPE, STEPS]
     assert cli.main([str(argument) for argument in arguments]) == 0
     return here / "run"
 
 
-def expected(loaded):
+@pytest.fixture(scope="module")
+def expected(run):
     """({argument: array}, {function: what the pipeline gives})."""
     images = np.random.default_rng(0).integers(256, size=(N, 16, 16, 3), dtype=np.uint8)
-    codes = loaded.sample_codes(N, seed=SEED, first=FIRST)
-    given = {"images": images, "codes": codes, "seed": np.int32(SEED)}
-    given["numbers"] = np.arange(FIRST, FIRST + N, dtype=np.int32)
-    wanted = {"encode": loaded.encode(images), "sample_codes": codes}
-    wanted["decode"] = loaded.decode(codes, seed=SEED, first=FIRST)
-    return given, wanted
+    labels = np.array([0, CLASSES - 1, 3], np.int32)
+    with pipeline.load(run, batch=N) as loaded:
+        codes = loaded.sample_codes(N, seed=SEED, first=FIRST)
+        wanted = {"encode": loaded.encode(images), "sample_codes": codes}
+        wanted["decode"] = loaded.decode(codes, labels=labels, seed=SEED, first=FIRST)
+    given = {"images": images, "codes": codes, "labels": labels, "seed": np.int32(SEED)}
+    return given | {"numbers": np.arange(FIRST, FIRST + N, dtype=np.int32)}, wanted
 
 
 def compared(found, wanted):
@@ -86,39 +87,38 @@ def compared(found, wanted):
 
 
 @pytest.mark.slow
-def test_functions_equal_the_pipeline_and_are_lowered_for_platforms_that_are_not_here(run):
-    with pipeline.load(run, batch=N) as loaded:
-        given, wanted = expected(loaded)
-        functions, size = export_stablehlo._functions(loaded.config, run)
-        assert size == 16 and list(functions) == ["encode", "sample_codes", "decode"]
-        found, platforms, batch = {}, ("cpu", "cuda", "tpu"), export_stablehlo.SYMBOLIC
-        for name, function in functions.items():
-            program, names = export_stablehlo.program(function, platforms, batch)
-            assert program.platforms == platforms
-            params = slots.flat(function.params)
-            arrays = [given[key] for key in function.arguments]
-            found[name] = np.asarray(program.call({key: params[key] for key in names}, *arrays))
-            if name == "encode":  # heads of training are no part of it
-                assert all(key.startswith(("vit/", "simplicial/")) for key in names)
-                assert "simplicial/out/kernel" in params and "simplicial/out/kernel" not in names
-        compared(found, wanted)
+def test_functions_equal_the_pipeline_at_any_batch(run, expected):
+    given, wanted = expected
+    functions, size = export_stablehlo._functions(recipe.of_run(run), run)
+    assert size == 16 and list(functions) == ["encode", "sample_codes", "decode"]
+    assert list(functions["decode"].arguments) == ["seed", "numbers", "codes", "labels"]
+    found, batch = {}, export_stablehlo.SYMBOLIC
+    for name, function in functions.items():
+        program, names = export_stablehlo.program(function, ("cpu", "cuda", "tpu"), batch)
+        assert program.platforms == ("cpu", "cuda", "tpu")  # which are not here
+        params = slots.flat(function.params)
+        arrays = [given[key] for key in function.arguments]
+        found[name] = np.asarray(program.call({key: params[key] for key in names}, *arrays))
+        if name == "encode":  # heads of training are no part of it
+            assert all(key.startswith(("vit/", "simplicial/")) for key in names)
+            assert "simplicial/out/kernel" in params and "simplicial/out/kernel" not in names
+    compared(found, wanted)
 
 
 @pytest.mark.slow
-def test_a_program_without_this_package_calls_them(run, tmp_path, capsys):
+def test_a_program_without_this_package_calls_them(run, expected, tmp_path, capsys):
     pytest.importorskip("flatbuffers", reason="jax.export reads and writes with flatbuffers")
     out = tmp_path / "functions"
     said = dlc(capsys, "export", "stablehlo", "-w", run, "--out", out, "--batch", N)
-    assert "decode(weights, seed, numbers, codes)" in said
-    names = {"README.txt", "example.py", "functions.json"}
-    names |= {
+    assert "decode(weights, seed, numbers, codes, labels)" in said
+    ends = [
         f"{name}.{end}"
         for name in ("encode", "sample_codes", "decode")
         for end in ("stablehlo", "safetensors")
-    }
-    assert {path.name for path in out.iterdir()} == names
-    with pipeline.load(run, batch=N) as loaded:
-        given, wanted = expected(loaded)
+    ]
+    names = {path.name for path in out.iterdir()}
+    assert names == {"README.txt", "example.py", "functions.json", *ends}
+    given, wanted = expected
     np.savez(out / "given.npz", **given)
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, cwd=out, env=os.environ, capture_output=True, text=True)
@@ -126,27 +126,6 @@ def test_a_program_without_this_package_calls_them(run, tmp_path, capsys):
     assert f"images: ({N}, {IMAGE}, {IMAGE}, 3) uint8" in done.stdout
     compared(np.load(out / "found.npz"), wanted)
     assert "is there already" in refused(capsys, "export", "stablehlo", "-w", run, "--out", out)
-
-
-@pytest.mark.slow
-def test_a_generator_of_classes_takes_labels(tmp_path, capsys):
-    generator(tmp_path / "dit", classes=7)
-    flags = ("--generator", tmp_path / "dit", "--out", tmp_path / "run", *RECIPE, STEPS)
-    out = dlc(capsys, "import", "official", *flags)
-    assert "dlc sample -w" in out and "dlc encode" not in out
-    labels = np.array([0, 6, 3], np.int32)
-    with pipeline.load(tmp_path / "run", batch=N) as loaded:
-        wanted = loaded.decode(None, labels=labels, count=N, seed=SEED)
-        functions, _ = export_stablehlo._functions(loaded.config, tmp_path / "run")
-        assert list(functions) == ["decode"]
-        function = functions["decode"]
-        assert list(function.arguments) == ["seed", "numbers", "labels"]
-        program, names = export_stablehlo.program(function, ("cpu",), N)
-        params = slots.flat(function.params)
-        numbers = np.arange(N, dtype=np.int32)
-        given = {key: params[key] for key in names}
-        found = np.asarray(program.call(given, np.int32(SEED), numbers, labels))
-    assert np.abs(found.astype(int) - wanted.astype(int)).max() <= 1
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path, capsys, monkeypatch, untrained):  # noqa: F811
