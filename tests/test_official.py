@@ -38,6 +38,7 @@ def test_the_published_networks_become_one_run_and_come_back(tmp_path, capsys):
     assert "1 kept aside, since nothing reads them: pos_embed" in out
     assert all(f"{part}: {tmp_path}" in out for part in ("encoder", "prior", "generator", "vae"))
     assert "dlc sample -w" in out and "dlc encode -w" in out and "dlc compose -w" in out
+    assert "not complete" not in dlc(capsys, "info", run)
     config = recipe.of_run(run)
     assert (config.data.image, config.generator.model.image) == (IMAGE, LATENT)
     assert config.autoencoder.model.scaling == VAE["scaling"]

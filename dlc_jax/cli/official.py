@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dlc_jax import command, recipe
+from dlc_jax import workdir as home
 from dlc_jax.cli import (
     autoencoders,
     diffusers_folders,
@@ -66,12 +67,11 @@ def take(arguments, rest) -> None:
     print("\n".join([f"wrote {out}", *said]))
     if "generator" in opened and not config[_autoencoder(config)].path:
         print("images need an autoencoder: import again with --vae")
-    ready = [name for name in PARTS if name in opened]
-    verbs = {"encode": ["encoder"], "sample": ["prior", "generator"], "compose": ["encoder"]}
-    verbs["compose"] += ["generator"]
-    if "generator" in opened and not config.generator.model.positions:
-        verbs["sample"] = ["generator"]
-    able = [f"dlc {verb} -w {out}" for verb, needs in verbs.items() if set(needs) <= {*ready}]
+    reads_codes = "generator" in opened and config.generator.model.positions
+    needs = {"encode": {"encoder"}, "sample": {"generator"}}
+    if reads_codes:
+        needs |= {"sample": {"prior", "generator"}, "compose": {"encoder", "generator"}}
+    able = [f"dlc {verb} -w {out}" for verb, parts in needs.items() if parts <= opened.keys()]
     print("\n".join(["to use it:", *able]) if able else "nothing runs from it alone yet")
 
 
@@ -164,6 +164,7 @@ def _put(name: str, found, found_as, config: ConfigDict, out: Path) -> str:
     else:
         arrays = autoencoders.params(found, found_as)
         autoencoders.put(found, found_as, out / "autoencoder", arrays)
+        home.mark_done(out / "autoencoder", {})
     return f"{name}: {found.where}: {weights.told(found, aside)}"
 
 
