@@ -12,7 +12,7 @@ from test_cli import refused
 from test_interop_cli import ROOT, dlc
 
 from dlc_jax import pipeline, recipe
-from dlc_jax.interop import files
+from dlc_jax.interop import files, torch_names
 
 CROPS = [f"--config.encoder.crops.all.{size}" for size in ("global_size=16", "local_size=8")]
 RECIPE = [f"--config={ROOT / 'configs' / 'imagenet256.py'}", *CROPS]
@@ -73,6 +73,17 @@ def test_the_published_networks_become_one_run_and_come_back(tmp_path, capsys):
 @pytest.mark.slow
 def test_an_encoder_of_one_layout_is_written_in_the_other(tmp_path, capsys):
     there = encoder(tmp_path / "hf", "transformers")
+    later = {"attention.query": "q_proj", "attention.key": "k_proj", "attention.value": "v_proj"}
+    later |= {"output.dense": "o_proj"}
+
+    def renamed(name):
+        """As the modules of transformers 5 have it, which its files do not."""
+        old = next((old for old in later if f".attention.{old}." in name), None)
+        return name.replace(f".attention.{old}.", f".attention.{later[old]}.") if old else name
+
+    there = {renamed(name): tensor for name, tensor in there.items()}
+    assert "encoder.layer.1.attention.o_proj.bias" in there
+    put(tmp_path / "hf", "model.safetensors", there)
     here = encoder(tmp_path / "training")
     imported(capsys, "--encoder", tmp_path / "hf", "--out", tmp_path / "one")
     flags = ("--positions", L, "--out", tmp_path / "two")
@@ -83,8 +94,12 @@ def test_an_encoder_of_one_layout_is_written_in_the_other(tmp_path, capsys):
         dlc(capsys, "export", "sem", tmp_path / run, "--out", file, "--layout", layout)
         found = files.load(file)
         names = found.shapes.keys()  # the head that the import drew is none of them
+        wanted = {torch_names.clean(name): tensor for name, tensor in wanted.items()}
         assert names == wanted.keys() - unused
         assert all(np.array_equal(found.read(name), wanted[name]) for name in names)
+    back = tmp_path / "back.safetensors"
+    dlc(capsys, "export", "sem", tmp_path / "one", "--out", back)
+    same(tmp_path / "hf", back)
     codes = []
     images = np.random.default_rng(0).integers(256, size=(3, 16, 16, 3), dtype=np.uint8)
     for run in ("one", "two"):

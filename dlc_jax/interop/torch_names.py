@@ -16,15 +16,22 @@ UNUSED = ("sem_cls_norm.weight", "sem_cls_norm.bias")  # in the published files,
 # the second where patches have a head of their own
 HEADS = {"dino_head": "head", "ibot_head": "patch_head"}
 CHANNELS = 3
+_LATER = {"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value"}
+_LATER |= {"o_proj": "output.dense"}
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def clean(name: str) -> str:
-    """A name without prefixes, and with blocks counted through: blocks.CHUNK.N is blocks.N."""
+    """A name without prefixes, and with blocks counted through: blocks.CHUNK.N is blocks.N.
+
+    The names that the modules of transformers 5 have are those of its files.
+    """
     while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), ""):
         name = name.removeprefix(prefix)
-    return re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", name)
+    name = re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", name)
+    later = r"^(encoder\.layer\.\d+\.attention\.)([qkvo]_proj)\."
+    return re.sub(later, lambda found: f"{found[1]}{_LATER[found[2]]}.", name)
 
 
 def official(shapes: Shapes) -> dict[str, Slot]:
