@@ -26,7 +26,7 @@ GUIDES = [
     README,
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in "data encoder evaluation gpu planning prior recipes running tpu".split()
+        for name in "data encoder evaluation gpu planning prior recipes running tpu weights".split()
     ),
 ]
 TABLE = re.compile(r"(<!-- map -->\n).*?(<!-- /map -->)", re.DOTALL)

@@ -40,8 +40,11 @@ VERBS = {
     "encode": ("write down the codes of images", False),
     "likelihood": ("how likely images are to a run's prior, in bits of their codes", False),
     "compose": ("draw images that have something of each of several images", True),
-    "import": ("weights of other programs: DINOv2, a simplicial encoder, an autoencoder", True),
-    "export": ("an encoder for other programs, under the published or transformers' names", False),
+    "import": ("weights of other programs: the published DLC, DINOv2, DiT, autoencoders", True),
+    "export": (
+        "networks for other programs: PyTorch, diffusers, StableHLO, published names",
+        False,
+    ),
     "data": ("look at a place of images, or convert it to ArrayRecord shards", False),
 }
 

@@ -100,7 +100,9 @@ def give(arguments) -> None:
     """dlc export stablehlo."""
     out, workdir = weights.absent(arguments.out), Path(arguments.workdir)
     if importlib.util.find_spec(PACKAGE) is None:
-        raise UserError(f"dlc export stablehlo: jax.export writes with {PACKAGE}; install it")
+        raise UserError(
+            f"dlc export stablehlo: jax.export writes with {PACKAGE}; pip install '.[stablehlo]'"
+        )
     functions, size = _functions(recipe.of_run(workdir), workdir)
     told, platforms = {}, list(arguments.platforms)
     with weights.whole(out) as partial:
