@@ -1,4 +1,4 @@
-"""dlc export sem | dinov2 | sedd | vae | dit W --out FILE: networks for other programs."""
+"""dlc export torch | sem | dinov2 | sedd | vae | dit: networks for other programs."""
 
 import json
 from pathlib import Path
@@ -7,20 +7,23 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dlc_jax import recipe
-from dlc_jax.cli import autoencoders, generators, priors, weights
+from dlc_jax.cli import autoencoders, export_torch, generators, priors, weights
 from dlc_jax.cli.networks import prepare, writing
 from dlc_jax.errors import UserError
-from dlc_jax.interop import files, slots, torch_names
+from dlc_jax.interop import files, hub_config, slots, torch_names
 from dlc_jax.interop.weights import tensors
 
 SEM = "dlc export sem runs/imagenet256 --out encoder.safetensors"
 DINOV2 = "dlc export dinov2 runs/imagenet256 --out encoder/"
-EXAMPLE = f"{SEM}\n  {DINOV2}\n  {autoencoders.EXPORT}\n  {generators.EXPORT}\n  {priors.EXPORT}"
+EXAMPLE = "\n  ".join(
+    [export_torch.EXPORT, SEM, DINOV2, autoencoders.EXPORT, generators.EXPORT, priors.EXPORT]
+)
 
 
 def arguments(parser) -> None:
     parser.epilog = f"examples:\n  {EXAMPLE}"
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    export_torch.add(actions)
     what = "the encoder, by the published names; an imported one as it came, byte by byte"
     _action(actions, "sem", what, SEM, "FILE", "a .safetensors file")
     what = "its vision transformer, as a folder that transformers loads"
@@ -62,7 +65,7 @@ def run(arguments, rest) -> None:
 
     logging.set_verbosity(logging.ERROR)
     verbs = {"sem": sem, "dinov2": dinov2, "sedd": priors.give, "vae": autoencoders.give}
-    verbs["dit"] = generators.give
+    verbs |= {"dit": generators.give, "torch": export_torch.give}
     verbs[arguments.action](arguments)
 
 
@@ -97,7 +100,7 @@ def dinov2(arguments) -> None:
     metadata = {"format": "pt", "heads": str(backbone.heads)}
     files.save(out / "model.safetensors", found, metadata)
     with writing(out):
-        text = json.dumps(_transformers_config(backbone, name), indent=2)
+        text = json.dumps(hub_config.dinov2(backbone, name), indent=2)
         (out / "config.json").write_text(f"{text}\n")
     print(
         f"wrote {out}: {name}Model, {len(found)} tensors, {_readable(found)}; "
@@ -168,28 +171,6 @@ def _as_it_came(params: dict, directory: Path, facts: dict) -> dict[str, np.ndar
             aside.read(name) if tensor is None else tensor.astype(weights.dtype(dtype), copy=False)
         )
     return found
-
-
-def _transformers_config(backbone: ConfigDict, name: str) -> dict:
-    ratio = backbone.mlp_ratio
-    config = {
-        "architectures": [f"{name}Model"],
-        "model_type": {"Dinov2": "dinov2", "Dinov2WithRegisters": "dinov2_with_registers"}[name],
-        "hidden_size": backbone.width,
-        "num_hidden_layers": backbone.depth,
-        "num_attention_heads": backbone.heads,
-        "mlp_ratio": int(ratio) if ratio == int(ratio) else ratio,
-        "use_swiglu_ffn": backbone.mlp == "swiglu",
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
-        "layerscale_value": backbone.layer_scale or 1.0,
-        "image_size": backbone.image,
-        "patch_size": backbone.patch,
-        "num_channels": backbone.channels,
-        "qkv_bias": True,
-        "dtype": "float32",
-    }
-    return config | ({"num_register_tokens": backbone.registers} if backbone.registers else {})
 
 
 def _readable(found: dict[str, np.ndarray]) -> str:

@@ -283,7 +283,10 @@ class DLCTinyDecoder(Component):
         parts += [nn.Conv2d(c["latent"], width, 3, padding=1), nn.ReLU()]
         for level in range(3):
             parts += [TinyBlock(width, 0 if level else c["groups"]) for _ in range(c["blocks"])]
-            parts += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1, bias=False)]
+            parts += [
+                nn.Upsample(scale_factor=2),
+                nn.Conv2d(width, width, 3, padding=1, bias=False),
+            ]
         self.decoder = nn.Sequential(*parts, TinyBlock(width), nn.Conv2d(width, 3, 3, padding=1))
 
     def reads(self, name):
