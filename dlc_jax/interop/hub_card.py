@@ -1,4 +1,4 @@
-"""The model card of an exported folder: data, metrics, licence, commit, files, how to load them."""
+"""The model card of an exported folder: data, metrics, license, commit, files, how to load them."""
 
 from collections.abc import Mapping
 
@@ -31,7 +31,7 @@ QUIET = ("seconds/", "commit", "device", "version")  # results that are not of t
 
 
 def text(
-    parts: Mapping[str, str], data: Mapping, results: Mapping, commit: str, licence: str
+    parts: Mapping[str, str], data: Mapping, results: Mapping, commit: str, license: str
 ) -> str:
     """Markdown.
 
@@ -40,10 +40,10 @@ def text(
       data: {field: value} of what it was trained on.
       results: of the run, flat.
       commit: of the code that trained it.
-      licence: of the weights; "" if nobody said.
+      license: of the weights; "" if nobody said.
     """
     front = ["---", "library_name: pytorch", "tags: [discrete-latent-codes, arxiv:2507.12318]"]
-    front += [f"license: {licence}"] if licence else []
+    front += [f"license: {license}"] if license else []
     lines = [line for needs, line in LINES.items() if set(needs) <= parts.keys()]
     files = [f"- `{name}/`: {FILES[name]}; {size}" for name, size in parts.items()]
     files += [f"- `{name}`: {what}" for name, what in CODE.items()]
@@ -54,9 +54,9 @@ def text(
     }
     rows = [f"| {name} | {value:.6g} |" for name, value in shown.items()]
     said = (
-        f"The weights: {licence}."
-        if licence
-        else ("Nobody has given the weights a licence yet; that of the data holds.")
+        f"The weights: {license}."
+        if license
+        else ("Nobody has given the weights a license yet; that of the data holds.")
     )
     sections = {
         "Load": LOAD.format(lines="\n".join(lines)),
@@ -65,7 +65,7 @@ def text(
         "Metrics": "\n".join(["| result | value |", "| --- | ---: |", *rows])
         if rows
         else "No results were measured.",
-        "Licence": f"The code: Apache-2.0. {said}",
+        "License": f"The code: Apache-2.0. {said}",
         "Commit": f"Trained by dlc_jax at {commit}.",
     }
     body = "\n\n".join(f"## {name}\n\n{part}" for name, part in sections.items())

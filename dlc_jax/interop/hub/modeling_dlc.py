@@ -25,6 +25,9 @@ except ImportError:  # as a part of a package, which hubs make of it
     from .networks_dlc import Component, DLCEncoder, DLCGenerator, DLCPrior
 
 
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in 0..1
+
+
 def generator_of(seed):
     if isinstance(seed, torch.Generator):
         return seed
@@ -32,6 +35,20 @@ def generator_of(seed):
 
 
 # ---- codes: masked diffusion ----
+
+
+def log_p(prior, noisy, share, labels=None):
+    """log chances [b, l, v] of the values of codes of which a share [b] is hidden."""
+    noise, most = prior.config["process"]["noise"], 1 - 2.0**-24
+    if noise["schedule"] == "log_linear":
+        most = 1 - noise["eps"]
+    elif noise["schedule"] == "geometric":
+        most = min(most, -math.expm1(-noise["largest"]))
+    if prior.classes:
+        none = torch.full((len(noisy),), prior.classes)
+        labels = torch.as_tensor(none if labels is None else labels, device=prior.device)
+    sigma = -torch.log1p(-share.float().clamp(max=most))
+    return prior(noisy, sigma, labels)[..., : prior.values].log_softmax(-1)
 
 
 def noise_of_codes(prior, count, seed):
@@ -60,10 +77,10 @@ def draw_codes(prior, codes, known, noise, *, steps=None, temperature=1.0, label
         if not now.any():
             continue
         share = torch.where(now, moment, 0.0).amax(-1) * (~known).float().mean(-1)
-        log_p = prior.log_p(codes, share, labels)
+        logs = log_p(prior, codes, share, labels)
         if temperature not in (0, 1):
-            log_p = (log_p / temperature).log_softmax(-1)
-        codes = torch.where(now, (log_p + gumbel if temperature else log_p).argmax(-1), codes)
+            logs = (logs / temperature).log_softmax(-1)
+        codes = torch.where(now, (logs + gumbel if temperature else logs).argmax(-1), codes)
     return codes
 
 
@@ -78,8 +95,8 @@ def surprise(prior, codes, order, *, calls=8, labels=None):
     for index in range(calls):
         hidden = order % calls == index
         noisy = torch.where(hidden, prior.values, codes)
-        log_p = prior.log_p(noisy, hidden.float().mean(-1), labels)
-        found = torch.where(hidden, -log_p.gather(-1, codes[..., None])[..., 0], found)
+        logs = log_p(prior, noisy, hidden.float().mean(-1), labels)
+        found = torch.where(hidden, -logs.gather(-1, codes[..., None])[..., 0], found)
     return found / math.log(2)
 
 
@@ -276,6 +293,8 @@ class Squash(nn.Module):
 class DLCTinyDecoder(Component):
     """The decoder of a tiny autoencoder (TAESD, TAEF2): latents [b, y, x, c] to images."""
 
+    PART = "decoder."
+
     def __init__(self, config):
         super().__init__()
         c, self.scaling = config["model"], config["model"]["scaling"]
@@ -288,9 +307,6 @@ class DLCTinyDecoder(Component):
                 nn.Conv2d(width, width, 3, padding=1, bias=False),
             ]
         self.decoder = nn.Sequential(*parts, TinyBlock(width), nn.Conv2d(width, 3, 3, padding=1))
-
-    def reads(self, name):
-        return name.startswith("decoder.")
 
     def forward(self, latents):
         dtype = next(self.parameters()).dtype
@@ -347,26 +363,42 @@ class DLCPipeline:
                 part.to(device)
         return self
 
+    @torch.no_grad()
+    def logits(self, images):
+        """float32 [b, l, v] of images [b, y, x, 3], uint8 or float in 0..1, of the encoder's size.
+
+        Raises:
+          ValueError: images of another shape.
+        """
+        images, side = torch.as_tensor(images), self.encoder.size
+        if images.ndim != 4 or images.shape[1:] != (side, side, 3):
+            shape = f"[b, {side}, {side}, 3]"
+            raise ValueError(f"images are {shape}, resized and cropped; got {list(images.shape)}")
+        x = images.float() / (255 if images.dtype == torch.uint8 else 1)
+        x = (x - x.new_tensor(MEAN)) / x.new_tensor(DEVIATION)
+        return self.encoder(x.permute(0, 3, 1, 2).to(self.encoder.device))["logits"]
+
     def encode(self, images):
-        """Images [b, y, x, 3], uint8 or float in 0..1, to codes int64 [b, l]."""
-        return self.encoder.logits(images).argmax(-1)
+        """Images, see `logits`, to codes int64 [b, l]: the likeliest value of every position."""
+        return self.logits(images).argmax(-1)
 
     def simplices(self, images, temperature=1.0):
         """Soft codes float32 [b, l, v]: softmax of logits / temperature."""
-        return (self.encoder.logits(images) / temperature).softmax(-1)
+        return (self.logits(images) / temperature).softmax(-1)
 
     def sample_codes(self, count, *, seed=0, **how):
-        """New codes [count, l]; `how` is steps, temperature and labels of `draw_codes`."""
+        """New codes [count, l]; `how` is as in `complete`."""
         blank = torch.zeros(count, self.prior.length, dtype=torch.int64)
-        noise = noise_of_codes(self.prior, count, seed)
-        return draw_codes(self.prior, blank, blank.bool(), noise, **how)
+        return self.complete(blank, blank.bool(), seed=seed, **how)
 
     def complete(self, codes, keep, *, seed=0, **how):
         """Codes whose positions outside of `keep` are drawn given the others.
 
-        `keep` are positions, or bool [l] or [b, l].
+        `keep` are positions, or bool [l] or [b, l]. `how` is steps, temperature and labels of
+        `draw_codes`; the first two are those of the run's recipe if not given.
         """
         codes, noise = torch.as_tensor(codes), noise_of_codes(self.prior, len(codes), seed)
+        how = self.prior.config["sampler"] | how
         return draw_codes(self.prior, codes, kept(keep, codes), noise, **how)
 
     def surprise(self, codes, *, calls=8, labels=None, seed=0):
@@ -380,7 +412,7 @@ class DLCPipeline:
         codes, seed = torch.as_tensor(codes), generator_of(seed)
         bits = self.surprise(codes, calls=calls, labels=labels, seed=seed)
         known = kept(keep, codes).to(bits.device)
-        rank = bits.masked_fill(known, -1.0).argsort(-1, descending=True, stable=True).argsort(-1)
+        rank = (-bits).masked_fill(known, 1.0).argsort(-1).argsort(-1)
         known = known | (rank >= math.ceil(round(share * codes.shape[1], 6)))
         return self.complete(codes, known, seed=seed, labels=labels, **how)
 
@@ -447,13 +479,12 @@ class DLCPipeline:
                 x = self.autoencoder(x)
         return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
-    def sample(self, count, *, seed=0, labels=None, code_steps=None, temperature=1.0, **how):
-        """New images uint8 [count, y, x, c]; `how` is as in `decode`."""
+    def sample(self, count, *, seed=0, labels=None, code_how=None, **how):
+        """New images uint8 [count, y, x, c]; `how` is of `decode`, and `code_how` of `complete`."""
         codes, seed = None, generator_of(seed)
         if self.generator.c["positions"]:
-            known = labels if self.prior.classes else None
-            how_codes = {"steps": code_steps, "temperature": temperature, "labels": known}
-            codes = self.sample_codes(count, seed=seed, **how_codes)
+            known = {"labels": labels if self.prior.classes else None}
+            codes = self.sample_codes(count, seed=seed, **known, **(code_how or {}))
         labels = labels if self.generator.c["classes"] else None
         return self.decode(codes, count=count, labels=labels, seed=seed, **how)
 

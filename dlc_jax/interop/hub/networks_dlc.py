@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in 0..1
 EDGE = 2  # blocks before and after those that may skip patches (SPRINT, arXiv 2510.21986)
 
 
@@ -42,7 +41,7 @@ class Dense(nn.Linear):
 
 
 class LayerNorm(nn.Module):
-    """In float32; the result has the dtype of the input."""
+    """In float32, with a weight and a bias or without; the result has the dtype of the input."""
 
     def __init__(self, width=None, eps=1e-6, bias=True):
         super().__init__()
@@ -101,32 +100,29 @@ class Attention(nn.Module):
 
     def forward(self, x, turn=None, tokens=None):
         if tokens is None:
-            parts = self.qkv(x).chunk(3, -1)
-        else:
-            parts = self.q(x), *self.kv(tokens).chunk(2, -1)
-        return self.out(attend(self, *parts, self.heads, turn))
-
-
-def gated_units(width, ratio):
-    """Hidden units of a SwiGLU: two thirds, rounded up to a multiple of 8."""
-    return (int(int(ratio * width) * 2 / 3) + 7) // 8 * 8
+            return self.out(attend(self, *self.qkv(x).chunk(3, -1), self.heads, turn))
+        return self.out(attend(self, self.q(x), *self.kv(tokens).chunk(2, -1), self.heads))
 
 
 class Mlp(nn.Module):
-    """GELU (its tanh approximation), or SwiGLU without biases (arXiv 2002.05202)."""
+    """GELU, "none" (exact) or its "tanh" approximation; or SwiGLU (arXiv 2002.05202) if gated.
 
-    def __init__(self, width, ratio, gated=False):
+    The latter has two thirds of the hidden units, rounded up to a multiple of 8.
+    """
+
+    def __init__(self, width, ratio, gated=False, bias=True, gelu="tanh", names=("fc1", "fc2")):
         super().__init__()
-        self.gated, units = gated, gated_units(width, ratio) if gated else int(ratio * width)
-        self.fc1 = Dense(width, 2 * units if gated else units, not gated)
-        self.fc2 = Dense(units, width, not gated)
+        self.gated, self.gelu, self.names = gated, gelu, names
+        units = (int(int(ratio * width) * 2 / 3) + 7) // 8 * 8 if gated else int(ratio * width)
+        setattr(self, names[0], Dense(width, 2 * units if gated else units, bias))
+        setattr(self, names[1], Dense(units, width, bias))
 
     def forward(self, x):
-        h = self.fc1(x)
+        first, last = (getattr(self, name) for name in self.names)
         if not self.gated:
-            return self.fc2(F.gelu(h, approximate="tanh"))
-        gate, value = h.chunk(2, -1)
-        return self.fc2(F.silu(gate) * value)
+            return last(F.gelu(first(x), approximate=self.gelu))
+        gate, value = first(x).chunk(2, -1)
+        return last(F.silu(gate) * value)
 
 
 class TimeEmbedding(nn.Module):
@@ -137,8 +133,7 @@ class TimeEmbedding(nn.Module):
         self.scale, self.fc1, self.fc2 = scale, Dense(256, width), Dense(width, width)
 
     def forward(self, t):
-        frequency = (1e4 ** (-torch.arange(128, dtype=torch.float64) / 128)).float().to(t.device)
-        angle = (self.scale * t.float())[:, None] * frequency
+        angle = (self.scale * t.float())[:, None] * falling(1e4, 128).float().to(t.device)
         return self.fc2(F.silu(self.fc1(torch.cat([angle.cos(), angle.sin()], -1))))
 
 
@@ -151,13 +146,13 @@ class Block(nn.Module):
 
     def __init__(self, width, heads, ratio, kind, condition, qk_norm=False, cross=False):
         super().__init__()
-        norm = {"dit": LayerNorm, "modern": RMSNorm}.get(kind)
-        norm = norm or functools.partial(LayerNorm, width, 1e-5, bias=False)
-        self.norm1, self.norm2 = norm(), norm()
+        norms = {"dit": LayerNorm, "modern": RMSNorm}
+        norms["prior"] = functools.partial(LayerNorm, width, 1e-5, bias=False)
+        self.norm1, self.norm2 = norms[kind](), norms[kind]()
         self.attention = Attention(width, heads, kind == "dit", qk_norm)
         if cross:
             self.cross_attention = Attention(width, heads, kind == "dit", qk_norm, cross=True)
-        self.mlp = Mlp(width, ratio, gated=kind == "modern")
+        self.mlp = Mlp(width, ratio, gated=kind == "modern", bias=kind != "modern")
         if condition:
             self.modulation = Dense(condition, 6 * width)
 
@@ -172,12 +167,20 @@ class Block(nn.Module):
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
 
+def falling(base, count):
+    """`count` frequencies from 1 to nearly 1 / base, float64."""
+    return base ** (-torch.arange(count, dtype=torch.float64) / count)
+
+
 def per_token(x):
     """What is the same for all tokens of an example, [b, d], as [b, 1, d]."""
     return x[:, None] if x.ndim == 2 else x
 
 
-def modulated(norm, x, modulation):
+def modulated(norm, x, modulation=None):
+    """norm(x), shifted and scaled as a condition says, if there is one."""
+    if modulation is None:
+        return norm(x)
     shift, scale = per_token(modulation).chunk(2, -1)
     return norm(x) * (1 + scale) + shift
 
@@ -185,18 +188,16 @@ def modulated(norm, x, modulation):
 @functools.lru_cache
 def sincos(side, width, extent):
     """Positions of a grid [side^2, width], stretched over one of `extent`: columns, then rows."""
-    frequency = 1e4 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     place = (torch.arange(side, dtype=torch.float64) + 0.5) * extent / side - 0.5
     y, x = torch.meshgrid(place, place, indexing="ij")
-    angle = torch.stack([x, y], -1).reshape(-1, 2, 1) * frequency
+    angle = torch.stack([x, y], -1).reshape(-1, 2, 1) * falling(1e4, width // 4)
     return torch.stack([angle.sin(), angle.cos()], 2).reshape(side * side, width).float()
 
 
 @functools.lru_cache
 def rope(length, k):
     """Cosines and sines [length, k/2] of rotary positions of heads of width k."""
-    angle = torch.arange(length, dtype=torch.float64)[:, None]
-    angle = angle * 1e4 ** (-torch.arange(k // 2, dtype=torch.float64) / (k // 2))
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * falling(1e4, k // 2)
     return angle.cos().float(), angle.sin().float()
 
 
@@ -205,8 +206,7 @@ def axial_rope(side, k, before=0):
     """Of a grid's rows and columns (DINOv3, arXiv 2508.10104), after tokens that are not turned."""
     place = 2 * (torch.arange(side, dtype=torch.float64) + 0.5) / side - 1
     center = torch.stack(torch.meshgrid(place, place, indexing="ij"), -1).reshape(-1, 2, 1)
-    period = 100.0 ** (-torch.arange(k // 4, dtype=torch.float64) / (k // 4))
-    angle = (2 * math.pi * center * period).reshape(-1, k // 2)
+    angle = (2 * math.pi * center * falling(100.0, k // 4)).reshape(-1, k // 2)
     angle = torch.cat([angle.new_zeros(before, k // 2), angle])
     return angle.cos().float(), angle.sin().float()
 
@@ -216,36 +216,27 @@ class Layer(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        d, self.heads, ratio, self.gated = c["width"], c["heads"], c["mlp_ratio"], c["gated"]
+        d, self.heads = c["width"], c["heads"]
         self.norm1, self.norm2 = LayerNorm(d), LayerNorm(d)
         inner = group(query=Dense(d, d), key=Dense(d, d), value=Dense(d, d))
         if c["qk_norm"]:
             inner.q_scale, inner.k_scale = empty(d // self.heads), empty(d // self.heads)
         self.attention = group(attention=inner, output=group(dense=Dense(d, d)))
         self.layer_scale1, self.layer_scale2 = group(lambda1=empty(d)), group(lambda1=empty(d))
-        if self.gated:
-            units = gated_units(d, ratio)
-            self.mlp = group(weights_in=Dense(d, 2 * units), weights_out=Dense(units, d))
-        else:
-            units = int(ratio * d)
-            self.mlp = group(fc1=Dense(d, units), fc2=Dense(units, d))
+        names = ("weights_in", "weights_out") if c["gated"] else ("fc1", "fc2")
+        self.mlp = Mlp(d, c["mlp_ratio"], c["gated"], gelu="none", names=names)
 
     def forward(self, x, turn=None):
         inner, h = self.attention.attention, self.norm1(x)
         y = attend(inner, inner.query(h), inner.key(h), inner.value(h), self.heads, turn)
         x = x + self.layer_scale1.lambda1 * self.attention.output.dense(y)
-        if self.gated:
-            gate, value = self.mlp.weights_in(self.norm2(x)).chunk(2, -1)
-            y = self.mlp.weights_out(F.silu(gate) * value)
-        else:
-            y = self.mlp.fc2(F.gelu(self.mlp.fc1(self.norm2(x))))
-        return x + self.layer_scale2.lambda1 * y
+        return x + self.layer_scale2.lambda1 * self.mlp(self.norm2(x))
 
 
 class Component(nn.Module):
     """What all components share: they are loaded from a folder."""
 
-    FILE = "model.safetensors"
+    PART = ""  # of the file: the start of the names that are read
 
     @classmethod
     def from_pretrained(cls, folder, dtype=None):
@@ -255,15 +246,11 @@ class Component(nn.Module):
             model = cls(json.loads((folder / "config.json").read_text()))
         weights = {
             name: tensor.to(dtype or tensor.dtype)
-            for name, tensor in load_file(folder / cls.FILE).items()
-            if model.reads(name)
+            for name, tensor in load_file(folder / "model.safetensors").items()
+            if name.startswith(cls.PART)
         }
         model.load_state_dict(weights, assign=True)
         return model.eval().requires_grad_(False)
-
-    def reads(self, name):
-        """Whether a tensor of the file is one of this module."""
-        return True
 
     @property
     def device(self):
@@ -328,24 +315,13 @@ class DLCEncoder(Component):
         y = self.sem_out(simplices.flatten(1) if plain else simplices.mean(1))
         return self.layernorm(y + self.sem_bias.mean(0) if hasattr(self, "sem_bias") else y)
 
-    @torch.no_grad()
-    def logits(self, images):
-        """float32 [b, l, v] of images [b, y, x, 3], uint8 or float in 0..1."""
-        images = torch.as_tensor(images)
-        if images.ndim != 4 or images.shape[1:] != (self.size, self.size, 3):
-            shape = f"[b, {self.size}, {self.size}, 3]"
-            raise ValueError(f"images are {shape}, resized and cropped; got {list(images.shape)}")
-        x = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        x = (x - x.new_tensor(MEAN)) / x.new_tensor(DEVIATION)
-        return self(x.permute(0, 3, 1, 2).to(self.device))["logits"]
-
 
 class DLCPrior(Component):
     """Masked diffusion of codes: logits of hidden values given the visible ones."""
 
     def __init__(self, config):
         super().__init__()
-        c, self.process = config["model"], config["process"]
+        self.config, c = config, config["model"]
         self.length, self.values, self.classes = c["positions"], c["values"], c["classes"]
         d, self.sigma, self.each = c["width"], c["sigma_conditioning"], c["per_position"]
         rows = (self.length, self.values + 1) if self.each else (self.values + 1,)
@@ -374,23 +350,8 @@ class DLCPrior(Component):
         condition = F.silu(sum(parts)) if parts else None
         for block in self.blocks:
             x = block(x, condition, rope(self.length, self.k))
-        if condition is None:
-            return self.final(self.final_norm(x)).float()
-        x = modulated(self.final_norm, x, self.final_modulation(condition))
-        return self.final(x).float()
-
-    def log_p(self, noisy, share, label=None):
-        """log chances [b, l, v] of the values of codes of which a share [b] is hidden."""
-        noise, most = self.process["noise"], 1.0
-        if noise["schedule"] == "log_linear":
-            most = 1 - noise["eps"]
-        elif noise["schedule"] == "geometric":
-            most = -math.expm1(-noise["largest"])
-        sigma = -torch.log1p(-share.float().clamp(max=min(most, 1 - 2.0**-24)))
-        if self.classes:
-            none = torch.full((len(noisy),), self.classes)
-            label = torch.as_tensor(none if label is None else label, device=self.device)
-        return self(noisy, sigma, label)[..., : self.values].log_softmax(-1)
+        modulation = None if condition is None else self.final_modulation(condition)
+        return self.final(modulated(self.final_norm, x, modulation)).float()
 
 
 class CodeTable(nn.Module):
