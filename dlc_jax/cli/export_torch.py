@@ -88,7 +88,7 @@ def give(arguments) -> None:
         sizes = {}
         for part, step in names.items():
             made = makers.get(part, _autoencoder)(config, arguments, step)
-            sizes[part] = _write(place / part, made, arguments.dtype)
+            sizes[part] = write(place / part, made, arguments.dtype)
         results = home.read(Path(arguments.workdir) / "results.json") or {}
         commit = str(results.get("commit") or home.commit() or "an unknown commit")
         data = {key: config.data[key] for key in ("name", "image") if key in config.data}
@@ -219,7 +219,7 @@ def _params(network, config: ConfigDict, arguments, step: str) -> dict[str, np.n
     }
 
 
-def _write(place: Path, part: Part, dtype: str) -> str:
+def write(place: Path, part: Part, dtype: str) -> str:
     """Writes a part, reads it back and compares; its size in words."""
     params = {
         path: array.astype(weights.dtype(dtype), copy=False) for path, array in part.params.items()
