@@ -187,9 +187,11 @@ def _generator(config: ConfigDict, arguments, step: str) -> Part:
 
 
 def _autoencoder(config: ConfigDict, arguments, name: str) -> Part:
+    from dlc_jax import parallel
     from dlc_jax.networks.autoencoder import AutoencoderNetwork
 
-    network, model = AutoencoderNetwork(config, name), config[name].model.to_dict()
+    network = AutoencoderNetwork(config, name, parallel.make_mesh())
+    model = config[name].model.to_dict()
     params = {path: np.asarray(array) for path, array in slots.flat(network.params).items()}
     table = TABLES[model["name"]](slots.shapes_of(slots.nested(params)))
     file = MODEL if model["name"] == "tiny" else "diffusion_pytorch_model.safetensors"
