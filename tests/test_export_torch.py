@@ -1,5 +1,6 @@
 """dlc export torch as a person runs it: what is in the folder, what PyTorch makes of it alone."""
 
+import ast
 import json
 import os
 import subprocess
@@ -18,10 +19,10 @@ from test_cli import refused
 from test_codes_job import VAE
 
 from dlc_jax import checkpoint, cli, recipe, workdir
-from dlc_jax.cli import export_torch, weights
+from dlc_jax.cli import weights
 from dlc_jax.diffusion import sample
 from dlc_jax.errors import UserError
-from dlc_jax.interop import hub_names, slots
+from dlc_jax.interop import hub_card, hub_names, slots
 from dlc_jax.models.autoencoder import Autoencoder
 from dlc_jax.models.tiny_autoencoder import TinyAutoencoder
 from dlc_jax.networks import KINDS, GeneratorNetwork
@@ -323,6 +324,16 @@ def test_names_are_of_one_to_one(finished):
         assert all((array == 1).all() for array in jax.tree.leaves(count))
 
 
-def test_pytorchs_code_is_what_is_listed():
-    names = {path.name for path in (hub_folders.ROOT / "dlc_jax/interop/hub").glob("*.py")}
-    assert names == set(export_torch.hub_card.CODE)
+def test_pytorchs_code_is_short_and_imports_nothing_of_ours():
+    files = list((hub_folders.ROOT / "dlc_jax/interop/hub").glob("*.py"))
+    assert {path.name for path in files} == set(hub_card.CODE)
+    known = {"torch", "safetensors", "json", "math", "pathlib", "functools", "modeling_dlc"}
+    known |= {"networks_dlc", "transformers", "diffusers", "huggingface_hub", "PIL"}
+    for path in files:
+        source = path.read_text()
+        lines = source.splitlines()
+        assert len(lines) < 500 and max(map(len, lines)) <= 100, path
+        for node in ast.walk(ast.parse(source)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert {name.split(".")[0] for name in names} <= known, path

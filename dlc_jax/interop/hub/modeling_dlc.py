@@ -235,9 +235,8 @@ def draw_images(model, given, noise, fresh, *, method, steps, times, eta, guidan
     times within `interval`, of the first `channels`; the weak prediction is that of the null
     condition, or of the early head if base is "internal".
     """
-    process = {"linear": Linear, "ddpm": DDPM, "edm": EDM}[model.config["process"]["name"]](
-        model.config["process"]
-    )
+    section = model.config["process"]
+    process = {"linear": Linear, "ddpm": DDPM, "edm": EDM}[section["name"]](section)
     guided = guidance != 1 and bool(given or base)
     internal = guided and base == "internal"
     condition, null = model.embed(**given), model.embed() if guided and not internal else None

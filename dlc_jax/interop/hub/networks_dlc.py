@@ -146,9 +146,9 @@ class Block(nn.Module):
 
     def __init__(self, width, heads, ratio, kind, condition, qk_norm=False, cross=False):
         super().__init__()
-        norms = {"dit": LayerNorm, "modern": RMSNorm}
-        norms["prior"] = functools.partial(LayerNorm, width, 1e-5, bias=False)
-        self.norm1, self.norm2 = norms[kind](), norms[kind]()
+        scaled = functools.partial(LayerNorm, width, 1e-5, bias=False)
+        norm = {"dit": LayerNorm, "modern": RMSNorm, "prior": scaled}[kind]
+        self.norm1, self.norm2 = norm(), norm()
         self.attention = Attention(width, heads, kind == "dit", qk_norm)
         if cross:
             self.cross_attention = Attention(width, heads, kind == "dit", qk_norm, cross=True)
@@ -265,13 +265,12 @@ class DLCEncoder(Component):
         self.c = c = config["dlc"]
         d, side = c["width"], c["image"] // c["patch"]
         self.size, self.length, self.values = c["size"], c["positions"], c["values"]
-        stride = {"kernel_size": c["patch"], "stride": c["patch"]}
         parts = {"cls_token": empty(1, 1, d), "mask_token": empty(1, d)}
         if c["registers"]:
             parts["register_tokens"] = empty(1, c["registers"], d)
         if c["pos"] == "learned":
             parts["position_embeddings"] = empty(1, 1 + side * side, d)
-        patches = group(projection=nn.Conv2d(c["channels"], d, **stride))
+        patches = group(projection=nn.Conv2d(c["channels"], d, c["patch"], c["patch"]))
         self.embeddings = group(**parts, patch_embeddings=patches)
         self.encoder = group(layer=nn.ModuleList(Layer(c) for _ in range(c["depth"])))
         self.layernorm = LayerNorm(d)
@@ -401,7 +400,7 @@ class DLCGenerator(Component):
     def __init__(self, config):
         super().__init__()
         c, self.config = config["model"], config
-        self.c, d, patch, depth = c, c["width"], c["patch"], c["depth"]
+        self.c, d, patch = c, c["width"], c["patch"]
         pixels, features = patch**2 * c["channels"], patch**2 * c["out_channels"]
         self.patch_embed, self.time_embed = Dense(pixels, d), TimeEmbedding(d)
         if c["positions"]:
@@ -409,8 +408,8 @@ class DLCGenerator(Component):
         if c["classes"]:
             self.label_table = group(table=empty(c["classes"] + 1, d))
         if c["embedding"]:
-            size = c["embedding"]
-            self.embedding_input = group(null=empty(size), dense=Dense(size, d, bias=False))
+            dense = Dense(c["embedding"], d, bias=False)
+            self.embedding_input = group(null=empty(c["embedding"]), dense=dense)
         if c["context"]:
             self.context_tokens = CodeTokens(c["context"], d)
         if c["cross"]:
@@ -420,7 +419,7 @@ class DLCGenerator(Component):
             how = c["heads"], c["mlp_ratio"], c["block"], width, c["qk_norm"], cross
             return nn.ModuleList(Block(width, *how) for _ in range(count))
 
-        self.blocks = blocks(depth, d, bool(c["cross"]))
+        self.blocks = blocks(c["depth"], d, bool(c["cross"]))
         if c["route"]:
             self.fusion = group(mask=empty(d), dense=Dense(2 * d, d))
         if c["early"]:
@@ -452,18 +451,17 @@ class DLCGenerator(Component):
     def forward(self, x, t, condition, early=False):
         """The prediction float32 [b, y, x, o]; with `early`, that of the early head beside it."""
         c, (vector, tokens, context) = self.c, condition
-        b, side = len(x), x.shape[1] // c["patch"]
+        side = x.shape[1] // c["patch"]
         patches = x.unflatten(2, (side, -1)).unflatten(1, (side, -1)).transpose(2, 3)
-        patches = patches.reshape(b, side**2, -1)  # within one: row, column, channel
+        patches = patches.reshape(len(x), side**2, -1)  # within one: row, column, channel
         h = self.patch_embed(patches)
         h = h + sincos(side, c["width"], c["image"] // c["patch"]).to(h)
-        time = self.time_embed(t)
+        time, wide = self.time_embed(t), c["head_width"]
         on = F.silu(time if vector is None else time + vector)
         h, weak = self._encode(h, on, tokens, context, side)
-        out, wide = None, c["head_width"]
         if early:
             weak = modulated(self.final_norm, weak, self.early_head.modulation(on))
-            out = self._image(self.early_head.out(weak), side)
+            weak = self._image(self.early_head.out(weak), side)
         if wide:
             on = F.silu(self.head.project(time[:, None] + h))
             h = self.head.patch_embed(patches)
@@ -472,7 +470,7 @@ class DLCGenerator(Component):
             for block in self.head.blocks:
                 h = block(h, on, turn)
         h = self.final(modulated(self.final_norm, h, self.final_modulation(on)))
-        return (self._image(h, side), out) if early else self._image(h, side)
+        return (self._image(h, side), weak) if early else self._image(h, side)
 
     def _encode(self, h, on, tokens, context, side):
         """Patch tokens after all blocks, and after that of the early head."""
@@ -496,6 +494,5 @@ class DLCGenerator(Component):
         return h[:, count:], weak
 
     def _image(self, patches, side):
-        patch = self.c["patch"]
-        x = patches.float().reshape(len(patches), side, side, patch, patch, -1)
+        x = patches.float().reshape(len(patches), side, side, *[self.c["patch"]] * 2, -1)
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
