@@ -56,7 +56,7 @@ def prior(model, variables, noise=None) -> export_torch.Part:
 
 
 def generator(model, variables, process=LINEAR, normalizer=None) -> export_torch.Part:
-    fields = {"model": section(model), "process": process}
+    fields = {"model": section(model), "process": process, "latents": normalizer is not None}
     outputs = model.out_channels or model.channels
     config = hub_config.generator(fields, outputs, USUAL, normalizer)
     return _ours(config, flat(variables, hub_names.TRAINING["generator"]))

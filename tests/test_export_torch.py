@@ -216,12 +216,23 @@ from modeling_dlc import DLCPipeline
 torch.set_num_threads(1)
 p = DLCPipeline.from_pretrained(sys.argv[1])
 a, b = torch.randint(256, (2, 1, 16, 16, 3), dtype=torch.uint8, generator=torch.manual_seed(0))
+assert p.compose([a, b], "refine", seed=1).shape == (1, 6)
+zeros, ones = torch.zeros(64, 6, dtype=int), torch.ones(64, 6, dtype=int)
 for operator in ("coin", "infill", "refine"):
-    codes = p.compose([a, b], operator, keep=[0], seed=1, temperature=0.5)
-    assert codes[0, 0] == p.encode(a)[0, 0] and codes.max() < 8, operator
+    codes = p.compose([zeros, ones], operator, keep=[0], seed=1, temperature=0.5, weights=[1, 2])
+    assert (codes[:, 0] == 0).all(), operator
     images = p.decode(codes, seed=2)
-    assert (images.shape, images.dtype) == ((1, 16, 16, 3), torch.uint8)
+    assert (images.shape, images.dtype) == ((64, 16, 16, 3), torch.uint8)
     assert images.float().std() > 1
+    copied = {value: (codes[:, 1:] == value).float().mean() for value in (0, 1)}
+    if operator == "coin":
+        assert abs(copied[1] - 2 / 3) < 0.08 and copied[0] + copied[1] == 1
+whole = p.compose([zeros, ones], "infill", share=1.0, seed=1)
+assert torch.equal(whole, p.compose([zeros, ones], seed=1)) and whole.max() == 1
+part = p.compose([zeros, ones], "infill", share=0.5, seed=1)
+assert ((part == whole).sum(1) >= 3).all() and (part != whole).any()  # 3 of 6 at least are kept
+drawn = p.redraw(zeros, 0.5, keep=[2], seed=3)
+assert ((drawn == 0).sum(1) >= 3).all() and (drawn != 0).any() and (drawn[:, 2] == 0).all()
 again = p.decode(codes, seed=2)
 assert torch.equal(images, again) and not torch.equal(images, p.decode(codes, seed=3))
 assert p.sample(3, code_how={"steps": 2}, steps=2, guidance=1).shape == (3, 16, 16, 3)
@@ -275,6 +286,9 @@ def test_images_of_latents(name, tmp_path, capsys):
     images = found.decode(torch.tensor(codes), noise=torch.tensor(noise)).numpy()
     assert ((expected > 0) & (expected < 255)).mean() > 0.3
     assert np.abs(images.astype(int) - expected).max() <= 2
+    found.autoencoder = None
+    with pytest.raises(ValueError, match="has no autoencoder"):
+        found.decode(torch.tensor(codes))
 
 
 def _store(place, vae, config):

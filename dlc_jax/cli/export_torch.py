@@ -123,8 +123,10 @@ def _names(config: ConfigDict, workdir: str, asked: str | None) -> dict[str, str
             raise UserError(f"{workdir} is a run whose recipe has no {part}; it has {list(found)}")
         if part == "autoencoder":
             continue
-        done, step = home.done(recipe.trained(config, workdir, found[part])), found[part]
-        if done is None or done["steps"] < config[step].train.steps:
+        step = found[part]
+        directory = recipe.trained(config, workdir, step)
+        done, own = home.done(directory), directory == Path(workdir) / step
+        if done is None or own and done["steps"] < config[step].train.steps:
             raise UserError(
                 f"step {step!r} of {workdir} is not complete; train it to its end, or leave it out "
                 "with --steps"

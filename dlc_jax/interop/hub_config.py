@@ -80,7 +80,8 @@ def generator(section: Mapping, outputs: int, sampler: Mapping, normalizer: dict
     model = {name: section["model"][name] for name in GENERATOR.split()}
     model["out_channels"] = outputs
     found = {"architectures": ["DLCGenerator"], "model": model, "process": dict(section["process"])}
-    return found | {"sampler": sampler, "normalizer": normalizer}
+    latents = {"latents": section["latents"], "normalizer": normalizer}
+    return found | {"sampler": sampler, **latents}
 
 
 def autoencoder(model: Mapping, image: int) -> dict:

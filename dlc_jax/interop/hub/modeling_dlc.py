@@ -266,9 +266,6 @@ def draw_images(model, given, noise, fresh, *, method, steps, times, eta, guidan
     return x
 
 
-# ---- images of latents ----
-
-
 class TinyBlock(nn.Module):
     def __init__(self, width, groups=0):
         super().__init__()
@@ -325,9 +322,6 @@ class KLDecoder(nn.Module):
     def forward(self, latents):
         x = (latents / self.model.config.scaling_factor).permute(0, 3, 1, 2)
         return self.model.decode(x.to(self.model.dtype)).sample.permute(0, 2, 3, 1).float()
-
-
-# ---- all together ----
 
 
 class DLCPipeline:
@@ -456,6 +450,8 @@ class DLCPipeline:
         model, seed, given = self.generator, generator_of(seed), {}
         if (codes is None) == bool(model.c["positions"]):
             raise ValueError("codes are for a generator that was trained with codes, and needed")
+        if model.config["latents"] and self.autoencoder is None:
+            raise ValueError("the generator draws latents, and the folder has no autoencoder")
         if codes is not None:
             given["codes"] = torch.as_tensor(codes).to(model.device)
             count = len(given["codes"])
@@ -469,7 +465,7 @@ class DLCPipeline:
 
         noise = normal() if noise is None else noise.to(model.device)
         x = draw_images(model, given, noise, normal, **model.config["sampler"] | how)
-        if self.autoencoder is not None:
+        if model.config["latents"]:
             unit = model.config["normalizer"]
             if unit is not None:
                 mean, std = (torch.tensor(unit[key], device=x.device) for key in ("mean", "std"))
@@ -479,11 +475,16 @@ class DLCPipeline:
         return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
     def sample(self, count, *, seed=0, labels=None, code_how=None, **how):
-        """New images uint8 [count, y, x, c]; `how` is of `decode`, and `code_how` of `complete`."""
+        """New images uint8 [count, y, x, c]; `how` is of `decode`, and `code_how` of `complete`.
+
+        Without labels a generator that reads no codes draws of classes at random.
+        """
         codes, seed = None, generator_of(seed)
         if self.generator.c["positions"]:
             known = {"labels": labels if self.prior.classes else None}
             codes = self.sample_codes(count, seed=seed, **known, **(code_how or {}))
+        elif labels is None and self.generator.c["classes"]:
+            labels = torch.randint(self.generator.c["classes"], (count,), generator=seed)
         labels = labels if self.generator.c["classes"] else None
         return self.decode(codes, count=count, labels=labels, seed=seed, **how)
 
