@@ -4,12 +4,14 @@ Within 1e-5 of the largest output, and 2 of 255 in images of the same noise.
 """
 
 import functools
+import json
 
 import hub_folders
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import recipes
 from hub_folders import close, loaded, modeling
 from small_models import (
     L,
@@ -30,7 +32,9 @@ from dlc_jax.diffusion.edm import EDM
 from dlc_jax.diffusion.linear import Linear
 from dlc_jax.diffusion.masked import Masked
 from dlc_jax.diffusion.noise import Noise, total
+from dlc_jax.interop import hub_config, hub_names, slots
 from dlc_jax.models.vit import standardize
+from dlc_jax.networks import KINDS
 from dlc_jax.networks.generator import sized, to_uint8
 from dlc_jax.networks.network import keys
 from dlc_jax.typing import Given
@@ -68,6 +72,45 @@ def test_encoder(case, size, tmp_path):
     simplices = found.simplices(images)
     close(simplices, expected["simplices"])
     close(found.encoder.vector(simplices), expected["vector"])
+
+
+RECIPES = [
+    "imagenet256.py",
+    "imagenet256.py:sedd,32x4096",
+    "imagenet256_fast.py",
+    "image_folder.py",
+]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_networks_of_recipes_have_the_same_names_and_shapes(name):
+    """At their true sizes, without any memory."""
+    config = recipes.load(name)
+    for step in ("encoder", "prior", "generator"):
+        settings = {"mesh": None, "batch": 1, "dtype": None}
+        network = KINDS[config[step].stage](config, "nowhere", step, **settings)
+        unread = hub_names.TRAINING.get(config[step].stage, ())
+        shapes = {
+            path: shape
+            for path, shape in slots.shapes_of(network.shapes).items()
+            if not path.startswith(unread)
+        }
+        table = hub_names.encoder(shapes) if step == "encoder" else hub_names.network(shapes)
+        given = {key: row.shape for key, row in table.items()}
+        if step == "encoder":
+            given |= {key: array.shape for key, array in hub_names.scales(shapes).items()}
+            made = hub_config.encoder(config[step].model, network.size, "float32")
+        elif step == "prior":
+            made = hub_config.prior(config[step], {})
+        else:
+            sampler = config.samples.sampler
+            how = hub_config.sampler(sampler, config[step].process.name, "samples", plain=False)
+            outputs = network.model.out_channels
+            made = hub_config.generator(config[step], outputs, how, None)
+        with torch.device("meta"):
+            kind = {"encoder": M.DLCEncoder, "prior": M.DLCPrior, "generator": M.DLCGenerator}
+            found = kind[step](json.loads(json.dumps(made))).state_dict()
+        assert {key: tuple(leaf.shape) for key, leaf in found.items()} == given
 
 
 PRIORS = {
