@@ -101,7 +101,12 @@ def give(arguments) -> None:
         _json(place / "model_index.json", index)
     for part, size in sizes.items():
         print(f"{out / part}: {size}")
-    print(f"wrote {out}: all tensors were read back; how to load it is in model_card.md")
+    if "encoder" in names and (own := recipe.codes_dtype(config, names["encoder"])) != "float32":
+        print(f"the run's codes were computed in {own or 'the dtype of training'}, here in float32")
+    print(
+        f"wrote {out}: all tensors were read back, without what only training reads; "
+        "how to load it is in model_card.md"
+    )
 
 
 def _names(config: ConfigDict, workdir: str, asked: str | None) -> dict[str, str]:
@@ -120,7 +125,8 @@ def _names(config: ConfigDict, workdir: str, asked: str | None) -> dict[str, str
         if part not in STEPS:
             raise UserError(f"dlc export torch: --steps={part} is none of {', '.join(STEPS)}")
         if part not in found:
-            raise UserError(f"{workdir} is a run whose recipe has no {part}; it has {list(found)}")
+            there = ", ".join(found)
+            raise UserError(f"{workdir} is a run whose recipe has no {part}; it has {there}")
         if part == "autoencoder":
             continue
         step = found[part]
@@ -156,8 +162,8 @@ def _prior(config: ConfigDict, arguments, step: str) -> Part:
     from dlc_jax.networks import PriorNetwork
 
     hub_config.check_prior(config[step], step)
-    how, where = _sampler(config, "code_sampler"), "samples"
-    how = hub_config.code_sampler(how, where, plain=arguments.plain_samplers)
+    how = _sampler(config, "code_sampler")
+    how = hub_config.code_sampler(how, "samples", plain=arguments.plain_samplers)
     network = _network(PriorNetwork, config, arguments, step)
     params = _params(network, config, arguments, step)
     table = hub_names.network(slots.shapes_of(slots.nested(params)))
