@@ -11,7 +11,7 @@ from dlc_jax import recipe
 from dlc_jax.cli import weights
 from dlc_jax.cli.networks import prepare, writing
 from dlc_jax.errors import UserError
-from dlc_jax.interop import files, slots, torch_names
+from dlc_jax.interop import files, hub_config, slots, torch_names
 from dlc_jax.interop.weights import tensors
 
 SEM = "dlc export sem runs/imagenet256 --out encoder.safetensors"
@@ -59,7 +59,7 @@ def simplicial(
         heads = tuple(torch_names.HEADS.values())  # the second: an import drew it
         params = {path: array for path, array in params.items() if not path.startswith(heads)}
     backbone, code = model.backbone, model.simplicial
-    config = _transformers_config(backbone, "Dinov2WithRegisters")
+    config = hub_config.dinov2(backbone, "Dinov2WithRegisters")
     config |= {"dlc_L": code.positions, "dlc_V": code["values"]}
     if layout == came:
         return _as_it_came(params, directory, facts), facts["metadata"], config
@@ -83,7 +83,7 @@ def dinov2(arguments) -> None:
     metadata = {"format": "pt", "heads": str(backbone.heads)}
     files.save(out / "model.safetensors", found, metadata)
     with writing(out):
-        text = json.dumps(_transformers_config(backbone, name), indent=2)
+        text = json.dumps(hub_config.dinov2(backbone, name), indent=2)
         (out / "config.json").write_text(f"{text}\n")
     print(
         f"wrote {out}: {name}Model, {len(found)} tensors, {readable(found)}; "
@@ -154,28 +154,6 @@ def _as_it_came(params: dict, directory: Path, facts: dict) -> dict[str, np.ndar
             aside.read(name) if tensor is None else tensor.astype(weights.dtype(dtype), copy=False)
         )
     return found
-
-
-def _transformers_config(backbone: ConfigDict, name: str) -> dict:
-    ratio = backbone.mlp_ratio
-    config = {
-        "architectures": [f"{name}Model"],
-        "model_type": {"Dinov2": "dinov2", "Dinov2WithRegisters": "dinov2_with_registers"}[name],
-        "hidden_size": backbone.width,
-        "num_hidden_layers": backbone.depth,
-        "num_attention_heads": backbone.heads,
-        "mlp_ratio": int(ratio) if ratio == int(ratio) else ratio,
-        "use_swiglu_ffn": backbone.mlp == "swiglu",
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
-        "layerscale_value": backbone.layer_scale or 1.0,
-        "image_size": backbone.image,
-        "patch_size": backbone.patch,
-        "num_channels": backbone.channels,
-        "qkv_bias": True,
-        "dtype": "float32",
-    }
-    return config | ({"num_register_tokens": backbone.registers} if backbone.registers else {})
 
 
 def readable(found: Mapping[str, np.ndarray]) -> str:

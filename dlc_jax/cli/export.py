@@ -5,16 +5,18 @@ from dlc_jax.cli import (
     diffusers_folders,
     encoder_exports,
     export_stablehlo,
+    export_torch,
     generators,
     official,
     priors,
 )
 
-EXAMPLES = (encoder_exports.SEM, encoder_exports.DINOV2)
+EXAMPLES = (export_torch.EXPORT, encoder_exports.SEM, encoder_exports.DINOV2)
 EXAMPLES += (autoencoders.EXPORT, generators.EXPORT, priors.EXPORT, official.EXPORT)
 EXAMPLES += (diffusers_folders.EXPORT, export_stablehlo.EXPORT)
 EXAMPLE = "\n  ".join(EXAMPLES)
 VERBS = {
+    "torch": export_torch.give,
     "sem": encoder_exports.sem,
     "dinov2": encoder_exports.dinov2,
     "dit": generators.give,
@@ -29,6 +31,10 @@ VERBS = {
 def arguments(parser) -> None:
     parser.epilog = f"examples:\n  {EXAMPLE}"
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    what = "a run as a folder that PyTorch loads alone: networks, samplers and a model card"
+    example = export_torch.EXPORT
+    made = _action(actions, "torch", what, example, "DIR", "a new folder", where="-w")
+    export_torch.give_flags(made)
     what = "the encoder, by the published names; an imported one as it came, byte by byte"
     sem = _action(actions, "sem", what, encoder_exports.SEM, "FILE", "a .safetensors file")
     encoder_exports.give_flags(sem)
