@@ -189,10 +189,15 @@ class Pipeline:
           how: `seed`, `first` and what else `GeneratorNetwork.decode` takes.
 
         Raises:
-          UserError: codes of another shape or type, outside [0, V), or soft ones that are not
-            points of simplices.
+          UserError: codes of another shape or type, outside [0, V), or no points of simplices.
         """
         return self._generator.decode(codes, sampler=sampler or self.sampler, **how)
+
+    def decode_all(
+        self, parents: Sequence[np.ndarray], *, sampler: Sampler | None = None, **how
+    ) -> np.ndarray:
+        """Images that fit several codes at once; `how` as in `GeneratorNetwork.decode_all`."""
+        return self._generator.decode_all(parents, sampler=sampler or self.sampler, **how)
 
     def sample(
         self,
@@ -239,12 +244,10 @@ class Pipeline:
           operator: how, one of `composition.operators`; None is that of the run's recipe.
           weights: how often a position is from each parent; None is equally often.
           keep: positions always from the first parent, "0-11", names of `groups`, or a mask.
-          first: number of the first example, by which it draws.
-          best: of so many draws the likeliest one is kept.
+          best: of so many draws of each example, by its number from `first`, the likeliest is kept.
 
         Raises:
-          UserError: parents that do not go together; weights or positions that do not fit; no prior
-            where one is needed.
+          UserError: parents, weights or positions that do not fit; no prior where one is needed.
         """
         operator = self.operator if operator is None else operator
         codes = [self._read(np.asarray(parent), operator) for parent in parents]
@@ -281,9 +284,8 @@ class Pipeline:
 
     def _likely(self, needed: bool):
         """The prior as operators use it; None where there is none and none is needed."""
-        if not needed and not (self.prior in self.config and self._prior.tells):
-            return None
-        return self._prior.drawing(self.code_sampler)
+        is_there = needed or (self.prior in self.config and self._prior.tells)
+        return self._prior.drawing(self.code_sampler) if is_there else None
 
     @property
     def _encoder(self):
