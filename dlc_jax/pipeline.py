@@ -284,7 +284,7 @@ class Pipeline:
 
     def _likely(self, needed: bool):
         """The prior as operators use it; None where there is none and none is needed."""
-        is_there = needed or (self.prior in self.config and self._prior.tells)
+        is_there = self.prior in self.config and (needed or self._prior.tells)
         return self._prior.drawing(self.code_sampler) if is_there else None
 
     @property

@@ -372,8 +372,11 @@ def test_without_a_trained_prior_no_likelihood_is_told():
     assert found.compose([a, b]).bits is None
     with pytest.raises(UserError, match="train this step first"):
         found.compose([a, b], operator=Infill())
-    with pytest.raises(UserError, match="no step 'none'"):
-        pipeline.Pipeline(found.networks, prior="none").compose([a, b], best=2)
+    none = pipeline.Pipeline(found.networks, prior="none")
+    with pytest.raises(UserError, match="infill draws from a prior, and there is none"):
+        none.compose([a, b], operator=Infill())
+    with pytest.raises(UserError, match="needs a prior"):
+        none.compose([a, b], best=2)
     uniform = drawn({"prior.process.name": "uniform"})
     assert uniform.compose([a, b]).bits is None
     with pytest.raises(UserError, match="only a masked process"):
