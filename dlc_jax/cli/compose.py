@@ -70,8 +70,8 @@ def arguments(parser) -> None:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="mix nothing: the generator is led to all parents at once, by --weights; with "
-        "--partial each asks for positions of its own",
+        help="mix nothing: the generator is led to all parents at once, by --weights; best with "
+        "--partial, by which each asks for positions of its own",
     )
     parser.add_argument(
         "--count",
