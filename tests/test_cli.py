@@ -67,7 +67,7 @@ def untrained(tmp_path):
 
 @pytest.mark.parametrize(
     "verb",
-    ["info", "probe", "profile", "sample", "encode", "likelihood", "compose", "evaluate"],
+    "info probe profile sample encode likelihood compose positions evaluate".split(),
 )
 def test_help_has_an_example(verb, capsys):
     with pytest.raises(SystemExit) as left:
@@ -153,6 +153,10 @@ def test_help_has_an_example(verb, capsys):
         ("likelihood -w {untrained} {here}/flat.npz", "are [n, l], not [3]"),
         ("likelihood -w {untrained} {here}/text.png", "text.png"),
         ("likelihood -w {untrained} {here}/a.png", "train this step first"),
+        ("positions {here}/nowhere", "nowhere does not exist"),
+        ("positions {untrained} --out {here}/x", "x is not a .png"),
+        ("positions {untrained} --clusters 0", "--clusters: '0' is not a whole number"),
+        ("positions {untrained} --out {here}/p.png", "train this step first"),
         ("info {here}/nowhere", "nowhere does not exist"),
         ("profile {here}/nowhere", "nowhere does not exist"),
         ("profile {untrained} --step magic", "'magic' is not a step of"),
@@ -579,6 +583,31 @@ def test_compose_by_operators(trained, pictures, capsys, monkeypatch):
     for more in ([], ["--partial", 0.5, "--weights", "1,3"]):
         assert list(bits(said(capsys, *words, *two, "--all", *more))) == ["parents"]
     assert "more than there are" in refused(capsys, *words, *two, "--all", "--partial", 0.6)
+
+
+@slow
+def test_positions(trained, pictures, capsys):
+    """Of a whole run, and of one whose generator is not trained yet."""
+    run_of = {"whole": STEPS, "half": STEPS[:2]}
+    for name, steps in run_of.items():
+        (pictures / name).mkdir()
+        for step in (*steps, "config.json"):
+            (pictures / name / step).symlink_to(trained / step)
+        words = ["positions", pictures / name, "--count", 300, "--pairs", 4, "--clusters", 2]
+        out = said(capsys, *words, "--out", pictures / f"{name}.png")
+        assert np.asarray(Image.open(pictures / f"{name}.png")).std() > 5
+        found = json.loads((pictures / name / "positions.json").read_text())
+        assert found["length"] == 36 and sorted(sum(found["groups"].values(), [])) == [*range(36)]
+        assert out.count("\n") > 36 and ("no swaps" in out) == (name == "half")
+        columns = found["columns"]
+        assert all(len(column) == len(found["rows"]) == 36 + 3 + 2 for column in columns.values())
+        assert all(0 <= each < 3 for each in columns["bits it says of shape"][:36])
+        assert ("swapped: rms of 255 image" in columns) == (name == "whole")
+    group = next(iter(found["groups"]))
+    words = ["compose", "-w", pictures / "whole", pictures / "a.png", pictures / "b.png"]
+    words += ["--count", 2, "--sampler.steps=2", "--out", pictures / "composed.png"]
+    assert "wrote" in said(capsys, *words, "--keep", group)
+    assert "known: form, ground, tint, " in refused(capsys, *words, "--keep", "fork")
 
 
 @slow

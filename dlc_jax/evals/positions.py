@@ -12,6 +12,8 @@ import numpy as np
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
+SAYS = 0.1  # of a factor's entropy, that a group's positions say on average to be named by it
+
 
 def entropy(values: np.ndarray) -> float:
     """Of int [n], in bits; at least 0."""
@@ -104,19 +106,23 @@ def clusters(information: np.ndarray, count: int | None = None) -> list[list[int
 def named(
     groups: Sequence[Sequence[int]], information: np.ndarray, factors: Mapping[str, float]
 ) -> dict[str, list[int]]:
-    """{name: positions}: the factor that a group says most of, or c0, c1, … if another does too.
+    """{name: positions}: the factor that a group says most of, or c0, c1, … by the group's number.
+
+    A factor that several groups say most of names none of them, nor does one of which the group
+    says less than `SAYS`.
 
     Args:
       information: bits [l, f], see `about`.
       factors: {name: its entropy in bits}, by which what is said of it is divided.
     """
+    found, names = {}, [*factors]
     shares = information / np.maximum(list(factors.values()), 1e-9)
-    most = [int(shares[list(group)].mean(0).argmax()) if factors else -1 for group in groups]
-    names = list(factors)
-    return {
-        names[top] if most.count(top) == 1 and top >= 0 else f"c{number}": list(group)
-        for number, (group, top) in enumerate(zip(groups, most, strict=True))
-    }
+    said = [shares[list(group)].mean(0) for group in groups]
+    most = [int(each.argmax()) if len(each) and each.max() >= SAYS else None for each in said]
+    for number, (group, top) in enumerate(zip(groups, most, strict=True)):
+        is_its = top is not None and most.count(top) == 1
+        found[names[top] if is_its else f"c{number}"] = list(group)
+    return found
 
 
 def _shared(a: np.ndarray, b: np.ndarray) -> float:
