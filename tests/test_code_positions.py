@@ -94,9 +94,10 @@ def test_positions_that_say_the_same_are_grouped():
     names = positions.named(groups, information, {"shape": 2.6, "color": 2.6})
     assert names["shape"] == groups[0] and names["color"] == groups[1]
     assert names["c2"] == groups[2]  # it says nothing of either
-    one = positions.named(groups, information[:, :1], {"label": 2.6})
-    assert one == {"c0": groups[0], "c1": groups[1], "c2": groups[2]}  # all say most of it
-    assert positions.named(groups, np.empty((9, 0)), {}) == one
+    twice = positions.named([[0, 2], [6], [1]], information, {"shape": 2.6, "color": 2.6})
+    assert twice == {"c0": [0, 2], "c1": [6], "color": [1]}  # two say most of the shape
+    none = positions.named(groups, np.empty((9, 0)), {})
+    assert none == {"c0": groups[0], "c1": groups[1], "c2": groups[2]}
     dead = np.zeros((50, 1), int)
     assert positions.clusters(positions.among(dead)) == [[0]]
     assert positions.clusters(positions.among(np.repeat(dead, 2, 1)), 2) == [[0], [1]]
