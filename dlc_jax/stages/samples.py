@@ -11,6 +11,7 @@ name of its step.
 import dataclasses
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated
 
 import jax
@@ -19,7 +20,7 @@ import numpy as np
 from dlc_jax import recipe
 from dlc_jax import workdir as home
 from dlc_jax.composition.groups import FILE, known
-from dlc_jax.composition.operators import OPERATORS, Coin, Operator
+from dlc_jax.composition.operators import OPERATORS, Coin, Operator, Soft
 from dlc_jax.data import sources
 from dlc_jax.data.codes import CodeStore
 from dlc_jax.data.sources import DataSet
@@ -127,6 +128,7 @@ class Studio:
 def make(config, *, step: str, workdir) -> Job:
     """The job of a recipe's section `step`."""
     section = recipe.build(Section, config[step])
+    check_operator(config, section, Path(workdir))
 
     def networks(mesh):
         return Networks(config, workdir, mesh, batch=section.batch)
@@ -141,6 +143,26 @@ def make(config, *, step: str, workdir) -> Job:
     changeable = ("count", "pairs", "code_sampler", "sampler", "operator")
     programs = plan(config, section, networks, step)
     return Job(run=run, programs=programs, settings=changeable)
+
+
+def named(config, section: Section, workdir: Path) -> dict:
+    """Groups of positions that the operator may name."""
+    encoder = config[section.encoder] if section.encoder in config else None
+    return known(encoder, home.read(workdir / FILE))
+
+
+def check_operator(config, section: Section, workdir: Path) -> None:
+    """Refuses an operator that cannot compose three images, before anything is drawn."""
+    if reads_codes(config, section):
+        shape = (1, config[section.generator].model["positions"])
+        soft = (*shape, 1) if isinstance(section.operator, Soft) else shape
+        dry = SimpleNamespace(
+            sample=lambda count, *, prompt, **how: prompt,
+            redraw=lambda codes, **how: codes,
+            surprise=lambda codes, **how: np.zeros(codes.shape),
+        )
+        groups = named(config, section, workdir)
+        section.operator([np.zeros(soft, np.int32)] * 3, dry, seed=0, groups=groups)
 
 
 def plan(config, section: Section, networks, step: str = "samples") -> dict:
@@ -239,16 +261,16 @@ def compose(studio: Studio, parents: int, prefix: str) -> None:
         groups = composition.choose_parents(
             factors[:, enough], section.pairs, parents=parents, seed=seed
         )
+    if isinstance(section.operator, Soft):
+        encoder = studio.networks[section.encoder]
+        codes = encoder.simplices(images, temperature=section.operator.temperature)
     prior = studio.networks[section.prior]
     likely = section.operator.needs_prior or prior.tells
     mixed, bits = section.operator(
         [codes[groups[:, n]] for n in range(parents)],
         prior.drawing(section.code_sampler) if likely else None,
         seed=seed,
-        groups=known(
-            studio.config[section.encoder] if section.encoder in studio.config else None,
-            home.read(studio.workdir / FILE),
-        ),
+        groups=named(studio.config, section, studio.workdir),
     )
     children = studio.decode(mixed, seed=3)
     rows = {f"parent {'ABC'[n]}": images[groups[:SHOWN, n]] for n in range(parents)}
