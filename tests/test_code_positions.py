@@ -55,8 +55,8 @@ def test_information_of_a_noisy_copy():
 
 def test_swaps_by_hand():
     """Pixels are 10 times values; the factors are position 0, and whether 1 and 2 are both 1."""
-    first = np.array([[0, 0, 0], [1, 0, 0], [2, 0, 3]])
-    second = np.array([[1, 1, 1], [1, 1, 1], [2, 0, 1]])
+    first = np.array([[0, 0, 0], [1, 0, 0], [2, 0, 3], [0, 1, 0], [0, 0, 1]])
+    second = np.array([[1, 1, 1], [1, 1, 1], [2, 0, 1], [0, 1, 1], [0, 1, 1]])
 
     def decode(codes):
         return (10 * codes).astype(np.uint8)[:, None, :, None]
@@ -68,12 +68,12 @@ def test_swaps_by_hand():
     places = [[0], [1], [2], [1, 2]]
     rms, changed = positions.swaps(first, second, places, decode, read)
     thirds = np.sqrt(100 / 3)  # one of three pixels moves by 10
-    both = np.sqrt((200 + 200 + 400) / 9)
-    np.testing.assert_allclose(rms, [thirds, thirds, np.sqrt((100 + 100 + 400) / 9), both])
+    last, both = np.sqrt((3 * 100 + 400) / 12), np.sqrt((200 + 200 + 400 + 100 + 100) / 15)
+    np.testing.assert_allclose(rms, [thirds, thirds, last, both])
     # factor 0 differs in the first pair alone, which no other position changes
     np.testing.assert_array_equal(changed[:, 0], [1, 0, 0, 0])
-    # factor 1 differs in the first two; position 0 differs in the first pair alone
-    np.testing.assert_array_equal(changed[:, 1], [0, 0, 0, 1])
+    # factor 1 differs in all but the third; of these position 1 in three, and so does position 2
+    np.testing.assert_allclose(changed[:, 1], [0, 1 / 3, 1 / 3, 1])
     rms, changed = positions.swaps(first, first, places, decode, read)
     assert np.isnan(rms).all() and np.isnan(changed).all()
     assert positions.swaps(first, second, places, decode)[1] is None

@@ -45,7 +45,7 @@ class Joint:
             for place in range(LENGTH):
                 at = (*code[:place], slice(None), *code[place + 1 :])
                 row[place] = -np.log2(self.p[tuple(code)] / self.p[at].sum())
-        return found
+        return found + 1e-9 * np.reshape(first, (-1, 1))  # masks are by the number
 
     def redraw(self, codes, *, positions, keep, seed, first, calls):
         bits = np.where(keep, -np.inf, self.surprise(codes, seed=seed, first=first, calls=calls))
