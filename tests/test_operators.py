@@ -45,7 +45,7 @@ class Joint:
             for place in range(LENGTH):
                 at = (*code[:place], slice(None), *code[place + 1 :])
                 row[place] = -np.log2(self.p[tuple(code)] / self.p[at].sum())
-        return found + 1e-9 * np.reshape(first, (-1, 1))  # masks are by the number
+        return found
 
     def redraw(self, codes, *, positions, keep, seed, first, calls):
         bits = np.where(keep, -np.inf, self.surprise(codes, seed=seed, first=first, calls=calls))
@@ -110,6 +110,19 @@ def test_bits_are_the_mean_over_positions_given_the_others(name):
     if not EVERY[name].needs_prior:
         assert compose(EVERY[name], prior=None).bits is None
         np.testing.assert_array_equal(compose(EVERY[name], prior=None).codes, codes)
+
+
+def test_masks_are_by_the_number_alone():
+    told = []
+
+    class Told(Joint):
+        def surprise(self, codes, *, seed, first, calls):
+            told.append((seed, first.tolist()))
+            return super().surprise(codes, seed=seed, first=first, calls=calls)
+
+    numbers = np.arange(60) + 5
+    best(Coin(), PARENTS, Told(), n=3, seed=9, position=numbers)
+    assert told == 3 * [(0, numbers.tolist())]
 
 
 def test_coin_is_the_paper_s_and_blocks_of_one_are_it():
