@@ -109,6 +109,8 @@ def test_numbers_are_drawn_as_colors():
     assert found.dtype == np.uint8 and found.ndim == 3
     deep = (found == heat.DEEP).all(-1)
     assert deep.any(1).sum() > 20  # the largest of either group, in two rows
+    apart = heat.table(["0 form", "1", "2"], columns, first=2)  # 1 is the largest of the last row
+    assert (apart == heat.DEEP).all(-1).sum() > deep.sum()
     grown = heat.table(
         ["0 form", "1", "2"], columns | {"a long title of one column": {"d": [1] * 3}}
     )

@@ -169,4 +169,5 @@ def text(rows: list[str], columns) -> str:
 
 def picture(rows: list[str], columns, shared: np.ndarray) -> np.ndarray:
     """The table as colors, and beside it what positions share."""
-    return heat.beside(heat.table(rows, columns), heat.matrix(shared, "bits two positions share"))
+    table = heat.table(rows, columns, first=len(shared))
+    return heat.beside(table, heat.matrix(shared, "bits two positions share"))

@@ -11,18 +11,24 @@ SCALE = 2  # pixels drawn for one
 
 
 def table(
-    rows: Sequence[str], columns: Mapping[str, Mapping[str, Sequence[float]]], *, form: str = ".2f"
+    rows: Sequence[str],
+    columns: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    first: int | None = None,
+    form: str = ".2f",
 ) -> np.ndarray:
     """A table whose columns stand in groups; a group has one scale, from 0 to its largest number.
 
     Args:
       rows: their labels.
       columns: {group: {column: a number for each row}}; nan is left empty.
+      first: so many rows have one scale, and those below another; None is all.
       form: of the numbers.
 
     Returns:
       uint8 [y, x, 3], on white.
     """
+    first = len(rows) if first is None else first
     left = 8 + max(_width(label) for label in rows)
     names = [name for group in columns.values() for name in group]
     wide = max(CELL[0], 12 + max(_width(name) for name in names))
@@ -36,12 +42,13 @@ def table(
     for number, (title, group) in enumerate(columns.items()):
         x = left + gap + sum(list(widths.values())[:number])
         page.text(x, ROW / 2 + 2, title, "lm")
-        largest = np.nanmax([np.nanmax([*values, 0.0]) for values in group.values()])
+        numbers = np.array([*group.values()], float)
+        largest = [np.nanmax([0.0, *part.ravel()]) for part in np.split(numbers, [first], axis=1)]
         for name, values in group.items():
             page.text(x + wide / 2, 1.5 * ROW + 4, name, "mm")
             for number, value in enumerate(values):
                 box = (x, top + CELL[1] * number, x + wide - 1, top + CELL[1] * (number + 1) - 1)
-                page.cell(box, value, largest, f"{value:{form}}")
+                page.cell(box, value, largest[number >= first], f"{value:{form}}")
             x += wide
     return page.pixels()
 
