@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dlc_jax import pipeline
+from dlc_jax.composition.operators import Coin
 from dlc_jax.data import sources
 from dlc_jax.data.codes import CodeStore
 from dlc_jax.evals import composition
@@ -37,7 +38,8 @@ def main(workdir: Path) -> None:
         found = judge.read(networks.decode(mixed, seed=3)).factors
         return np.where(found == first, 1, np.where(found == second, -1, 0))
 
-    origin = origins(networks.compose([codes[pairs[:, 0]], codes[pairs[:, 1]]], seed=config.seed))
+    parents = [codes[pairs[:, 0]], codes[pairs[:, 1]]]
+    origin = origins(networks.compose(parents, operator=Coin(), seed=config.seed).codes)
     print("Positions mixed at random: correlation of two factors' origins, if both are a parent's")
     for a in range(4):
         for b in range(a):

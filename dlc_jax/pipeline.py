@@ -5,7 +5,8 @@
     codes = p.encode(images)                                 # uint8 [b, y, x, c] -> int32 [b, l]
     images = p.decode(codes, seed=0)                         # back
     images = p.sample(16, seed=0)                            # new ones
-    images = p.decode(p.compose([a, b], weights=(1, 3)))     # a and b: images, or their codes
+    mixed, bits = p.compose([a, b], weights=(1, 3))          # a and b: images, or their codes
+    images = p.decode(mixed)
 
 How images are drawn is a value; `p.sampler` is that of the run's recipe:
 
@@ -22,24 +23,28 @@ Soft codes are points of the simplices instead of their corners. The generator r
 
     s = p.simplices(images, temperature=0.3)                 # float32 [b, l, v]
     images = p.decode(0.5 * s[:8] + 0.5 * s[8:])             # half of each at every position
-    images = p.decode(p.compose([a, b], temperature=0.3))    # values drawn from that mean
+    mixed, bits = p.compose([a, b], operator=Soft(temperature=0.3))  # values drawn from that mean
 
 Every draw has its own key, folded from the seed and the sample's number. So results do not depend
 on the batch size, and a long job can be done in parts (`first`). `close`, or `with`, frees all.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dlc_jax import parallel, recipe
+from dlc_jax import composition, parallel, recipe
+from dlc_jax import workdir as home
+from dlc_jax.composition import OPERATORS, Composed, groups
+from dlc_jax.composition.mix import kept
+from dlc_jax.composition.operators import Coin, Operator, Soft
 from dlc_jax.diffusion.code_sampler import CodeSampler
 from dlc_jax.diffusion.guidance import Guidance as Guidance
 from dlc_jax.diffusion.sample import Sampler
 from dlc_jax.errors import UserError
-from dlc_jax.evals import composition
 from dlc_jax.networks import Networks
 
 Images = np.ndarray | Sequence[np.ndarray]
@@ -68,6 +73,7 @@ def load(workdir: str | Path, *, batch: int = 128, config=None) -> "Pipeline":
     samplers = {
         "sampler": recipe.build(Sampler, section.sampler),
         "code_sampler": recipe.build(CodeSampler, section.code_sampler),
+        "operator": recipe.build(OPERATORS, section.operator),
     }
     return Pipeline(networks, **names, **samplers)
 
@@ -80,6 +86,7 @@ class Pipeline:
       encoder, prior, generator: which steps of the recipe are used.
       sampler: how images are drawn unless a call says otherwise.
       code_sampler: how codes are.
+      operator: how codes are composed.
     """
 
     def __init__(
@@ -91,8 +98,10 @@ class Pipeline:
         generator: str = "generator",
         sampler: Sampler = Sampler(),  # noqa: B008, it is frozen
         code_sampler: CodeSampler = CodeSampler(),  # noqa: B008
+        operator: Operator = Coin(),  # noqa: B008
     ):
         self.networks, self.sampler, self.code_sampler = networks, sampler, code_sampler
+        self.operator = operator
         self.encoder, self.prior, self.generator = encoder, prior, generator
 
     @property
@@ -149,7 +158,7 @@ class Pipeline:
           UserError: codes or positions that do not fit.
         """
         shape = (len(codes), self._prior.model.positions)
-        known = _checked("complete", composition.kept, keep, shape)
+        known = kept(keep, shape)
         return self.sample_codes(len(codes), prompt=codes, known=known, **how)
 
     def likelihood(self, codes: np.ndarray, **how) -> tuple[np.ndarray, np.ndarray]:
@@ -171,30 +180,24 @@ class Pipeline:
         return self._prior.redraw(codes, positions=math.ceil(round(share * length, 6)), **how)
 
     def decode(
-        self,
-        codes: np.ndarray | None,
-        *,
-        labels: np.ndarray | None = None,
-        seed: int = 0,
-        count: int | None = None,
-        first: int = 0,
-        sampler: Sampler | None = None,
-        params=None,
+        self, codes: np.ndarray | None, *, sampler: Sampler | None = None, **how
     ) -> np.ndarray:
         """Codes int [b, l] or soft ones float [b, l, v] to uint8 images [b, y, x, c].
 
         Args:
-          codes: None, with a `count`, draws from a generator trained without codes.
-          labels: class of each image, int [b], for a generator trained with classes.
           sampler: None is the pipeline's.
-          params: of the generator; None are those saved in the workdir.
+          how: `seed`, `first` and what else `GeneratorNetwork.decode` takes.
 
         Raises:
-          UserError: codes of another shape or type, outside [0, V), or soft ones that are not
-            points of simplices.
+          UserError: codes of another shape or type, outside [0, V), or no points of simplices.
         """
-        how = {"labels": labels, "seed": seed, "count": count, "first": first, "params": params}
         return self._generator.decode(codes, sampler=sampler or self.sampler, **how)
+
+    def decode_all(
+        self, parents: Sequence[np.ndarray], *, sampler: Sampler | None = None, **how
+    ) -> np.ndarray:
+        """Images that fit several codes at once; `how` as in `GeneratorNetwork.decode_all`."""
+        return self._generator.decode_all(parents, sampler=sampler or self.sampler, **how)
 
     def sample(
         self,
@@ -228,46 +231,38 @@ class Pipeline:
         self,
         parents: Sequence[np.ndarray],
         *,
+        operator: Operator | None = None,
         weights: Sequence[float] | None = None,
-        keep: Sequence[int] = (),
-        temperature: float = 0.0,
+        keep: Sequence[int | str] | np.ndarray = (),
         seed: int = 0,
         first: int = 0,
-    ) -> np.ndarray:
-        """Codes int32 [b, l] put together from parents: images, codes [b, l] or simplices.
+        best: int = 1,
+    ) -> Composed:
+        """(codes int32 [b, l], bits [b]) put together from parents: images, codes or simplices.
 
-        Every position is copied from one parent, drawn by `weights`; those of `keep` always from
-        the first. Above temperature 0 the value of an image is drawn from its simplex there, so all
-        of it from the weighted mean of the simplices. See `composition.mix`. Source: arXiv
-        2507.12318, section 4.
+        Args:
+          operator: how, one of `composition.operators`; None is that of the run's recipe.
+          weights: how often a position is from each parent; None is equally often.
+          keep: positions always from the first parent, "0-11", names of `groups`, or a mask.
+          best: of so many draws of each example, by its number from `first`, the likeliest is kept.
 
         Raises:
-          UserError: parents of different lengths or kinds that do not go together; weights or
-            positions to keep that do not fit.
+          UserError: parents, weights or positions that do not fit; no prior where one is needed.
         """
-        parents = [np.asarray(parent) for parent in parents]
-        if not parents:
-            raise UserError("compose: there are no parents")
-        if temperature and any(parent.ndim != 4 for parent in parents):
-            raise UserError(
-                "compose: a temperature is for images; simplices have theirs, and codes are corners"
-            )
+        operator = self.operator if operator is None else operator
+        codes = [self._read(np.asarray(parent), operator) for parent in parents]
+        if not isinstance(keep, np.ndarray) and any(isinstance(each, str) for each in keep):
+            keep = groups.positions(keep, self.groups, self._generator.model.positions, "keep")
+        how = {"seed": seed, "weights": weights, "keep": keep, "groups": self.groups}
+        how["position"] = first + np.arange(len(codes[0]) if codes else 0)
+        prior = self._likely(operator.needs_prior or best > 1)
+        return composition.best(operator, codes, prior, n=best, **how)
 
-        def read(parent):
-            if parent.ndim != 4:
-                return self._generator.checked(parent, "compose")
-            if temperature:
-                return self.simplices(parent, temperature=temperature)
-            return self.encode(parent)
-
-        codes = [read(parent) for parent in parents]
-        if len(lengths := {len(parent) for parent in codes}) > 1:
-            raise UserError(
-                f"compose: parents hold the same number of examples; they hold {sorted(lengths)}"
-            )
-        how = {"seed": seed, "weights": weights, "keep": keep}
-        how["position"] = first + np.arange(len(codes[0]))
-        return _checked("compose", composition.mix, codes, **how).astype(np.int32)
+    @functools.cached_property
+    def groups(self) -> dict[str, tuple[int, ...]]:
+        """{name: positions}: kinds of crops, and clusters that `dlc positions` found."""
+        section = self.config[self.encoder] if self.encoder in self.config else None
+        return groups.known(section, home.read(self.networks.workdir / groups.FILE))
 
     def close(self) -> None:
         """Frees the networks; one that is used again is loaded again."""
@@ -278,6 +273,19 @@ class Pipeline:
 
     def __exit__(self, *_):
         self.close()
+
+    def _read(self, parent: np.ndarray, operator: Operator) -> np.ndarray:
+        """A parent's codes or simplices."""
+        if parent.ndim != 4:
+            return self._generator.checked(parent, "compose")
+        if isinstance(operator, Soft):
+            return self.simplices(parent, temperature=operator.temperature)
+        return self.encode(parent)
+
+    def _likely(self, needed: bool):
+        """The prior as operators use it; None where there is none and none is needed."""
+        is_there = self.prior in self.config and (needed or self._prior.tells)
+        return self._prior.drawing(self.code_sampler) if is_there else None
 
     @property
     def _encoder(self):
@@ -290,11 +298,3 @@ class Pipeline:
     @property
     def _generator(self):
         return self.networks[self.generator]
-
-
-def _checked(where: str, function, *arguments, **settings):
-    """What the function returns; what it refuses is the user's."""
-    try:
-        return function(*arguments, **settings)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from error

@@ -24,7 +24,8 @@ class Given(NamedTuple):
     """What a condition is made of. Without a part the denoiser reads that part's null row.
 
     Attributes:
-      codes: [b, l], integers in 0..V of which V is null, or [b, l, v], weights over the V values.
+      codes: [b, l], integers in 0..V of which V is null, or [b, l, v], weights over the V values,
+        after which that of null may come.
       label: [b], classes; the number of classes is the null label.
       embedding: [b, e], any vector that describes the image.
       drop: [b], True where the embedding counts as not given; codes and labels have null ids.

@@ -24,6 +24,7 @@ LAYERS = [
     ["stage", "step", "features"],
     ["evals"],
     ["evaluation"],
+    ["composition"],
     ["networks"],
     ["checkup"],
     ["stages"],
@@ -59,16 +60,17 @@ MAY_IMPORT = {
     "features": {"models", "interop"},
     "evals": below(5),
     "evaluation": below(6),
+    "composition": set(),
     "networks": {
         *("recipe", "remote", "parallel", "data", "diffusion", "checkpoint", "models", "stage")
     },
     "checkup": {"parallel", "data", "stage", "evals", "networks"},
-    "stages": below(9),
-    "pipeline": {"recipe", "parallel", "diffusion", "evals", "networks"},
+    "stages": below(10),
+    "pipeline": {"recipe", "workdir", "parallel", "diffusion", "composition", "networks"},
     "train": {"stage", "step", "parallel", "checkpoint", "metrics", "stop", "hosts"},
-    "report": below(11) - {"train", "pipeline"},
-    "plan": below(11) - {"pipeline"},  # it compiles what `train` runs
-    "agenda": below(10),
+    "report": below(12) - {"train", "pipeline"},
+    "plan": below(12) - {"pipeline"},  # it compiles what `train` runs
+    "agenda": below(11),
     "main": ALL,
     "cli": ALL,
 }
@@ -101,6 +103,7 @@ OUTSIDE = {
     # torch within functions, for its own files
     "interop": {"jax", "jaxtyping", "numpy", "ml_dtypes", "safetensors", "torch"},
     "features": {"jax", "flax", "jaxtyping", "numpy", "PIL"},
+    "composition": {"numpy"},
     "stage": {"jax", "optax"},
     "step": {"jax", "optax"},
 }

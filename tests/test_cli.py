@@ -13,7 +13,7 @@ import recipes
 from commands import ROOT, command
 from PIL import Image
 
-from dlc_jax import cli, recipe, workdir
+from dlc_jax import cli, pipeline, recipe, workdir
 from dlc_jax.cli import VERBS, compose, networks
 from dlc_jax.data.shapes import Shapes
 from dlc_jax.errors import UserError
@@ -67,7 +67,7 @@ def untrained(tmp_path):
 
 @pytest.mark.parametrize(
     "verb",
-    ["info", "probe", "profile", "sample", "encode", "likelihood", "compose", "evaluate"],
+    "info probe profile sample encode likelihood compose positions evaluate".split(),
 )
 def test_help_has_an_example(verb, capsys):
     with pytest.raises(SystemExit) as left:
@@ -114,14 +114,35 @@ def test_help_has_an_example(verb, capsys):
         ("compose -w {untrained} {here}/a.png", "two images"),
         ("compose -w {untrained} {here}/a.png {here}/text.png", "text.png"),
         ("compose -w {untrained} {here}/a.png {here}/b.png --weights 1;3", "1;3"),
-        ("compose -w {untrained} {here}/a.png {here}/b.png --keep 3-1", "3-1"),
-        ("compose -w {untrained} {here}/a.png {here}/b.png --keep 1,,2", "1,,2"),
-        ("compose -w {untrained} {here}/a.png {here}/b.png --temperature -1", "temperature"),
+        ("compose -w {untrained} {here}/a.png {here}/b.png --keep 3-1", "3-1 is not a range"),
+        (
+            "compose -w {untrained} {here}/a.png {here}/b.png --keep 1,,2",
+            "no group of positions ''",
+        ),
+        ("compose -w {untrained} {here}/a.png {here}/b.png --keep 36", "0..35; got 36"),
+        (
+            "compose -w {untrained} {here}/a.png {here}/b.png --keep fork",
+            "known: form, ground, tint",
+        ),
+        ("compose -w {kindless} {here}/a.png {here}/b.png --keep form", "run dlc positions W"),
         ("compose -w {untrained} {here}/a.png {here}/b.png --out {here}/x", "x is not a .png"),
-        ("compose -w {untrained} {here}/a.png --complete 1.5", "'1.5' is not a share"),
-        ("compose -w {untrained} {here}/a.png --redraw nan", "'nan' is not a share"),
-        ("compose -w {untrained} {here}/a.png --redraw 0", "two images"),
-        ("compose -w {untrained} {here}/a.png --complete .5", "train this step first"),
+        ("compose -w {untrained} {here}/a.png {here}/b.png --best 0", "--best: '0' is not a whole"),
+        (
+            "compose -w {untrained} {here}/a.png {here}/b.png --operator magic",
+            "'magic' (choose from",
+        ),
+        (
+            "compose -w {untrained} {here}/a.png {here}/b.png --operator infill "
+            "--operator.rounds=2",
+            "unknown field 'samples.operator.rounds'",
+        ),
+        ("sample -w {untrained} --operator.share=0.2", "there are --sampler.NAME=VALUE"),
+        ("compose -w {untrained} {here}/a.png --partial 1.5", "'1.5' is not a share"),
+        ("compose -w {untrained} {here}/a.png --partial nan", "'nan' is not a share"),
+        ("compose -w {untrained} {here}/a.png --operator soft", "two images"),
+        ("compose -w {untrained} {here}/a.png --all --best 2", "--all mixes nothing"),
+        ("compose -w {untrained} {here}/a.png --operator infill", "train this step first"),
+        ("compose -w {untrained} {here}/a.png --partial .5", "train this step first"),
         ("likelihood -w {untrained}", "PATH"),
         ("likelihood -w {untrained} {here}/a.png --draws 1", "--draws=1"),
         ("likelihood -w {untrained} {here}/a.png --draws -3", "'-3' is not a whole number"),
@@ -132,6 +153,10 @@ def test_help_has_an_example(verb, capsys):
         ("likelihood -w {untrained} {here}/flat.npz", "are [n, l], not [3]"),
         ("likelihood -w {untrained} {here}/text.png", "text.png"),
         ("likelihood -w {untrained} {here}/a.png", "train this step first"),
+        ("positions {here}/nowhere", "nowhere does not exist"),
+        ("positions {untrained} --out {here}/x", "x is not a .png"),
+        ("positions {untrained} --clusters 0", "--clusters: '0' is not a whole number"),
+        ("positions {untrained} --out {here}/p.png", "train this step first"),
         ("info {here}/nowhere", "nowhere does not exist"),
         ("profile {here}/nowhere", "nowhere does not exist"),
         ("profile {untrained} --step magic", "'magic' is not a step of"),
@@ -147,8 +172,12 @@ def test_refused_in_one_line(arguments, words, pictures, untrained, capsys):
     (pictures / "text.npz").write_text("no arrays")
     np.savez(pictures / "flat.npz", codes=np.arange(3))
     (pictures / "empty").mkdir()
+    (pictures / "kindless").mkdir()
+    config = recipe.expand({"data.name": "shapes"}).to_dict()
+    (pictures / "kindless" / "config.json").write_text(json.dumps(config))
+    places = {"here": pictures, "untrained": untrained, "kindless": pictures / "kindless"}
     before = sorted(pictures.rglob("*"))
-    assert words in refused(capsys, *arguments.format(here=pictures, untrained=untrained).split())
+    assert words in refused(capsys, *arguments.format(**places).split())
     assert sorted(pictures.rglob("*")) == before  # nothing is left behind
 
 
@@ -224,10 +253,6 @@ def test_all_fields_are_listed_without_jax():
     command = [sys.executable, "-c", script, "config", "configs/imagenet256.py", "--all"]
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.count("\n") > 250 and out.splitlines()[-1] == "False"
-
-
-def test_positions():
-    assert compose.positions("0-2,7") == [0, 1, 2, 7] and compose.positions("5") == [5]
 
 
 def test_picture_of_a_composition():
@@ -462,7 +487,7 @@ def test_compose(trained, pictures):
         "--sampler.steps=2",
     )
     code, out, err = run(
-        *arguments, "--weights", "1,2,1", "--keep", "0-11,20", "--out", "composed.png", cwd=pictures
+        *arguments, "--weights", "1,2,1", "--keep", "form,20", "--out", "composed.png", cwd=pictures
     )
     assert (code, err) == (0, "") and out.splitlines()[
         -1
@@ -470,16 +495,10 @@ def test_compose(trained, pictures):
     assert "1 of 3 images resized" in out
     assert np.asarray(Image.open(pictures / "composed.png")).std() > 5
     code, out, err = run(
-        *arguments, "--temperature", 0.5, "--seed", 3, "--out", "soft.png", cwd=pictures
-    )
+        *arguments, "--operator", "soft", "--operator.temperature=0.5", "--out", "soft.png",
+        cwd=pictures,
+    )  # fmt: skip
     assert (code, err) == (0, "") and out.splitlines()[-1].startswith("wrote soft.png")
-    code, out, err = run(*arguments, "--keep", "36", "--out", "kept.png", cwd=pictures)
-    assert (
-        code == 2
-        and "0..35; got 36" in err
-        and err.count("\n") == 1
-        and not (pictures / "kept.png").exists()
-    )
 
 
 def said(capsys, *arguments):
@@ -527,26 +546,69 @@ def test_likelihood_beside_that_of_the_scores_of_the_prior(trained, pictures, ca
 
 
 @slow
-def test_compose_with_the_prior(trained, pictures, capsys, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(compose, "say_bits", lambda _, what, codes: drawn.update({what: codes}))
+def test_compose_by_operators(trained, pictures, capsys, monkeypatch):
+    told, decode = [], pipeline.Pipeline.decode
+
+    def seen(self, codes, **how):
+        told.append((codes, how["known"]))
+        return decode(self, codes, **how)
+
+    monkeypatch.setattr(pipeline.Pipeline, "decode", seen)
     words = ["compose", "-w", trained, "--count", 6, "--sampler.steps=2", "--out"]
-    out = pictures / "composed.png"
-    one = [pictures / "a.png", "--complete", 0.5, "--keep", "0-3", "--batch", 4]
-    assert "6 compositions of 1 images" in said(capsys, *words, out, *one)
-    parent, before, after = drawn.values()
-    assert (before == parent).all() and (after[:, :4] == parent[0, :4]).all()
-    assert 6 < (after != before).sum() <= 6 * 18 and len(np.unique(after != before, axis=0)) > 1
-    full = said(capsys, *words, out, pictures / "a.png", "--complete", 1)
-    assert full and (drawn["after the prior"] != drawn["mixtures"]).mean() > 0.5
-    two = [pictures / "a.png", pictures / "b.png", "--redraw", 0.25]
-    said(capsys, *words, out, *two, "--code_sampler.calls=3")
-    changed = (drawn["after the prior"] != drawn["mixtures"]).sum(1)
-    assert 0 < changed.max() <= 9
-    monkeypatch.undo()
-    shown = said(capsys, *words, out, *two)
-    lines = re.findall(r"^(.+): [\d.]+ ± [\d.]+ bits a code at most$", shown, re.M)
-    assert lines == ["parents", "mixtures", "after the prior"]
+    words += [pictures / "composed.png"]
+    one = [pictures / "a.png", "--operator", "infill", "--operator.share=0.5", "--keep", "form"]
+    alone = said(capsys, *words, *one, "--batch", 4)
+    assert "6 compositions of 1 images" in alone
+    parent = pipeline.load(trained).encode([np.asarray(Image.open(pictures / "a.png"))])
+    codes = np.concatenate([codes for codes, _ in told])
+    assert len(codes) == 6 and (codes[:, :12] == parent[:, :12]).all()
+    assert 6 < (codes != parent).sum() <= 6 * 18 and len(np.unique(codes != parent, axis=0)) > 1
+
+    def bits(out):
+        found = re.findall(r"^(\w+), bits a position given the others: ([\d. ]+)$", out, re.M)
+        return {what: np.array(row.split(), float) for what, row in found}
+
+    two = [pictures / "a.png", pictures / "b.png"]
+    once, often = (bits(said(capsys, *words, *two, "--best", n)) for n in (1, 5))
+    assert len(once["parents"]) == 2 and len(once["composed"]) == 6
+    assert (often["parents"] == once["parents"]).all()
+    assert (often["composed"] <= once["composed"]).all()
+    assert often["composed"].mean() < once["composed"].mean()
+    refined = [*two, "--operator", "refine", "--operator.start.name=infill", "--keep", "0-35"]
+    assert len(bits(said(capsys, *words, *refined))["composed"]) == 6
+    np.testing.assert_array_equal(told[-1][0], np.repeat(parent, 6, 0))  # nothing is drawn
+    told.clear()
+    said(capsys, *words, *two, "--partial", 0.25)
+    assert (told[0][1].sum(1) == 9).all() and len(np.unique(told[0][1], axis=0)) > 1
+    for more in ([], ["--partial", 0.5, "--weights", "1,3"]):
+        assert list(bits(said(capsys, *words, *two, "--all", *more))) == ["parents"]
+    assert "more than there are" in refused(capsys, *words, *two, "--all", "--partial", 0.6)
+
+
+@slow
+def test_positions(trained, pictures, capsys):
+    """Of a whole run, and of one whose generator is not trained yet."""
+    run_of = {"whole": STEPS, "half": STEPS[:2]}
+    for name, steps in run_of.items():
+        (pictures / name).mkdir()
+        for step in (*steps, "config.json"):
+            (pictures / name / step).symlink_to(trained / step)
+        words = ["positions", pictures / name, "--count", 300, "--pairs", 4, "--clusters", 2]
+        words += ["--batch", 8]
+        out = said(capsys, *words, "--out", pictures / f"{name}.png")
+        assert np.asarray(Image.open(pictures / f"{name}.png")).std() > 5
+        found = json.loads((pictures / name / "positions.json").read_text())
+        assert found["length"] == 36 and sorted(sum(found["groups"].values(), [])) == [*range(36)]
+        assert out.count("\n") > 36 and ("no swaps" in out) == (name == "half")
+        columns = found["columns"]
+        assert all(len(column) == len(found["rows"]) == 36 + 3 + 2 for column in columns.values())
+        assert all(0 <= each < 3 for each in columns["bits it says of shape"][:36])
+        assert ("swapped: rms of 255 image" in columns) == (name == "whole")
+    group = next(iter(found["groups"]))
+    words = ["compose", "-w", pictures / "whole", pictures / "a.png", pictures / "b.png"]
+    words += ["--count", 2, "--sampler.steps=2", "--out", pictures / "composed.png"]
+    assert "wrote" in said(capsys, *words, "--keep", group)
+    assert "known: form, ground, tint, " in refused(capsys, *words, "--keep", "fork")
 
 
 @slow

@@ -91,6 +91,8 @@ def test_composition_of_pairs_by_hand():
         "chance_color_from_parents": pytest.approx(2 / 6),
         "both_parents": 0.25,
         "chance_both_parents": pytest.approx(2 / 36),
+        "success": 0.25,
+        "chance_success": pytest.approx(2 / 36),
         "count": 4,
         "valid": 0.75,
     }
@@ -120,3 +122,50 @@ def test_chance_levels_are_those_of_all_children(parents):
     every = "both_parents" if len(parents) == 2 else "all_parents"
     for key in [f"{name}_from_parents" for name in names] + [every]:
         assert result[f"chance_{key}"] == pytest.approx(result[key]), key
+
+
+@pytest.mark.parametrize(
+    "parents",
+    [
+        [(0, 0, 0, 0), (1, 1, 1, 1)],
+        [(0, 0, 0, 0), (1, 0, 1, 0)],
+        [(0, 0, 0, 0), (1, 1, 1, 1), (2, 2, 2, 0)],
+        [(0, 0, 0, 0), (1, 1, 1, 1), (1, 2, 3, 0)],
+    ],
+)
+def test_success_and_its_chance_are_those_of_all_children(parents):
+    """Of factors with more values than parents; each a parent's, and every parent shows in them."""
+    classes, names = (5, 4, 6, 2), ("a", "b", "c", "size")
+    child = np.array(list(itertools.product(*map(range, classes))))
+    result = score([np.tile(parent, (len(child), 1)) for parent in parents], child, names, classes)
+    columns = np.array(parents)[:, :3]
+    expected = []
+    for row in child[:, :3]:
+        shows = [
+            any(row[f] == own[f] and (columns[:, f] == own[f]).sum() == 1 for f in range(3))
+            for own in columns
+        ]
+        expected.append(all(row[f] in columns[:, f] for f in range(3)) and all(shows))
+    assert result["success"] == pytest.approx(np.mean(expected))
+    assert result["chance_success"] == pytest.approx(np.mean(expected))
+
+
+def test_the_chance_of_success_in_the_shapes():
+    """Six shapes, six colors, four backgrounds: 1/3 1/3 1/2, less both cases of one parent only."""
+    a, b = np.zeros((1, 4), int), np.ones((1, 4), int)
+    names, classes = ("shape", "color", "background", "size"), (6, 6, 4, 2)
+    result = score([a, b], np.array([[0, 0, 1, 0]]), names, classes)
+    assert result["chance_success"] == pytest.approx(1 / 18 - 2 / 144) and result["success"] == 1
+    for child in ([0, 0, 0, 1], [0, 2, 1, 0], [0, 0, -1, 0]):  # size alone; neither's; invalid
+        assert score([a, b], np.array([child]), names, classes)["success"] == 0
+
+
+def test_how_well_bits_tell_success():
+    a, b, names = np.zeros((5, 2), int), np.ones((5, 2), int), ("shape", "color")
+    child = np.array([[0, 1], [1, 0], [0, 0], [1, 1], [3, 3]])
+    rate = Factors(Judge(), names, (6, 6)).composition
+    bits = np.array([1.0, 3.0, 2.0, 3.0, 4.0])
+    found = rate([a, b], child, bits)
+    assert found["bits"] == 2.6 and found["auc_bits"] == pytest.approx((3 + 0 + 0.5 + 1) / 6)
+    assert found["auc_bits"] == pytest.approx(1 - rate([a, b], child, -bits)["auc_bits"])
+    assert "auc_bits" not in rate([a[:2], b[:2]], child[:2], bits[:2])  # all succeed

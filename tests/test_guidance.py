@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlc_jax.diffusion.guidance import Guidance, guided, guided_pair
+from dlc_jax.diffusion.guidance import Guidance, conjoined, guided, guided_pair
 from dlc_jax.diffusion.process import Prediction
 from dlc_jax.errors import UserError
 
@@ -103,6 +103,53 @@ def test_only_the_first_channels_are_guided_when_said_so():
             expected = 2 * strong - base
             np.testing.assert_allclose(found[..., :3], expected[..., :3], atol=1e-5)
             np.testing.assert_array_equal(found[..., 3:], strong[..., 3:])
+
+
+def gaussian(mean, variance):
+    """The exact prediction of N(mean, variance) data on the linear path, and log p of x_t."""
+
+    def spread(t):
+        t = t[:, None, None, None]
+        return 1 - t, t, (1 - t) ** 2 * variance + t**2
+
+    def log_p(x, t):
+        alpha, _, total = spread(t)
+        return (-0.5 * (x - alpha * mean) ** 2 / total).sum()
+
+    def predict(x, t):
+        alpha, sigma, total = spread(t)
+        away = (x - alpha * mean) / total
+        return Prediction(mean + alpha * variance * away, sigma * away)
+
+    return predict, log_p
+
+
+def test_a_conjunction_follows_the_score_of_the_product():
+    base, *found = (gaussian(*each) for each in ((0.3, 2.0), (1.0, 0.5), (-2.0, 1.2)))
+    scales = (1.5, 0.7)
+    predict = conjoined([one for one, _ in found], base[0], Guidance(), scales)
+
+    def log_p(x, t):
+        each = zip(scales, found, strict=True)
+        return base[1](x, t) + sum(scale * (p(x, t) - base[1](x, t)) for scale, (_, p) in each)
+
+    out, t = predict(X, T), T[:, None, None, None]
+    np.testing.assert_allclose(out.noise, -t * jax.grad(log_p)(X, T), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose((1 - t) * out.data + t * out.noise, X, atol=1e-5)  # one x
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"interval": (0.3, 0.7)}, {"channels": 3}, {"interval": (0.5, 1.0), "channels": 1}]
+)
+def test_a_conjunction_of_one_is_guidance(how):
+    guidance = Guidance(scale=2.5, **how)
+    found = conjoined([conditional], weak, guidance, (2.5,))(X, T)
+    for one, other in zip(found, guided(conditional, weak, guidance)(X, T), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    twice = conjoined([conditional] * 2, weak, guidance, (1, 1))(X, T)
+    for one, strong, base in zip(twice[:2], FOUND, WEAK, strict=False):
+        np.testing.assert_allclose(one, 2 * strong - base, atol=1e-5)  # scale 1 is so everywhere
+    np.testing.assert_array_equal(twice.mix, FOUND.mix)
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,19 @@ import pytest
 from recipes import load
 
 from dlc_jax import parallel, pipeline
+from dlc_jax.composition import best
+from dlc_jax.composition.mix import mix
+from dlc_jax.composition.operators import Infill, Refine, Soft
 from dlc_jax.diffusion.code_sampler import CodeSampler
 from dlc_jax.diffusion.guidance import Guidance
 from dlc_jax.diffusion.sample import Sampler
 from dlc_jax.errors import UserError
-from dlc_jax.evals import composition
 from dlc_jax.models.vit import standardize
 from dlc_jax.networks import Networks
 from dlc_jax.networks.encoder import EncoderNetwork
 from dlc_jax.networks.generator import GeneratorNetwork
 from dlc_jax.networks.network import Network
+from dlc_jax.networks.network import keys as network_keys
 from dlc_jax.networks.prior import PriorNetwork
 
 SIZE, LENGTH, VALUES = 8, 6, 5
@@ -311,23 +314,109 @@ def test_compose_copies_codes_position_by_position(p):
     assert np.mean(p.encode(a) != p.encode(b)) > 0.3  # else there is nothing to mix
     how = dict(weights=(1, 2), keep=(0,), seed=4)
     found, codes = p.compose([a, b], **how), [p.encode(a), p.encode(b)]
-    assert found.dtype == np.int32
-    np.testing.assert_array_equal(found, composition.mix(codes, **how))
-    np.testing.assert_array_equal(found, p.compose([codes[0], b], **how))
-    np.testing.assert_array_equal(found[2:4], p.compose([a[2:4], b[2:4]], **how, first=2))
-    np.testing.assert_array_equal(found, p.compose([codes[0].astype(np.uint8), codes[1]], **how))
+    assert found.codes.dtype == np.int32
+    np.testing.assert_array_equal(found.codes, mix(codes, **how))
+    np.testing.assert_allclose(
+        found.bits, p.surprise(found.codes, seed=0, calls=LENGTH).mean(1), rtol=1e-5
+    )
+    for parents in ([codes[0], b], [codes[0].astype(np.uint8), codes[1]]):
+        np.testing.assert_array_equal(found.codes, p.compose(parents, **how).codes)
+    part = p.compose([a[2:4], b[2:4]], **how, first=2)
+    np.testing.assert_array_equal(found.codes[2:4], part.codes)
+    np.testing.assert_allclose(found.bits[2:4], part.bits, rtol=1e-5)
 
 
 def test_compose_mixes_simplices_at_a_temperature(p):
     a, b = images(1, seed=1), images(1, seed=2)
     many = [np.repeat(part, 64, 0) for part in (a, b)]
-    limit = p.compose(many, temperature=1e-3, seed=4)
-    np.testing.assert_array_equal(limit, p.compose(many, seed=4))  # the copy
+    limit = p.compose(many, operator=Soft(temperature=1e-3), seed=4).codes
+    np.testing.assert_array_equal(limit, p.compose(many, seed=4).codes)  # the copy
     soft = [p.simplices(part, temperature=2.0) for part in many]
-    values = p.compose(many, temperature=2.0, seed=4)
-    np.testing.assert_array_equal(values, p.compose(soft, seed=4))
+    values = p.compose(many, operator=Soft(temperature=2.0), seed=4).codes
+    np.testing.assert_array_equal(values, p.compose(soft, operator=Soft(), seed=4).codes)
     # also values that neither parent has
     assert np.mean((values == p.encode(a)) | (values == p.encode(b))) < 0.95
+
+
+def test_operators_reach_the_prior_whatever_the_batch(p):
+    a, b = images(11, seed=1), images(11, seed=2)
+    for operator in (Infill(share=1 / 3), Refine(rounds=2, share=1 / 3, start=Infill(share=0.5))):
+        found = p.compose([a, b], operator=operator, seed=4, best=2)
+        codes, prior = [p.encode(a), p.encode(b)], p.networks["prior"].drawing(p.code_sampler)
+        np.testing.assert_array_equal(found.codes, best(operator, codes, prior, n=2, seed=4).codes)
+        part = p.compose([a[3:5], b[3:5]], operator=operator, seed=4, best=2, first=3)
+        np.testing.assert_array_equal(found.codes[3:5], part.codes)
+        assert (p.compose([a, b], operator=operator, seed=5, best=2).codes != found.codes).any()
+
+
+def test_the_prior_draws_by_given_numbers(p):
+    numbers = np.array([9, 2, 3, 7])
+    whole, part = p.sample_codes(10, seed=2), p.sample_codes(4, seed=2, first=numbers)
+    np.testing.assert_array_equal(part, whole[numbers])
+
+
+def test_kept_positions_are_not_drawn_anew(known):
+    codes, keep = other(np.tile(LIKELY, (4, 1)), 0, 3, 4), np.zeros((4, LENGTH), bool)
+    keep[:, 3], keep[0] = True, True
+    how = {"positions": 2, "seed": 0, "keep": keep, "calls": LENGTH}
+    found = known.networks["prior"].redraw(codes, sampler=CodeSampler(temperature=0.0), **how)
+    expected = np.tile(LIKELY, (4, 1))
+    expected[keep] = codes[keep]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_without_a_trained_prior_no_likelihood_is_told():
+    found = drawn()
+    del found.networks["prior"].params
+    a, b = images(2, seed=1), images(2, seed=2)
+    assert found.compose([a, b]).bits is None
+    with pytest.raises(UserError, match="train this step first"):
+        found.compose([a, b], operator=Infill())
+    none = pipeline.Pipeline(found.networks, prior="none")
+    with pytest.raises(UserError, match="infill draws from a prior, and there is none"):
+        none.compose([a, b], operator=Infill())
+    with pytest.raises(UserError, match="needs a prior"):
+        none.compose([a, b], best=2)
+    uniform = drawn({"prior.process.name": "uniform"})
+    assert uniform.compose([a, b]).bits is None
+    with pytest.raises(UserError, match="only a masked process"):
+        uniform.compose([a, b], best=2)
+
+
+def test_partial_codes_are_codes_with_the_null_value(p):
+    codes = p.encode(images(5))
+    mask = np.random.default_rng(0).random((5, LENGTH)) < 0.5
+    network = p.networks["generator"]
+
+    def drawn_by_hand(given):
+        draws = network_keys(3, 5)
+        how = {"sampler": FAST, "names": ("codes",)}
+        return network.run(network._draw, draws, given, **how)
+
+    expected = drawn_by_hand(np.where(mask, codes, VALUES).astype(np.int32))
+    np.testing.assert_array_equal(p.decode(codes, seed=3, known=mask), expected)
+    soft = np.eye(VALUES, dtype=np.float32)[codes]
+    close(p.decode(soft, seed=3, known=mask), expected)
+    whole = p.decode(codes, seed=3)
+    close(p.decode(codes, seed=3, known=np.ones(LENGTH, bool)), whole)
+    assert np.abs(whole.astype(int) - expected).max() > 5
+
+
+def test_a_conjunction_of_one_is_plain_guidance_and_of_several_reads_each(p):
+    a, b = p.encode(images(5, seed=1)), p.encode(images(5, seed=2))
+    guided = dataclasses.replace(FAST, guidance=Guidance(scale=2.0, interval=(0.2, 0.8)))
+    close(p.decode_all([a], seed=3, sampler=guided), p.decode(a, seed=3, sampler=guided))
+    first, none = np.arange(LENGTH) < 2, np.zeros(LENGTH, bool)
+    both = p.decode_all([a, b], known=[first, ~first], seed=3, sampler=guided)
+    close(both, p.decode_all([b, a], known=[~first, first], seed=3, sampler=guided))
+    close(both[1:3], p.decode_all(
+        [a[1:3], b[1:3]], known=[first, ~first], seed=3, sampler=guided, first=1
+    ))  # fmt: skip
+    assert np.abs(both.astype(int) - p.decode(a, seed=3, sampler=guided)).max() > 5
+    alone = p.decode(a, seed=3, sampler=guided)  # who asks for nothing changes nothing
+    close(p.decode_all([a, b], known=[None, none], seed=3, sampler=guided), alone)
+    soft = [np.eye(VALUES, dtype=np.float32)[each] for each in (a, b)]
+    close(p.decode_all(soft, known=[first, ~first], seed=3, sampler=guided), both)
 
 
 @pytest.mark.parametrize(
@@ -336,9 +425,23 @@ def test_compose_mixes_simplices_at_a_temperature(p):
         (lambda p, x, c: p.compose([]), "no parents"),
         (lambda p, x, c: p.compose([x, x], weights=(1,)), "weights"),
         (lambda p, x, c: p.compose([x, x], keep=(LENGTH,)), f"0..{LENGTH - 1}; got {LENGTH}"),
-        (lambda p, x, c: p.compose([x, x[:1]]), "they hold [1, 2]"),
-        (lambda p, x, c: p.compose([x, c], temperature=0.5), "corners"),
-        (lambda p, x, c: p.compose([x, x], temperature=-1.0), "-1.0"),
+        (lambda p, x, c: p.compose([x, x[:1]]), f"they hold [(1, {LENGTH}), (2, {LENGTH})]"),
+        (lambda p, x, c: p.compose([x, c], operator=Soft()), "corners"),
+        (lambda p, x, c: p.compose([x, x], operator=Soft(temperature=-1.0)), "-1.0"),
+        (lambda p, x, c: p.compose([x, x], keep=["fork"]), "'fork'; known: form, ground, tint"),
+        (lambda p, x, c: p.compose([x, x], best=0), "best=0"),
+        (lambda p, x, c: p.decode(c, known=np.ones(LENGTH, int)), f"known is bool [{LENGTH}]"),
+        (lambda p, x, c: p.decode(c, known=np.ones(2, bool)), f"known is bool [{LENGTH}]"),
+        (lambda p, x, c: p.decode_all([]), "0 parents"),
+        (lambda p, x, c: p.decode_all([c, c], scales=(1,)), "finite scales"),
+        (lambda p, x, c: p.decode_all([c, c], scales=(1, np.nan)), "finite scales"),
+        (lambda p, x, c: p.decode_all([c, c], known=[None]), "as many masks"),
+        (lambda p, x, c: p.decode_all([c, c[:1]]), "one shape and type"),
+        (lambda p, x, c: p.decode_all([c, np.eye(VALUES)[c]]), "one shape and type"),
+        (
+            lambda p, x, c: p.decode_all([c], sampler=Sampler(guidance=Guidance(base="internal"))),
+            "takes no sampler.guidance.base",
+        ),
         (lambda p, x, c: p.compose([x, c + VALUES]), f"0..{VALUES - 1}"),
         (lambda p, x, c: p.compose([x[0], x[0]]), "uint8"),
         (lambda p, x, c: p.simplices(x, temperature=0), "above 0"),
@@ -395,6 +498,17 @@ def written(workdir, lines=(), *, without=()):
     config = load("quickstart.py:tiny", SMALL | dict(lines)).to_dict()
     config = {name: section for name, section in config.items() if name not in without}
     (workdir / "config.json").write_text(json.dumps(config))
+
+
+def test_groups_are_kinds_of_crops_and_clusters_of_the_run(tmp_path):
+    written(tmp_path)
+    kinds = {"form": (0, 1), "ground": (2, 3), "tint": (4, 5)}
+    assert pipeline.load(tmp_path).groups == kinds
+    found = {"length": LENGTH, "groups": {"shape": [1, 4]}}
+    (tmp_path / "positions.json").write_text(json.dumps(found))
+    assert pipeline.load(tmp_path).groups == kinds | {"shape": (1, 4)}
+    written(tmp_path, {"samples.operator.name": "infill", "samples.operator.whole": True})
+    assert pipeline.load(tmp_path).operator == Infill(whole=True)
 
 
 def test_load_samples_as_the_recipe_does(tmp_path):

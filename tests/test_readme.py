@@ -140,6 +140,8 @@ def check_verb(verb, *words):
         "sampler": pipeline.Sampler(steps=1, guidance=pipeline.Guidance(scale=1.0)),
         "code_sampler": pipeline.CodeSampler(),
     }
+    if verb == "compose":
+        samplers["operator"] = pipeline.OPERATORS[arguments.operator or "coin"]()
     for word in rest:
         place, _, path = word.removeprefix("--").partition("=")[0].partition(".")
         assert place in ("config", *samplers), rest
@@ -172,8 +174,9 @@ def test_python_calls_what_exists():
     (block,) = [block for language, block in BLOCK.findall(README.read_text()) if language]
     known = {"pipeline": pipeline}
     for node in ast.walk(ast.parse(block)):
-        if isinstance(node, ast.ImportFrom) and node.module == "dlc_jax.pipeline":
-            known |= {alias.name: getattr(pipeline, alias.name) for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("dlc_jax."):
+            module = importlib.import_module(node.module)
+            known |= {alias.name: getattr(module, alias.name) for alias in node.names}
     calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
     for call in calls:
         name = ast.unparse(call.func)

@@ -92,6 +92,8 @@ RESULTS = {
     "unconditional/count": 512,
     "composition/shape_from_parents": 0.61,
     "composition/chance_shape_from_parents": 1 / 3,
+    "composition/success": 0.5,
+    "composition/chance_success": 0.042,
     "composition/both_parents": 0.72,
     "composition/count": 200,
     "without_codes/valid": 0.25,
@@ -214,7 +216,8 @@ def test_the_summary_says_the_headline_numbers(workdir):
     assert "combinations of factors that training never saw: shape 42 %." in page.words
     assert "Of 512 samples drawn without any condition, 61.7 % are valid." in page.words
     assert (
-        "have from one of them: shape 61 %. In 72 % of the compositions both parents show."
+        "have from one of them: shape 61 %. 50 % of the compositions succeed, where chance gives "
+        "4.2 %. In 72 % of the compositions both parents show."
         in page.words
     )
     assert "The whole run took 1 h 02 min." in page.words

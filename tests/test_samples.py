@@ -17,6 +17,7 @@ from dlc_jax import parallel
 from dlc_jax.diffusion import sample
 from dlc_jax.diffusion.linear import Linear
 from dlc_jax.diffusion.sample import Method, Sampler
+from dlc_jax.errors import UserError
 from dlc_jax.models.dit import DiT
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.networks import Networks
@@ -88,6 +89,21 @@ def test_a_new_method_is_all_that_the_samples_job_needs(method, tmp_path):
     assert (pictures / "unconditional.png").is_file()
     captions = json.loads((pictures / "captions.json").read_text())
     assert captions == {"unconditional.png": "Images that never existed: drawn without codes."}
+
+
+def test_an_operator_that_cannot_compose_is_refused_before_anything_is_drawn(tmp_path):
+    def made(**lines):
+        lines = {f"samples.operator.{name}": value for name, value in lines.items()}
+        return STAGES["samples"](
+            load("quickstart.py:tiny", lines), step="samples", workdir=tmp_path
+        )
+
+    for fine in ({}, {"name": "soft"}, {"name": "infill", "whole": True}, {"name": "refine"}):
+        made(**fine)
+    with pytest.raises(UserError, match="each of 3 parents"):
+        made(name="infill", share=0.5)
+    with pytest.raises(UserError, match="'fork'; known: form, ground, tint"):
+        made(name="chosen", groups=("fork",))
 
 
 def test_the_plan_counts_every_evaluation():

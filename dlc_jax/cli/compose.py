@@ -1,6 +1,7 @@
-"""dlc compose -w W A.png B.png [C.png …]: images of mixed codes, below their parents.
+"""dlc compose -w W A.png B.png [C.png …]: images of composed codes, below their parents.
 
-With --complete or --redraw the prior draws a part of every mixture given the rest of it.
+How codes are composed is an operator, see `composition.operators`; how likely each result is to the
+prior is printed.
 """
 
 import argparse
@@ -8,13 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
+from dlc_jax import recipe
+from dlc_jax import workdir as home
 from dlc_jax.cli import networks
+from dlc_jax.composition import OPERATORS, groups
+from dlc_jax.composition.mix import mixing, portion
+from dlc_jax.composition.operators import Coin, Soft
 from dlc_jax.data import inputs
 from dlc_jax.errors import UserError
-from dlc_jax.evals import composition, pictures
+from dlc_jax.evals import pictures
 
-EXAMPLE = "dlc compose -w runs/quickstart a.png b.png --weights 1,3 --keep 0-11 --out mixed.png"
+EXAMPLE = "dlc compose -w runs/quickstart a.png b.png --operator infill --best 4 --keep form"
 COLUMNS = 8
+SECTIONS = (*networks.SAMPLERS, "operator")
 
 
 def arguments(parser) -> None:
@@ -23,43 +30,48 @@ def arguments(parser) -> None:
         "images",
         nargs="+",
         metavar="IMAGE",
-        help="the parents, two or more; one is enough for --complete and --redraw",
+        help="the parents, two or more; one is enough where the prior or the generator adds to it",
+    )
+    parser.add_argument(
+        "--operator",
+        choices=OPERATORS,
+        metavar="NAME",
+        help=f"how codes are composed: {', '.join(OPERATORS)}; its fields are set as "
+        "--operator.share=0.2; as the run's recipe has it",
     )
     parser.add_argument(
         "--weights",
         type=numbers,
         metavar="X,Y,…",
-        help="how often a position is copied from each parent; equally",
+        help="how often a position is from each parent; equally",
     )
     parser.add_argument(
         "--keep",
-        type=positions,
-        default=(),
-        metavar="I,J-K,…",
-        help="positions always from the first parent; none",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME,I,J-K,…",
+        help="positions always from the first parent, by number or by the name of a kind of crops "
+        "or of a group that dlc positions found; none",
     )
     parser.add_argument(
-        "--temperature",
-        type=temperature,
-        default=0.0,
-        metavar="T",
-        help="above 0, values are drawn from the mean of the parents' simplices at that "
-        "temperature; 0 copies their codes",
+        "--best",
+        type=networks.whole,
+        default=1,
+        metavar="N",
+        help="draw each code N times and take the likeliest; 1",
     )
     parser.add_argument(
-        "--complete",
+        "--partial",
         type=share,
-        default=0.0,
+        default=1.0,
         metavar="SHARE",
-        help="of the positions, by lot and none of --keep, that the prior draws given the others; "
-        "0 is none, 1 all",
+        help="of the positions, by lot, that the generator is told; 1",
     )
     parser.add_argument(
-        "--redraw",
-        type=share,
-        default=0.0,
-        metavar="SHARE",
-        help="of the positions, those with the least likely values, that the prior draws anew",
+        "--all",
+        action="store_true",
+        help="mix nothing: the generator is led to all parents at once, by --weights; best with "
+        "--partial, by which each asks for positions of its own",
     )
     parser.add_argument(
         "--count",
@@ -78,60 +90,89 @@ def run(arguments, rest) -> None:
     out, count = Path(arguments.out), arguments.count
     if out.suffix.lower() != ".png":
         raise UserError(f"dlc compose: --out={out} is not a .png file")
-    by_prior = arguments.complete or arguments.redraw
-    if len(arguments.images) < 2 and not by_prior:
-        raise UserError("dlc compose: give two images at least, or --complete or --redraw")
-    networks.check(arguments, rest)
+    if arguments.operator:  # before its fields
+        rest = [f"--operator.name={arguments.operator}", *rest]
+    check(arguments, networks.check(arguments, rest, sections=SECTIONS))
     images = [inputs.read(Path(path)) for path in arguments.images]
     networks.prepare(out, out.parent)
-    loaded = networks.load(arguments, max(count, len(arguments.images)), rest)
+    loaded = networks.load(arguments, max(count, len(images)), rest, sections=SECTIONS)
     networks.say_resized(networks.resized(images, loaded.size), len(images), loaded.size)
-    if arguments.temperature:
-        parents = loaded.simplices(images, temperature=arguments.temperature)
-    else:
-        parents = loaded.encode(images)
-    codes = mixed(arguments, loaded, parents)
-    if by_prior:
-        say_bits(loaded, "parents", parents if parents.ndim == 2 else parents.argmax(-1))
-        say_bits(loaded, "mixtures", codes)
-        codes = drawn(arguments, loaded, codes)
-        say_bits(loaded, "after the prior", codes)
+    parents = codes = loaded.encode(images)
+    if isinstance(loaded.operator, Soft) and not arguments.all:
+        parents = loaded.simplices(images, temperature=loaded.operator.temperature)
+    say_bits("parents", [loaded.compose([codes], operator=Coin()).bits])
     networks.say_sampler(loaded, arguments.seed)
-    children = [
-        loaded.decode(codes[start:stop], seed=arguments.seed + 1, first=start)
-        for start, stop in networks.parts(count, loaded.batch, "compose")
-    ]
+    draw, children = together if arguments.all else mixed, []
+    for start, stop in networks.parts(count, loaded.batch, "compose"):
+        repeated = [np.repeat(parent[None], stop - start, 0) for parent in parents]
+        children.append(draw(arguments, loaded, repeated, start))
+    say_bits("composed", [bits for _, bits in children])
     with networks.writing(out):
-        pictures.save_png(out, picture(images, np.concatenate(children)))
+        drawn = np.concatenate([part for part, _ in children])
+        pictures.save_png(out, picture(images, drawn))
     print(f"wrote {out}: {count} compositions of {len(images)} images")
 
 
-def mixed(arguments, loaded, parents: np.ndarray) -> np.ndarray:
-    """Codes int32 [count, l] of parents, codes [p, l] or simplices [p, l, v]."""
-    mixing = {"weights": arguments.weights, "keep": arguments.keep, "seed": arguments.seed}
-    codes = []
-    for start in range(0, arguments.count, loaded.batch):
-        size = min(loaded.batch, arguments.count - start)
-        repeated = [np.broadcast_to(parent, (size, *parent.shape)) for parent in parents]
-        codes.append(loaded.compose(repeated, first=start, **mixing))
-    return np.concatenate(codes)
+def check(arguments, config) -> None:
+    """Refuses what cannot be composed, and puts the positions to --keep as numbers."""
+    encoder, operator = "encoder", Coin()
+    if "samples" in config:
+        encoder = config.samples.encoder
+        operator = recipe.build(OPERATORS, config.samples.operator)
+    if arguments.all and (arguments.operator or arguments.keep or arguments.best > 1):
+        raise UserError(
+            "dlc compose: --all mixes nothing; it takes no --operator, --keep or --best"
+        )
+    alone = operator.needs_prior or arguments.partial < 1
+    if len(arguments.images) < 2 and not alone:
+        raise UserError(
+            "dlc compose: give two images at least, or one and an operator that draws from the "
+            "prior, such as infill and refine"
+        )
+    if arguments.keep and encoder in config:
+        section = config[encoder]
+        length = section.model.simplicial["positions"]
+        named = groups.known(section, home.read(Path(arguments.workdir) / groups.FILE))
+        arguments.keep = groups.positions(arguments.keep, named, length, "--keep")
 
 
-def drawn(arguments, loaded, codes: np.ndarray) -> np.ndarray:
-    """The codes with what --complete and --redraw say drawn by the prior."""
-    if arguments.complete:
-        kept = composition.kept(arguments.keep, codes.shape)
-        known = composition.lot(arguments.complete, kept, seed=arguments.seed)
-        codes = loaded.complete(codes, known, seed=arguments.seed)
-    if arguments.redraw:
-        codes = loaded.redraw(codes, arguments.redraw, seed=arguments.seed)
-    return codes
+def mixed(arguments, loaded, parents, first: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images of mixed codes, and their bits."""
+    mixing = {"weights": arguments.weights, "keep": arguments.keep, "best": arguments.best}
+    codes, bits = loaded.compose(parents, seed=arguments.seed, first=first, **mixing)
+    known = None if arguments.partial == 1 else told(arguments, [codes], first)[0]
+    how = {"seed": arguments.seed + 1, "first": first}
+    return loaded.decode(codes, known=known, **how), bits
 
 
-def say_bits(loaded, what: str, codes: np.ndarray) -> None:
-    bits, errors = loaded.likelihood(codes)
-    error = (errors**2).sum() ** 0.5 / len(bits)  # of the noise that they are judged at
-    print(f"{what}: {bits.mean():.1f} ± {error:.1f} bits a code at most", flush=True)
+def together(arguments, loaded, codes, first: int) -> tuple[np.ndarray, None]:
+    """Images that fit all parents."""
+    known = None if arguments.partial == 1 else told(arguments, codes, first)
+    shares = mixing(codes, seed=0, weights=arguments.weights).shares
+    scales = len(codes) * loaded.sampler.guidance.scale * shares
+    how = {"seed": arguments.seed + 1, "first": first, "scales": scales.tolist()}
+    return loaded.decode_all(codes, known=known, **how), None
+
+
+def told(arguments, codes: list[np.ndarray], first: int) -> list[np.ndarray]:
+    """Which positions the generator is told of each of the codes: shares without a common one."""
+    count, length = codes[0].shape
+    each = [portion(arguments.partial, length)] * len(codes)
+    if sum(each) > length:
+        raise UserError(
+            f"dlc compose: --partial={arguments.partial:g} of each of {len(codes)} parents is more "
+            "than there are positions"
+        )
+    task = mixing(codes, seed=arguments.seed, position=first + np.arange(count))
+    owner = task.dealt(each, np.arange(length))
+    return [owner == number for number in range(len(codes))]
+
+
+def say_bits(what: str, parts: list[np.ndarray | None]) -> None:
+    """Tells how likely codes are, where there is a prior."""
+    each = [f"{one:.2f}" for bits in parts if bits is not None for one in bits]
+    if each:
+        print(f"{what}, bits a position given the others: {' '.join(each)}", flush=True)
 
 
 def picture(parents: list[np.ndarray], children: np.ndarray) -> np.ndarray:
@@ -156,38 +197,11 @@ def numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 1,3") from None
 
 
-def positions(text: str) -> list[int]:
-    found = []
-    for part in text.split(","):
-        low, _, high = part.partition("-")
-        if (
-            not low.isdecimal()
-            or not (high or low).isdecimal()
-            or (part.endswith("-"))
-            or int(high or low) < int(low)
-        ):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a list of positions such as 0-11,20")
-        if int(high or low) >= 2**20:
-            raise argparse.ArgumentTypeError(f"{text!r} has positions beyond any code")
-        found += range(int(low), int(high or low) + 1)
-    return found
-
-
 def share(text: str) -> float:
     try:
         found = float(text)
     except ValueError:
         found = -1.0
-    if not 0 <= found <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
-    return found
-
-
-def temperature(text: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = -1.0
-    if not 0 <= found < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    if not 0 < found <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0 and at most 1")
     return found

@@ -77,13 +77,17 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def check(arguments, rest: Sequence[str] = ()) -> None:
-    """Refuses what is not a run, or fields that no sampler has, before seconds go to `load`."""
-    changed(recipe.of_run(arguments.workdir), [*rest, *_short(arguments)])
+def check(arguments, rest: Sequence[str] = (), *, sections: Sequence[str] = SAMPLERS):
+    """The run's config as `load` reads it: refuses what is wrong before seconds go there."""
+    config = recipe.of_run(arguments.workdir)
+    return changed(config, [*rest, *_short(arguments)], sections=sections)
 
 
-def changed(config, rest: Sequence[str]):
+def changed(config, rest: Sequence[str], *, sections: Sequence[str] = SAMPLERS):
     """The config of a run with --sampler.NAME=VALUE put into its `samples` section.
+
+    Args:
+      sections: fields of that section that may be set.
 
     Raises:
       UserError: an unknown field, or a value of another type.
@@ -91,9 +95,10 @@ def changed(config, rest: Sequence[str]):
     flags = {}
     for argument in rest:
         name, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or name.partition(".")[0] not in SAMPLERS or not equals:
+        if not argument.startswith("--") or name.partition(".")[0] not in sections or not equals:
             raise UserError(
-                f"unexpected argument {argument!r}; samplers are set as --sampler.NAME=VALUE"
+                f"unexpected argument {argument!r}; there are --{'.NAME=VALUE, --'.join(sections)}"
+                ".NAME=VALUE"
             )
         flags[f"samples.{name}"] = recipe.Text(value)
     if flags and "samples" not in config:  # a recipe of other steps
@@ -112,14 +117,16 @@ def _short(arguments) -> list[str]:
     return [f"--{field}={value}" for field, value in given.items() if value]
 
 
-def load(arguments, count: int, rest: Sequence[str] = ()) -> "Pipeline":
+def load(
+    arguments, count: int, rest: Sequence[str] = (), *, sections: Sequence[str] = SAMPLERS
+) -> "Pipeline":
     """The pipeline for `count` images: a batch is no larger than that."""
     from absl import logging
 
     from dlc_jax import pipeline
 
     logging.set_verbosity(logging.ERROR)
-    config = changed(recipe.of_run(arguments.workdir), [*rest, *_short(arguments)])
+    config = check(arguments, rest, sections=sections)
     return pipeline.load(arguments.workdir, batch=min(count, arguments.batch), config=config)
 
 

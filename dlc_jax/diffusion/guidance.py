@@ -2,12 +2,12 @@
 
 Scale 1 is the conditional model, 0 the weak one. A "guidance weight" w that is 0 for none is scale
 1 + w. Source: classifier-free guidance (arXiv 2207.12598), guidance interval (arXiv 2404.07724),
-autoguidance (arXiv 2406.02507).
+autoguidance (arXiv 2406.02507), several conditions at once (arXiv 2206.01714).
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -89,18 +89,62 @@ def guided_pair(both_fn: Callable, guidance: Guidance) -> Callable:
     return both
 
 
+def conjoined(
+    predict_fns: Sequence[Callable],
+    weak_fn: Callable,
+    guidance: Guidance,
+    scales: Sequence[float],
+) -> Callable:
+    """(x, t) -> `Prediction` of what fits all conditions: weak + sum_i scale_i (found_i - weak).
+
+    The score of p(x) times the product of (p_i(x) / p(x))^scale_i: with a scale of 1 conditions
+    that are independent given x are all met. Outside of the interval, and in channels that are not
+    guided, every scale is 1. A variance is the mean of the conditional ones. Of one condition this
+    is `guided`. Source: composable diffusion, arXiv 2206.01714, equation 11.
+
+    Args:
+      predict_fns: p of (x, t) -> Prediction.
+      weak_fn: the same without a condition.
+      scales: p numbers.
+    """
+
+    def all_of(x, t):
+        weak, found = weak_fn(x, t), [predict_fn(x, t) for predict_fn in predict_fns]
+
+        def total(weak, *each):
+            guide = _where(guidance, weak, t)
+            leant = (
+                jnp.where(guide, scale, 1) * (one - weak)
+                for scale, one in zip(scales, each, strict=True)
+            )
+            return (weak + sum(leant)).astype(weak.dtype)
+
+        data, noise = (
+            total(getattr(weak, part), *(getattr(one, part) for one in found))
+            for part in ("data", "noise")
+        )
+        mixes = [one.mix for one in found if one.mix is not None]
+        return Prediction(data, noise, sum(mixes) / len(mixes) if mixes else None)
+
+    return all_of
+
+
 def _inside(guidance, t):
     low, high = guidance.interval
     return (t >= low) & (t <= high)
+
+
+def _where(guidance, x, t):
+    """Which entries of x are guided, bool that goes with x."""
+    channels = jnp.arange(x.shape[-1]) < (guidance.channels or x.shape[-1])
+    return channels & per_example(_inside(guidance, t), x)
 
 
 def _lean(guidance, found, weak, t):
     """The conditional prediction, moved away from the weak one where its time is inside."""
 
     def mixed(found, weak):
-        guide = jnp.arange(found.shape[-1]) < (guidance.channels or found.shape[-1])
-        guide &= per_example(_inside(guidance, t), found)
         out = (weak + guidance.scale * (found - weak)).astype(found.dtype)
-        return jnp.where(guide, out, found)
+        return jnp.where(_where(guidance, found, t), out, found)
 
     return Prediction(mixed(found.data, weak.data), mixed(found.noise, weak.noise), found.mix)

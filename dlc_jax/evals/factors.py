@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +84,27 @@ class Factors:
             "distance": float(np.mean(reading.distance)),
         }
 
-    def composition(self, parents: Sequence[np.ndarray], children: np.ndarray) -> dict[str, float]:
+    def composition(
+        self,
+        parents: Sequence[np.ndarray],
+        children: np.ndarray,
+        bits: np.ndarray | None = None,
+    ) -> dict[str, float]:
         """What children, uint8 [n, y, x, c], have from two or more parents' factors, int [n, f].
+
+        Args:
+          bits: float [n], how unlikely the children's codes are.
 
         Returns:
           `{name}_from_parents`: share of children whose factor is one of their parents'.
           `both_parents` (`all_parents` for three and more): share of children in which each parent
-          has at least one factor that only it has. `chance_…`: the same of children whose factors
-          are drawn uniformly and independently, exact, averaged over these parents. `count`: n.
-          `valid`: share.
+          has at least one factor that only it has. `success`: share of the valid children all of
+          whose factors are a parent's, and in which each parent has one that only it has; factors
+          with no more values than parents are left out of it, where chance alone gives a parent's.
+          `chance_…`: the same of children whose factors are drawn uniformly and independently,
+          exact, averaged over these parents; being valid is no part of it. `count`: n. `valid`:
+          share. With `bits` also their mean, and `auc_bits`, the chance that a success has fewer
+          bits than a failure, ties half; where there are both.
         """
         if not self.judge:
             return {}
@@ -111,17 +124,38 @@ class Factors:
             result[f"chance_{name}_from_parents"] = float(chance.mean())
         result[every] = float((equal & own).any(axis=2).all(axis=0).mean())
         result[f"chance_{every}"] = float(_chance_of_every(own / kinds).mean())
+        telling = kinds > len(stacked)
+        shown = (equal & own)[..., telling].any(axis=2).all(axis=0)
+        success = shown & equal[..., telling].any(axis=0).all(axis=1) & reading.valid
+        result["success"] = float(success.mean())
+        inherited = (different / kinds)[:, telling]
+        chance = _chance_of_every((own / kinds)[..., telling], inherited)
+        result["chance_success"] = float(chance.mean())
+        if bits is not None:
+            result |= {"bits": float(np.mean(bits))} | _area(bits, success)
         return result | {"count": len(children), "valid": float(np.mean(reading.valid))}
 
 
-def _chance_of_every(share: np.ndarray) -> np.ndarray:
+def _chance_of_every(share: np.ndarray, whole: np.ndarray | float = 1.0) -> np.ndarray:
     """The chance [n] that every parent shows; share [p, n, f] is that of one factor showing one.
 
     Inclusion and exclusion over the sets of parents that do not show; factors are independent, and
     within one factor the parents exclude each other.
+
+    Args:
+      whole: [n, f], the chance that a factor is what it must be besides, which has the shares.
     """
     total = np.zeros(share.shape[1])
     for size in range(len(share) + 1):
         for absent in itertools.combinations(range(len(share)), size):
-            total += (-1) ** size * np.prod(1 - share[list(absent)].sum(axis=0), axis=-1)
+            total += (-1) ** size * np.prod(whole - share[list(absent)].sum(axis=0), axis=-1)
     return total
+
+
+def _area(bits: np.ndarray, success: np.ndarray) -> dict[str, float]:
+    """{"auc_bits": ...}, see `Factors.composition`; {} where all or none succeed."""
+    low, high = bits[success], bits[~success]
+    if not len(low) or not len(high):
+        return {}
+    above = stats.rankdata(np.concatenate([low, high]))[len(low) :] - stats.rankdata(high)
+    return {"auc_bits": float(above.mean() / len(low))}

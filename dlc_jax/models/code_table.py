@@ -25,6 +25,7 @@ class CodeTable(nn.Module):
     def __call__(self, codes: Int[Array, "b l"] | Float[Array, "b l v"]) -> Float[Array, "b d"]:
         """Of hard codes, integers in 0..V (V is null), or of soft ones, weights over the V values.
 
+        Soft codes may have a weight of the null value too, after the others.
         A code outside has no row: its example becomes NaN, since a compiled step cannot raise.
 
         Raises:
@@ -34,7 +35,7 @@ class CodeTable(nn.Module):
         if codes.ndim == 2:
             return jnp.mean(self._rows(codes), 1, dtype=jnp.float32).astype(self.table.dtype)
         weights = codes.reshape(len(codes), -1).astype(self.table.dtype)
-        return weights @ self.table[:, : self.values].reshape(-1, self.width) / self.positions
+        return weights @ self.table[:, : codes.shape[-1]].reshape(-1, self.width) / self.positions
 
     def null(self) -> Float[Array, "1 d"]:
         """The vector of codes that are null everywhere."""
@@ -60,7 +61,7 @@ class CodeTable(nn.Module):
             rows = self._rows(codes)
         else:
             weights = codes.astype(self.table.dtype)
-            rows = jnp.einsum("blv,lvd->bld", weights, self.table[:, : self.values])
+            rows = jnp.einsum("blv,lvd->bld", weights, self.table[:, : codes.shape[-1]])
         rows = rows.reshape(len(rows), groups, -1, self.width)
         size = (self.width * self.positions / groups) ** 0.5
         return (jnp.mean(rows, 2, dtype=jnp.float32) * size).astype(self.table.dtype)
@@ -70,7 +71,8 @@ class CodeTable(nn.Module):
         return at.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
     def _check(self, codes):
-        if codes.shape[1:] not in ((self.positions,), (self.positions, self.values)):
+        soft = [(self.positions, count) for count in (self.values, self.values + 1)]
+        if codes.shape[1:] not in ((self.positions,), *soft):
             expected = f"{self.positions} positions x {self.values} values"
             raise UserError(f"codes of shape {codes.shape[1:]} do not fit a table of {expected}")
 

@@ -1,6 +1,8 @@
 """A generator that was trained: codes and labels to images."""
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from dlc_jax.errors import UserError
 from dlc_jax.models.dit import DiT
 from dlc_jax.networks.autoencoder import AutoencoderNetwork, Normalizer
 from dlc_jax.networks.network import Network, key_dtype, keys
+from dlc_jax.networks.partial import partial, together
 from dlc_jax.networks.samplers import check_sampler
 from dlc_jax.typing import Given
 
@@ -79,11 +82,14 @@ class GeneratorNetwork(Network):
         first: int = 0,
         sampler: Sampler = Sampler(),  # noqa: B008, it is frozen
         params=None,
+        known: np.ndarray | None = None,
     ) -> np.ndarray:
         """Codes int [b, l] or soft ones float [b, l, v] to uint8 images [b, y, x, c].
 
         Args:
           codes: None, with a `count`, draws from a generator trained without codes.
+          known: bool [l] or [b, l], the positions that ask for something; the others are null, as
+            training with `objective.drop_positions` has them. None is all.
           labels: class of each image, int [b], for a generator trained with classes. None is the
             null class.
           params: of the generator; None are those saved.
@@ -98,16 +104,58 @@ class GeneratorNetwork(Network):
                 f"{self.step} was trained with codes; give some, as from sample_codes or encode"
             )
         check_sampler(sampler, self.section, "sampler")
-        given = {} if codes is None else {"codes": self.checked(codes, "decode")}
+        given = {}
+        if codes is not None:
+            own = self.checked(codes, "decode")
+            given["codes"] = partial(own, known, values=self.model.values, where="decode")
         count = (count or 0) if codes is None else len(given["codes"])
         given |= self.labels(labels, count)
         mesh = self.mesh if params is None else self.full_mesh
         if (base := sampler.guidance.base) not in ("", "internal") and sampler.guidance.scale != 1:
             own = self.params if params is None else params
             params = {"own": own, "base": self._base_params(base, mesh)}
-        how = {"sampler": sampler, "names": tuple(given)}
-        draws = keys(seed, count, first)
-        drawn = self.run(self._draw, draws, *given.values(), params=params, mesh=mesh, **how)
+        how = {"sampler": sampler, "names": tuple(given), "params": params, "mesh": mesh}
+        return self._drawn(keys(seed, count, first), given, **how)
+
+    def decode_all(
+        self,
+        parents: Sequence[np.ndarray],
+        *,
+        known: Sequence[np.ndarray | None] | None = None,
+        scales: Sequence[float] | None = None,
+        labels: np.ndarray | None = None,
+        seed: int = 0,
+        first: int = 0,
+        sampler: Sampler = Sampler(),  # noqa: B008
+    ) -> np.ndarray:
+        """uint8 images [b, y, x, c] that fit all of several codes at once; see `conjoined`.
+
+        The network is called once more in a step than there are parents.
+
+        Args:
+          parents: p of codes, all hard or all soft, of b examples each.
+          known: for each parent as in `decode`, so that each asks for positions of its own.
+          scales: how strongly each parent is met; None is the sampler's scale of guidance for all.
+          labels: as in `decode`, beside every parent.
+
+        Raises:
+          UserError: as `decode`; parents, masks or scales that do not go together; another base.
+        """
+        scales = [sampler.guidance.scale] * len(parents) if scales is None else scales
+        if sampler.guidance.base:
+            raise UserError(
+                "decode_all leans away from the null condition; it takes no sampler.guidance.base"
+            )
+        null = dataclasses.replace(sampler.guidance, scale=0.0)
+        check_sampler(dataclasses.replace(sampler, guidance=null), self.section, "sampler")
+        codes = [self.checked(parent, "decode_all") for parent in parents]
+        codes = together(codes, known, scales, values=self.model.values, where="decode_all")
+        given = {"codes": codes} | self.labels(labels, len(codes))
+        how = {"sampler": sampler, "names": tuple(given), "scales": tuple(map(float, scales))}
+        return self._drawn(keys(seed, len(codes), first), given, **how)
+
+    def _drawn(self, draws, given, **how) -> np.ndarray:
+        drawn = self.run(self._draw, draws, *given.values(), **how)
         return self._pictures(drawn) if self.section.latents else drawn
 
     def checked(self, codes: np.ndarray, where: str) -> np.ndarray:
@@ -128,12 +176,16 @@ class GeneratorNetwork(Network):
         how = {"sampler": sampler, "names": tuple(given)}
         return self._lower(self._draw, *shapes, params=params, **how)
 
-    def _draw(self, params, keys, *given, sampler, names):
+    def _draw(self, params, keys, *given, sampler, names, scales=None):
         given = Given(**dict(zip(names, given, strict=True)))
         how = sampler.guidance
         is_other = how.base not in ("", "internal") and how.scale != 1
         own = params["own"] if is_other else params
-        if how.base == "internal" and how.scale != 1:
+        if scales is not None:
+            parents = [given._replace(codes=given.codes[:, n]) for n in range(len(scales))]
+            found = [self._predictor(own, parent) for parent in parents]
+            predict = guidance.conjoined(found, self._predictor(own, None), how, scales)
+        elif how.base == "internal" and how.scale != 1:
             predict = guidance.guided_pair(self._pair(own, given), how)
         elif is_other:
             base = self._bases.get(how.base, self)  # of a plan there is none
@@ -145,9 +197,7 @@ class GeneratorNetwork(Network):
         else:  # nothing to lean to
             predict = self._predictor(own, given)
         x = sampler.draw(self.process, predict, keys, self._shape)
-        if self.section.latents:
-            return x
-        return to_uint8(x)
+        return x if self.section.latents else to_uint8(x)
 
     def _apply(self, params, *inputs, method):
         return self.model.apply({"params": params}, *inputs, method=method)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from dlc_jax.errors import UserError
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.networks.network import Network, key_dtype, keys
 
+DRAWS = ("sample", "redraw")
 COMPLETE, REDRAW = 1, 2  # purposes of keys: what is drawn again must not get the noise it has
 
 
@@ -39,6 +41,12 @@ class PriorNetwork(Network):
     def model(self) -> MaskedTransformer:
         return recipe.build(MaskedTransformer, self.section.model)
 
+    @property
+    def tells(self) -> bool:
+        """Whether it is trained, and of a process that says how likely single positions are."""
+        saved = recipe.trained(self.config, self.workdir, self.step) / "checkpoints"
+        return isinstance(self.process, Masked) and ("params" in vars(self) or saved.is_dir())
+
     def inputs(self):
         return example(self.model)
 
@@ -51,7 +59,7 @@ class PriorNetwork(Network):
         count: int,
         *,
         seed: int,
-        first: int = 0,
+        first: int | np.ndarray = 0,
         sampler: CodeSampler = CodeSampler(),  # noqa: B008, it is frozen
         prompt: np.ndarray | None = None,
         known: np.ndarray | None = None,
@@ -63,6 +71,7 @@ class PriorNetwork(Network):
         Calls are those that a code needed; a batch makes the most of any of its codes.
 
         Args:
+          first: of an array, int [count], they are the codes' own numbers; so in all methods.
           prompt, known: codes [count, l] that are kept where `known`, bool [count, l].
           labels: class of each code, int [count], of a prior with classes. None is any class.
           purpose: of a prompt's draws, which are others than those of the same seed without one.
@@ -71,7 +80,7 @@ class PriorNetwork(Network):
           UserError: a prompt or labels that do not fit, or a sampler that the process has not.
         """
         sampler.resolved(self.process, self.model.positions)
-        given = {"keys": keys(seed, count, first)}
+        given = {"keys": _keys(seed, count, first)}
         if prompt is not None:
             known, shape = np.asarray(known), (count, self.model.positions)
             if known.shape != shape or known.dtype != bool:
@@ -93,7 +102,7 @@ class PriorNetwork(Network):
         codes: np.ndarray,
         *,
         seed: int = 0,
-        first: int = 0,
+        first: int | np.ndarray = 0,
         draws: int = 16,
         labels: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +119,7 @@ class PriorNetwork(Network):
                 f"{self.step}: draws={draws} must be at least 2, for there to be an error"
             )
         codes = self._checked(codes, len(codes), "likelihood")
-        given = {"keys": keys(seed, len(codes), first), "codes": codes}
+        given = {"keys": _keys(seed, len(codes), first), "codes": codes}
         given |= self.labels(labels, len(codes))
         nats = self.run(self._likelihood, *given.values(), names=tuple(given), draws=draws)
         bits = nats.astype(np.float64) / np.log(2)
@@ -121,7 +130,7 @@ class PriorNetwork(Network):
         codes: np.ndarray,
         *,
         seed: int = 0,
-        first: int = 0,
+        first: int | np.ndarray = 0,
         calls: int = 8,
         labels: np.ndarray | None = None,
     ) -> np.ndarray:
@@ -141,7 +150,7 @@ class PriorNetwork(Network):
         if not 1 <= calls <= self.model.positions:
             raise UserError(f"{self.step}: calls={calls} must be in 1..{self.model.positions}")
         codes = self._checked(codes, len(codes), "surprise")
-        given = {"keys": keys(seed, len(codes), first), "codes": codes}
+        given = {"keys": _keys(seed, len(codes), first), "codes": codes}
         given |= self.labels(labels, len(codes))
         return self.run(self._surprise, *given.values(), names=tuple(given), calls=calls)
 
@@ -151,10 +160,11 @@ class PriorNetwork(Network):
         *,
         positions: int,
         seed: int,
-        first: int = 0,
+        first: int | np.ndarray = 0,
         sampler: CodeSampler = CodeSampler(),  # noqa: B008
         calls: int = 8,
         labels: np.ndarray | None = None,
+        keep: np.ndarray | None = None,
     ) -> np.ndarray:
         """Codes whose `positions` least likely values are drawn anew, given the others.
 
@@ -162,6 +172,7 @@ class PriorNetwork(Network):
 
         Args:
           calls: see `surprise`.
+          keep: bool [n, l], positions that stay however unlikely; None is none.
 
         Raises:
           UserError: as `surprise`, or positions out of range.
@@ -172,9 +183,16 @@ class PriorNetwork(Network):
                 f"{self.step}: positions={positions} to draw anew must be in 0..{length}"
             )
         bits = self.surprise(codes, seed=seed, first=first, calls=calls, labels=labels)
-        known = np.argsort(np.argsort(-bits, 1, kind="stable"), 1, kind="stable") >= positions
+        keep = np.zeros(bits.shape, bool) if keep is None else keep
+        order = np.argsort(np.where(keep, np.inf, -bits), 1, kind="stable")
+        known = (np.argsort(order, 1, kind="stable") >= positions) | keep
         how = {"seed": seed, "first": first, "sampler": sampler, "labels": labels}
         return self.sample(len(codes), prompt=codes, known=known, purpose=REDRAW, **how)
+
+    def drawing(self, sampler: CodeSampler) -> types.SimpleNamespace:
+        """Its `sample`, `redraw` and `surprise`, as `composition` uses them, by a sampler."""
+        draw = {name: functools.partial(getattr(self, name), sampler=sampler) for name in DRAWS}
+        return types.SimpleNamespace(surprise=self.surprise, **draw)
 
     def lower(self, *, sampler: CodeSampler):
         """`sample` of a batch, lowered from shapes alone."""
@@ -255,3 +273,8 @@ def apply(model: MaskedTransformer, params, noisy, sigma, label, **how):
     """The model's outputs; it is told sigma and the label only if it reads them."""
     sigma = sigma if model.sigma_conditioning else None
     return model.apply({"params": params}, noisy, sigma, label, **how)
+
+
+def _keys(seed: int, count: int, first: int | np.ndarray):
+    """A key for each of `count` codes, of the numbers from `first` on, or of those in `first`."""
+    return keys(seed, count, first if np.ndim(first) == 0 else first - np.arange(count))

@@ -17,8 +17,11 @@ _GROUPS = {
     "training never saw.",
     "unconditional": "Sampled codes → new images. Entropies are relative to all values being "
     "equally frequent.",
-    "composition": "Codes of two images that differ in every factor, mixed position by position: "
-    "what the new image has from them.",
+    "composition": "Codes of two images that differ in every factor, composed: what the new image "
+    "has from them. Success: it is valid, every factor with more values than parents is one of "
+    "theirs, and all of them show in these. Bits: how unlikely a position's value is given the "
+    "others; auc bits: how often a success has fewer of them than a failure, 0.5 if they say "
+    "nothing.",
     "composition_of_three": "The same with three images, which differ in every factor that has "
     "enough values.",
     "without_codes": "The same generator, trained with the same budget but without codes.",
@@ -87,6 +90,10 @@ def summary(results: Mapping[str, Any]) -> str:
         sentences.append(f"{of} drawn without any condition, {percent(valid)} are valid.")
     if kept := rates("composition", "_from_parents"):
         sentences.append(f"Images composed of two others have from one of them: {kept}.")
+    if _is_rate("composition/success", success := results.get("composition/success")):
+        chance = results.get("composition/chance_success")
+        by = f", where chance gives {percent(chance)}" if finite(chance) else ""
+        sentences.append(f"{percent(success)} of the compositions succeed{by}.")
     if _is_rate("composition/both_parents", both := results.get("composition/both_parents")):
         sentences.append(f"In {percent(both)} of the compositions both parents show.")
     if finite(total := results.get("seconds/total")):

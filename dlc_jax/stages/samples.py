@@ -2,7 +2,7 @@
 
     unconditional    prior -> codes -> images
     reconstruction   images of every split but train -> codes -> images
-    composition      codes of two and of three images mixed position by position -> images
+    composition      codes of two and of three images, composed by an operator -> images
 
 With `codes=""` the generator was trained without codes and only draws; its numbers stand under the
 name of its step.
@@ -11,11 +11,16 @@ name of its step.
 import dataclasses
 import functools
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated
 
 import jax
 import numpy as np
 
 from dlc_jax import recipe
+from dlc_jax import workdir as home
+from dlc_jax.composition.groups import FILE, known
+from dlc_jax.composition.operators import OPERATORS, Coin, Operator, Soft
 from dlc_jax.data import sources
 from dlc_jax.data.codes import CodeStore
 from dlc_jax.data.sources import DataSet
@@ -50,6 +55,7 @@ class Section:
       batch: images per call, over all devices.
       code_sampler: how codes are drawn.
       sampler: how images are drawn.
+      operator: how codes are composed.
     """
 
     encoder: str = "encoder"
@@ -61,6 +67,7 @@ class Section:
     batch: int = 128
     code_sampler: CodeSampler = CodeSampler()
     sampler: Sampler = Sampler(steps=50, guidance=Guidance(scale=1.5))
+    operator: Annotated[Operator, OPERATORS] = Coin()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +128,7 @@ class Studio:
 def make(config, *, step: str, workdir) -> Job:
     """The job of a recipe's section `step`."""
     section = recipe.build(Section, config[step])
+    check_operator(config, section, Path(workdir))
 
     def networks(mesh):
         return Networks(config, workdir, mesh, batch=section.batch)
@@ -132,9 +140,29 @@ def make(config, *, step: str, workdir) -> Job:
             rates = Factors(data.judge(), list(labels), classes)
             return fill(Studio(config, workdir, section, data, opened, rates, directory))
 
-    changeable = ("count", "pairs", "code_sampler", "sampler")
+    changeable = ("count", "pairs", "code_sampler", "sampler", "operator")
     programs = plan(config, section, networks, step)
     return Job(run=run, programs=programs, settings=changeable)
+
+
+def named(config, section: Section, workdir: Path) -> dict:
+    """Groups of positions that the operator may name."""
+    encoder = config[section.encoder] if section.encoder in config else None
+    return known(encoder, home.read(workdir / FILE))
+
+
+def check_operator(config, section: Section, workdir: Path) -> None:
+    """Refuses an operator that cannot compose three images, before anything is drawn."""
+    if reads_codes(config, section):
+        shape = (1, config[section.generator].model["positions"])
+        soft = (*shape, 1) if isinstance(section.operator, Soft) else shape
+        dry = SimpleNamespace(
+            sample=lambda count, *, prompt, **how: prompt,
+            redraw=lambda codes, **how: codes,
+            surprise=lambda codes, **how: np.zeros(codes.shape),
+        )
+        groups = named(config, section, workdir)
+        section.operator([np.zeros(soft, np.int32)] * 3, dry, seed=0, groups=groups)
 
 
 def plan(config, section: Section, networks, step: str = "samples") -> dict:
@@ -233,16 +261,27 @@ def compose(studio: Studio, parents: int, prefix: str) -> None:
         groups = composition.choose_parents(
             factors[:, enough], section.pairs, parents=parents, seed=seed
         )
-    # as the generator reads them: mixing keeps the type
-    codes = codes.astype(np.int32)
-    mixed = composition.mix([codes[groups[:, n]] for n in range(parents)], seed=seed)
+    if isinstance(section.operator, Soft):
+        encoder = studio.networks[section.encoder]
+        codes = encoder.simplices(images, temperature=section.operator.temperature)
+    prior = studio.networks[section.prior]
+    likely = section.operator.needs_prior or prior.tells
+    mixed, bits = section.operator(
+        [codes[groups[:, n]] for n in range(parents)],
+        prior.drawing(section.code_sampler) if likely else None,
+        seed=seed,
+        groups=named(studio.config, section, studio.workdir),
+    )
     children = studio.decode(mixed, seed=3)
     rows = {f"parent {'ABC'[n]}": images[groups[:SHOWN, n]] for n in range(parents)}
     studio.show(
         prefix,
         pictures.labelled_rows(rows | {"composed": children[:SHOWN]}),
-        f"Codes of {parents} images mixed position by position, decoded below their parents.",
+        f"Codes of {parents} images composed by {type(section.operator).__name__.lower()}, decoded "
+        "below their parents.",
     )
     if factors is not None:
         inherited = np.moveaxis(factors[groups], 1, 0)
-        studio.note(f"{prefix}/", studio.rates.composition(inherited, children))
+        studio.note(f"{prefix}/", studio.rates.composition(inherited, children, bits))
+    elif bits is not None:
+        studio.note(f"{prefix}/", {"bits": float(bits.mean())})

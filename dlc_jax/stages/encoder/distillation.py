@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dlc_jax.composition import groups
 from dlc_jax.data import masks
 from dlc_jax.losses import masked, ssl
 from dlc_jax.models.drop_path import drop_subsets
@@ -47,8 +48,8 @@ class Setup:
     @functools.cached_property
     def ranges(self) -> dict[str, tuple[int, int]]:
         """{kind: (from, below)} of its positions."""
-        share = self.model.simplicial.positions // len(self.kinds)
-        return {kind: (n * share, (n + 1) * share) for n, kind in enumerate(self.kinds)}
+        shares = groups.shared_out(self.kinds, self.model.simplicial.positions)
+        return {kind: (share.start, share.stop) for kind, share in shares.items()}
 
     def side(self, kind: str) -> int:
         """Patches on a side of a global crop."""
