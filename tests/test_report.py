@@ -217,8 +217,7 @@ def test_the_summary_says_the_headline_numbers(workdir):
     assert "Of 512 samples drawn without any condition, 61.7 % are valid." in page.words
     assert (
         "have from one of them: shape 61 %. 50 % of the compositions succeed, where chance gives "
-        "4.2 %. In 72 % of the compositions both parents show."
-        in page.words
+        "4.2 %. In 72 % of the compositions both parents show." in page.words
     )
     assert "The whole run took 1 h 02 min." in page.words
 
