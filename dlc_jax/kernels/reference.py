@@ -71,11 +71,12 @@ def _weighted(q, k, v, mask, causal=False):
     if causal:
         before = jnp.tril(jnp.ones(logits.shape[-2:], bool))
         logits = jnp.where(before, logits, jnp.finfo(jnp.float32).min)
-    # Divided by their sum after the product: n k divisions instead of n m, and a gradient that
-    # passes over [n, m] half as often. No gradient flows by the maximum, since it cancels.
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-    out = jnp.einsum(
-        "bhnm,bhmk->bhnk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
-    out = (out / weights.sum(-1, keepdims=True)).astype(v.dtype)
-    return jnp.transpose(out, (0, 2, 1, 3))
+    if is_wide:
+        # Divided by their sum after the product: n k divisions instead of n m, and a gradient that
+        # passes over [n, m] half as often. No gradient flows by the maximum, since it cancels.
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+        total = jnp.einsum("bhnm,bhmk->bhnk", weights, v)
+        return jnp.transpose(total / weights.sum(-1, keepdims=True), (0, 2, 1, 3))
+    # The gradient of a softmax subtracts a mean of what was rounded before, so that it cancels.
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.transpose(jnp.einsum("bhnm,bhmk->bhnk", weights, v), (0, 2, 1, 3))
