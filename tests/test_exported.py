@@ -138,7 +138,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path, capsys, monkeypatch, untra
     assert "is there already" in line(untrained)
     with monkeypatch.context() as without:
         without.setattr(export_stablehlo.importlib.util, "find_spec", lambda name: None)
-        assert "jax.export writes with flatbuffers; install it" in line(out)
+        assert "jax.export writes with flatbuffers; pip install" in line(out)
     monkeypatch.setattr(export_stablehlo.importlib.util, "find_spec", lambda name: name)
     assert "has no encoder, prior or generator that is complete" in line(out)
     assert not out.exists()
