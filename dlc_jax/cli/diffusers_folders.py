@@ -10,7 +10,7 @@ from dlc_jax import recipe
 from dlc_jax.cli import autoencoders, generators, weights
 from dlc_jax.cli import diffusers_settings as settings
 from dlc_jax.errors import UserError
-from dlc_jax.interop import files
+from dlc_jax.interop import files, hub_config
 
 EXPORT = "dlc export diffusers -w runs/classes --out dit/"
 STEP = generators.STEP
@@ -94,7 +94,7 @@ def write_rest(config: ConfigDict, step: str, out: Path) -> list[str]:
         found, metadata, model = autoencoders.written(section.path)
         folder = weights.made(out / "vae")
         files.save(folder / f"{files.NAMES[1]}.safetensors", found, metadata)
-        write(folder / "config.json", settings.autoencoder_config(model, config.data.image))
+        write(folder / "config.json", hub_config.kl(model, config.data.image))
         said.append(f"vae: {len(found)} tensors")
     write(
         weights.made(out / "scheduler") / settings.SCHEDULER,

@@ -120,25 +120,6 @@ def scheduler_config(process: ConfigDict) -> dict:
     }
 
 
-def autoencoder_config(model: Mapping, image: int) -> dict:
-    """The config.json of an autoencoder's `model` section as AutoencoderKL."""
-    levels = len(model["channels"])
-    return {
-        "_class_name": "AutoencoderKL",
-        "in_channels": 3,
-        "out_channels": 3,
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "block_out_channels": list(model["channels"]),
-        "layers_per_block": model["residuals"],
-        "latent_channels": model["latent"],
-        "norm_num_groups": model.get("groups", 32),
-        "scaling_factor": model.get("scaling", 0.18215),
-        "sample_size": image,
-        "act_fn": "silu",
-    }
-
-
 def _check(found: Mapping, wanted: Mapping, path: Path, whose: str) -> None:
     for key, value in wanted.items():
         if (other := found.get(key, value)) != value:

@@ -94,6 +94,11 @@ def autoencoder(model: Mapping, image: int) -> dict:
     if model["name"] == "tiny":
         fields = {key: value for key, value in model.items() if key != "name"}
         return {"_class_name": "DLCTinyDecoder", "model": fields}
+    return kl(model, image)
+
+
+def kl(model: Mapping, image: int) -> dict:
+    """That of diffusers' AutoencoderKL, of a `model` section of it, used for images of a side."""
     levels = len(model["channels"])
     return {
         "_class_name": "AutoencoderKL",
@@ -105,9 +110,9 @@ def autoencoder(model: Mapping, image: int) -> dict:
         "layers_per_block": model["residuals"],
         "act_fn": "silu",
         "latent_channels": model["latent"],
-        "norm_num_groups": model["groups"],
+        "norm_num_groups": model.get("groups", 32),
         "sample_size": image,
-        "scaling_factor": model["scaling"],
+        "scaling_factor": model.get("scaling", 0.18215),
     }
 
 
