@@ -22,7 +22,7 @@ WALKS = {
 
 def blocks(walk):
     """(language, path, text) of every fenced block."""
-    found = re.findall(r"^```(\w*) ?(\S*)\n(.*?)^```$", walk, re.MULTILINE | re.DOTALL)
+    found = re.findall(r'^```(\w*)(?: title="(.*?)")?\n(.*?)^```$', walk, re.MULTILINE | re.DOTALL)
     return [(kind or "command", path, text) for kind, path, text in found]
 
 
