@@ -1,6 +1,6 @@
 """The pictures of docs/method.md, from the embedded data and the code: python benchmarks/method.py
 
-They need no trained network: what is drawn of one is in docs/pictures already. Two seconds on a CPU.
+They need no trained network: what is drawn of one is in docs/pictures already. Two seconds.
 """
 
 from collections.abc import Mapping, Sequence

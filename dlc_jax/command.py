@@ -125,7 +125,8 @@ def read(file: str) -> tuple[Path, dict]:
 def _or_own(path: Path) -> Path:
     """The package's recipe of that name, with its variant, where `path` is no file."""
     file = path.name.partition(":")[0]
-    return OWN / path.name if (OWN / file).is_file() and not (path.parent / file).is_file() else path
+    is_own = (OWN / file).is_file() and not (path.parent / file).is_file()
+    return OWN / path.name if is_own else path
 
 
 def _arguments(argv: list[str]) -> tuple[str | None, str | None, dict[str, str]]:
