@@ -63,7 +63,7 @@ def wheel(tmp_path_factory):
         ignore=lambda folder, names: [
             name
             for name in names
-            if name.startswith(".") or name in ("__pycache__", "build", "runs")
+            if name.startswith(".") or name in ("__pycache__", "build", "runs", "dlc_jax.egg-info")
         ],
     )
     run(sys.executable, "-c", BUILD.format("sdist"), here, cwd=here / "copy")
