@@ -20,7 +20,7 @@ TABLE = re.compile(r"(<!-- costs -->\n).*?(<!-- /costs -->)", re.DOTALL)
 # Every test file is in one room.
 ROOMS = {
     "house: rules, recipes, launcher, command line": "architecture budget command configs errors "
-    "extending fields launch launch_cluster memory mutants readme recipe stop turn",
+    "extending fields launch launch_cluster memory mutants readme recipe release site stop turn",
     "loop: steps, agenda, optimizer, workdir": "agenda contract narrow_gradients optim step "
     "train workdir",
     "stages on real networks, several devices": "distill encoder_stage generator_stage mesh "

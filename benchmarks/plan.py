@@ -1,4 +1,4 @@
-"""Every program of the paper, compiled for other machines: the table of docs/results.md.
+"""Every program of the paper, compiled for other machines: the table of docs/results_history.md.
 
     python benchmarks/plan.py [--only generator] [--out plan.jsonl]
 

@@ -2,10 +2,10 @@
 
     python -m dlc_jax.main --config=configs/image_folder.py --config.data.path=PATH
 
-PATH: see docs/data.md. At 32 pixels some 20 minutes on two CPU cores; docs/results.md ("Real
-images") has what comes of it. Words: 28px, 32px or 64px; `:tiny` (a minute: does everything run?);
-`:long` (two hours: codes that know more); `:latent256`, a ViT-B/14 and a DiT-B/2 for 256 pixels
-on one GPU, which needs `dlc import vae FILE --out DIR` and `--config.autoencoder.path=DIR`.
+PATH: see docs/data.md. At 32 pixels some 20 minutes on two CPU cores; docs/results.md has what
+comes of it. Words: 28px, 32px or 64px; `:tiny` (a minute: does everything run?); `:long` (two
+hours: codes that know more); `:latent256`, a ViT-B/14 and a DiT-B/2 for 256 pixels on one GPU,
+which needs `dlc import vae FILE --out DIR` and `--config.autoencoder.path=DIR`.
 """
 
 RECIPE = {

@@ -3,7 +3,7 @@
     python -m dlc_jax.main --config=configs/imagenet256_fast.py --config.autoencoder.path=VAE
 
 Encoder, codes and prior are those of imagenet256.py. Each group of lines is one lever with its
-source, and taking the group away gives the generator without it; docs/results.md ("Levers")
+source, and taking the group away gives the generator without it; docs/results_history.md ("Levers")
 measures them one at a time. 100,000 steps of 1024 are 80 epochs.
 """
 

@@ -23,6 +23,7 @@ from dlc_jax.errors import Interrupted, UserError
 from dlc_jax.hosts.cluster import FLAGS, NAMES
 
 PATIENCE = 5  # seconds that an error of one of several processes waits for an explanation
+OWN = Path(__file__).with_name("configs")  # the recipes of configs/, which an install has too
 # What the system says of a full or read-only disk; other OSErrors are mistakes in the code.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
@@ -68,7 +69,8 @@ def read(file: str) -> tuple[Path, dict]:
     A recipe is a file with `RECIPE`, {field: value}, and perhaps `VARIANTS`, {word: more lines, or
     a function of the lines so far that gives more}. `like` names a recipe beside it whose lines
     come first. A variant is words with commas between; the name of a step is one, and runs it
-    alone.
+    alone. One of configs/ is found in the package where no such file is: `configs/quickstart.py`
+    and, in a recipe's `like`, `quickstart.py` work from any folder.
 
     Raises:
       UserError: it is not a recipe, or has no such variant.
@@ -82,6 +84,8 @@ def read(file: str) -> tuple[Path, dict]:
         raise UserError(
             f"{file!r} is not a recipe; expected a .py file, as in configs/, or a run's config.json"
         )
+    if path.parent == Path("configs"):
+        path = _or_own(path)
     if not path.is_file():
         raise UserError(f"command line: {path} does not exist; recipes are in configs/")
     if path.suffix == ".json":
@@ -98,7 +102,7 @@ def read(file: str) -> tuple[Path, dict]:
             raise UserError(f"{path} has no RECIPE, the dict of what it changes: docs/recipes.md")
         lines, variants = dict(module["RECIPE"]), dict(module.get("VARIANTS", {}))
         if base := lines.pop("like", None):
-            lines = recipe.later(read(str(path.with_name(base)))[1], lines)
+            lines = recipe.later(read(str(_or_own(path.with_name(base))))[1], lines)
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # a recipe is the user's own code
@@ -116,6 +120,13 @@ def read(file: str) -> tuple[Path, dict]:
             known = ", ".join(dict.fromkeys([*variants, *steps]))
             raise UserError(f"command line: unknown variant {word!r}; {path} has {known}")
     return path, lines | ({"steps": tuple(chosen)} if chosen else {})
+
+
+def _or_own(path: Path) -> Path:
+    """The package's recipe of that name, with its variant, where `path` is no file."""
+    file = path.name.partition(":")[0]
+    is_own = (OWN / file).is_file() and not (path.parent / file).is_file()
+    return OWN / path.name if is_own else path
 
 
 def _arguments(argv: list[str]) -> tuple[str | None, str | None, dict[str, str]]:

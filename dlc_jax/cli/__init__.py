@@ -89,12 +89,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int | None:
     parser = _Parser(prog="dlc", description="Discrete Latent Codes: train, look, sample, compose.")
+    parser.add_argument("--version", action="store_true", help="the version of this package")
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help="one of the verbs below")
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="…", help="dlc VERB --help tells")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "verbs:\n" + "\n".join(
         f"  {verb:<11} {what}" for verb, (what, _) in VERBS.items()
     )
+    if argv == ["--version"]:
+        from importlib import metadata  # slow to import, and seldom asked
+
+        print(f"dlc_jax {metadata.version('dlc_jax')}")
+        return None
     verb = parser.parse_args(argv).verb
     what, recipe = VERBS[verb]
     # a keyword of Python cannot name a module that is imported

@@ -45,7 +45,7 @@ class CodeSampler:
       method: "first_hitting", exact with one call a position and random order with fewer;
         "ancestral", which is SEDD's analytic sampler; "euler"; "maskgit"; "low_confidence";
         "entropy"; "remdm_cap"; "remdm_loop"; "remask", the paper's; or "auto", which is what
-        docs/results.md shows to be best with so many calls.
+        docs/results_history.md shows to be best with so many calls.
       calls: of the network for one code at most, or steps of those that go by steps. 0 is one for
         each position.
       temperature: divides the logits. 0 takes the likeliest value.
@@ -167,7 +167,7 @@ class CodeSampler:
 
 
 def automatic(process, calls: int, length: int) -> str:
-    """The method that does best with so many calls, see docs/results.md, "The prior"."""
+    """The method that does best with so many calls, see docs/results_history.md, "The prior"."""
     if isinstance(process, Uniform):
         return "ancestral"
     if calls >= 4 * length:
