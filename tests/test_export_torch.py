@@ -261,6 +261,7 @@ def latents(name, folder, fields, model):
     """A run of normalized latents by an autoencoder of this name, with random weights."""
     lines = {f"autoencoder.model.{key}": value for key, value in fields.items()}
     lines |= {"autoencoder.model.name": name, "autoencoder.path": str(folder / "vae")}
+    lines["autoencoder.model.scaling"] = 0.18215
     side = 2 if name == "tiny" else 8
     lines |= {"codes.autoencoder": "autoencoder", "generator.latents": True}
     lines |= {"generator.normalize": True, "generator.model.image": side}

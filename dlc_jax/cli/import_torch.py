@@ -96,6 +96,7 @@ def _dtype(place: Path) -> str:
 
 def _check(given: Mapping, made: Mapping, where: Path) -> None:
     """Refuses a config.json that is not what export writes."""
+    given, made = recipe.flat(given), recipe.flat(made)
     for name in sorted(given.keys() | made.keys()):
         if given.get(name) != made.get(name):
             raise UserError(
