@@ -43,9 +43,8 @@ ROOMS = {
     "evaluation: metrics of samples": "evaluate evaluate_parity frechet inception_score "
     "kernel_distance manifold metrics_parity training_scores vendi",
     "feature networks": "features features_parity",
-    "import and export": "diffusers_folders export_torch export_torch_parity exported interop "
-    "interop_cli interop_refusals official "
-    "sedd_interop tensor_files torch_zip",
+    "import and export": "diffusers_folders export_torch export_torch_parity exported import_torch "
+    "interop interop_cli interop_refusals official sedd_interop tensor_files torch_zip",
     "plans for other machines": "plan plan_machine plan_program",
     "whole runs: quickstart, own images": "faults image_folder latent_runs main",
 }

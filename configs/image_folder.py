@@ -48,13 +48,11 @@ VARIANTS = {
     "64px": {"data.image": 64, "*.model*.image": 64, "encoder.crops.*_size": 64},
     "latent256": {
         "*": None,
-        "data.name": "images",
         "data.image": 256,
         "*.model*.width": 768,
         "*.model*.depth": 12,
         "*.model*.heads": 12,
         "*.model*positions": 128,
-        "*.model*values": 256,
         "encoder.model.dino.prototypes": 16_384,
         "encoder.objective.teacher_temperature": (0.04, 0.07, 10_000),
         "encoder.optimizer.learning_rate": 5e-5,

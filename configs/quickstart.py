@@ -111,6 +111,8 @@ VARIANTS = {
     },
     "tiny": {
         "data.count": 1024,
+        "*.model*.depth": 2,
+        "encoder.train.batch": 128,
         "*.train.steps": 24,
         "*.train.*_every": 8,
         "*.train.validate_every": 12,

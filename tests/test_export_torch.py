@@ -257,30 +257,37 @@ def test_pytorch_alone_composes_images(finished, tmp_path, capsys):
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
-@pytest.mark.torch
-@pytest.mark.parametrize("name", ["tiny", "kl"])
-def test_images_of_latents(name, tmp_path, capsys):
-    """Normalized latents of the same noise, by the tiny decoder and by diffusers' AutoencoderKL."""
-    fields = TINY if name == "tiny" else VAE
+def latents(name, folder, fields, model):
+    """A run of normalized latents by an autoencoder of this name, with random weights."""
     lines = {f"autoencoder.model.{key}": value for key, value in fields.items()}
-    lines |= {"autoencoder.model.name": name, "autoencoder.path": str(tmp_path / "vae")}
+    lines |= {"autoencoder.model.name": name, "autoencoder.path": str(folder / "vae")}
+    lines["autoencoder.model.scaling"] = 0.18215
     side = 2 if name == "tiny" else 8
     lines |= {"codes.autoencoder": "autoencoder", "generator.latents": True}
     lines |= {"generator.normalize": True, "generator.model.image": side}
     lines |= {"generator.model.patch": side // 2, "generator.model.channels": 2}
     lines |= {"generator.process.name": "edm"}
-    place = tmp_path / "W"
+    place = folder / "W"
     place.mkdir()
     config = make(place, lines)
-    model = TinyAutoencoder(**TINY) if name == "tiny" else Autoencoder(**VAE)
-    save(tmp_path / "vae", weights.shapes(model, (1, 16, 16, 3)), 0.15)
-    _store(place, tmp_path / "vae", config)
+    save(folder / "vae", weights.shapes(model, (1, 16, 16, 3)), 0.15)
+    _store(place, folder / "vae", config)
+    return place, config
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["tiny", "kl"])
+def test_images_of_latents(name, tmp_path, capsys):
+    """Normalized latents of the same noise, by the tiny decoder and by diffusers' AutoencoderKL."""
+    fields, kind = (TINY, TinyAutoencoder) if name == "tiny" else (VAE, Autoencoder)
+    place, config = latents(name, tmp_path, fields, kind(**fields))
     if name == "kl":
         import_or_skip("diffusers")
     export(capsys, place, tmp_path / "out")
     found = modeling().DLCPipeline.from_pretrained(tmp_path / "out")
     network = GeneratorNetwork(config, place, "generator", mesh=make_mesh(), batch=8, dtype=None)
-    codes, shape = np.random.default_rng(0).integers(8, size=(8, 6)), (side, side, 2)
+    codes, side = np.random.default_rng(0).integers(8, size=(8, 6)), config.generator.model.image
+    shape = (side, side, 2)
     sampler = recipe.build(sample.Sampler, config.samples.sampler)
     expected = network.decode(codes, seed=5, sampler=sampler)
     noise = np.array(sample._normal(keys(5, 8), shape))

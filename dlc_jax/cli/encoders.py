@@ -137,12 +137,12 @@ def params(found: Weights, config: ConfigDict) -> tuple[dict, dict, dict]:
 
     shapes = weights.shapes(recipe.build(Encoder, section), _images(section.backbone))
     is_headless = not sections.head(found.shapes, found.where)
-    fresh = _drawn(_heads(section), config.seed) if is_headless else {}
-    there = {path: shape for path, shape in shapes.items() if path not in fresh}
+    fresh_heads = fresh(section, config.seed) if is_headless else {}
+    there = {path: shape for path, shape in shapes.items() if path not in fresh_heads}
     unused = [name for name in torch_names.UNUSED if name in found.shapes]
     aside = {found.names[name]: found.read(name) for name in unused}
     read = found.params(torch_names.layout(found.shapes)(there), there, unused=unused)
-    return read | fresh, aside, fresh
+    return read | fresh_heads, aside, fresh_heads
 
 
 def _backbone(found: Weights, file: Path) -> dict:
@@ -183,6 +183,18 @@ def fitted(config: ConfigDict, model: dict) -> ConfigDict:
     return config
 
 
+def fresh(section: Mapping, seed: int) -> dict[str, np.ndarray]:
+    """{path: array} of the DINO heads that an encoder of this section starts training from."""
+    random = np.random.default_rng(seed)
+    constant = {"bias": 0.0, "gain": 1.0}
+    return {
+        path: np.full(shape, constant[kind], np.float32)
+        if (kind := path.rpartition("/")[2]) in constant
+        else 0.02 * random.standard_normal(shape, np.float32)
+        for path, shape in slots.shapes_of(_heads(section)).items()
+    }
+
+
 def _heads(section: Mapping) -> dict:
     """Shapes of the DINO heads that an encoder of this section has."""
     from dlc_jax.models.simplicial import DinoHead
@@ -191,18 +203,6 @@ def _heads(section: Mapping) -> dict:
     width = section["backbone"]["width"]
     shapes = weights.abstract(DinoHead(**section["dino"]), (1, width))
     return dict.fromkeys(names, shapes)
-
-
-def _drawn(heads: dict, seed: int) -> dict[str, np.ndarray]:
-    """Heads as training would start from."""
-    random = np.random.default_rng(seed)
-    constant = {"bias": 0.0, "gain": 1.0}
-    return {
-        path: np.full(shape, constant[kind], np.float32)
-        if (kind := path.rpartition("/")[2]) in constant
-        else 0.02 * random.standard_normal(shape, np.float32)
-        for path, shape in slots.shapes_of(heads).items()
-    }
 
 
 def described(params: Mapping[str, np.ndarray], backbone: Mapping) -> str:

@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,40 +10,13 @@ from ml_collections import ConfigDict
 from dlc_jax import recipe
 from dlc_jax import workdir as home
 from dlc_jax.cli import weights
+from dlc_jax.cli.torch_parts import Part, Source, make
 from dlc_jax.errors import UserError
-from dlc_jax.interop import (
-    files,
-    hub_card,
-    hub_config,
-    hub_names,
-    slots,
-    tiny_names,
-    vae_names,
-)
+from dlc_jax.interop import files, hub_card, hub_names, slots
 
 EXPORT = "dlc export torch -w runs/imagenet256 --out exported"
 STEPS = ("encoder", "prior", "generator", "autoencoder")
 HUB = Path(hub_card.__file__).with_name("hub")  # PyTorch's code, which nothing here imports
-TABLES = {"kl": vae_names.table, "tiny": tiny_names.table}
-MODEL = "model.safetensors"
-
-
-class Part(NamedTuple):
-    """One network of the folder.
-
-    Attributes:
-      config: its config.json.
-      params: {path: array}.
-      table: {name: Slot} of its file.
-      constants: {name: array} of tensors of the file that are no parameters.
-      file: its name.
-    """
-
-    config: dict
-    params: dict[str, np.ndarray]
-    table: dict[str, slots.Slot]
-    constants: dict[str, np.ndarray]
-    file: str = MODEL
 
 
 def give_flags(action) -> None:
@@ -71,12 +43,13 @@ def give(arguments) -> None:
     """dlc export torch."""
     out, config = weights.absent(arguments.out), recipe.of_run(arguments.workdir)
     names = _names(config, arguments.workdir, arguments.steps)
-    makers = {"encoder": _encoder, "prior": _prior, "generator": _generator}
+    source = Source(
+        config, Path(arguments.workdir), _params, arguments.dtype, arguments.plain_samplers
+    )
     with weights.whole(out) as place:
         sizes = {}
         for part, step in names.items():
-            made = makers.get(part, _autoencoder)(config, arguments, step)
-            sizes[part] = write(place / part, made, arguments.dtype)
+            sizes[part] = write(place / part, make(source, part, step), arguments.dtype)
         results = home.read(Path(arguments.workdir) / "results.json") or {}
         commit = str(results.get("commit") or home.commit() or "an unknown commit")
         data = {key: config.data[key] for key in ("name", "image") if key in config.data}
@@ -84,7 +57,8 @@ def give(arguments) -> None:
         (place / "model_card.md").write_text(card)
         for name in hub_card.CODE:
             shutil.copyfile(HUB / name, place / name)
-        _json(place / "config.json", {"architectures": ["DLCPipeline"], "commit": commit})
+        known = {"architectures": ["DLCPipeline"], "commit": commit, "data": data}
+        _json(place / "config.json", known)
         index = {"_class_name": ["pipeline", "DLC"], "_diffusers_version": "0.31.0"}
         _json(place / "model_index.json", index)
     for part, size in sizes.items():
@@ -130,91 +104,16 @@ def _names(config: ConfigDict, workdir: str, asked: str | None) -> dict[str, str
     return {part: found[part] for part in STEPS if part in parts}
 
 
-def _encoder(config: ConfigDict, arguments, step: str) -> Part:
-    from dlc_jax.networks import EncoderNetwork
-
-    network = _network(EncoderNetwork, config, arguments, step)
-    backbone = config[step].model.backbone
-    if backbone.name != "vit" or backbone.channels != 3:
-        raise UserError(
-            f"{step}.model.backbone: {backbone.name!r} of {backbone.channels} channels is not in "
-            "PyTorch's code, which has 'vit' of 3"
-        )
-    params = _params(network, config, arguments, step)
-    shapes = slots.shapes_of(slots.nested(params))
-    found = hub_config.encoder(config[step].model, network.size, arguments.dtype)
-    return Part(found, params, hub_names.encoder(shapes), hub_names.scales(shapes))
-
-
-def _prior(config: ConfigDict, arguments, step: str) -> Part:
-    from dlc_jax.networks import PriorNetwork
-
-    hub_config.check_prior(config[step], step)
-    how = _sampler(config, "code_sampler")
-    how = hub_config.code_sampler(how, "samples", plain=arguments.plain_samplers)
-    network = _network(PriorNetwork, config, arguments, step)
-    params = _params(network, config, arguments, step)
-    table = hub_names.network(slots.shapes_of(slots.nested(params)))
-    return Part(hub_config.prior(config[step], how), params, table, {})
-
-
-def _generator(config: ConfigDict, arguments, step: str) -> Part:
-    from dlc_jax.networks import GeneratorNetwork
-    from dlc_jax.networks.autoencoder import AutoencoderNetwork
-
-    section, normalizer = config[step], None
-    how = _sampler(config, "sampler")
-    settings = {"plain": arguments.plain_samplers}
-    how = hub_config.sampler(how, section.process.name, "samples", **settings)
-    network = _network(GeneratorNetwork, config, arguments, step)
-    if section.latents and section.normalize:
-        from dlc_jax.data.manifest import facts
-
-        store = facts(recipe.place(config, arguments.workdir, section.codes) / "train")
-        decoder = AutoencoderNetwork(config, config[section.codes].autoencoder)
-        decoder.check(store)
-        found = decoder.normalizer(store, network.process.deviation)
-        normalizer = {"mean": found.mean.tolist(), "std": found.std.tolist()}
-        normalizer["deviation"] = found.deviation
-    params = _params(network, config, arguments, step)
-    table = hub_names.network(slots.shapes_of(slots.nested(params)))
-    outputs = network.model.out_channels
-    return Part(hub_config.generator(section, outputs, how, normalizer), params, table, {})
-
-
-def _autoencoder(config: ConfigDict, arguments, name: str) -> Part:
-    from dlc_jax import parallel
-    from dlc_jax.networks.autoencoder import AutoencoderNetwork
-
-    network = AutoencoderNetwork(config, name, parallel.make_mesh())
-    model = config[name].model.to_dict()
-    params = {path: np.asarray(array) for path, array in slots.flat(network.params).items()}
-    table = TABLES[model["name"]](slots.shapes_of(slots.nested(params)))
-    file = MODEL if model["name"] == "tiny" else "diffusion_pytorch_model.safetensors"
-    return Part(hub_config.autoencoder(model, config.data.image), params, table, {}, file)
-
-
-def _sampler(config: ConfigDict, field: str) -> ConfigDict:
-    """A sampler's section of the recipe, or the usual one."""
-    if "samples" not in config:
-        config = recipe.changed(config, {"samples.stage": "samples"})
-    return config.samples[field]
-
-
-def _network(kind, config: ConfigDict, arguments, step: str):
-    return kind(config, Path(arguments.workdir), step, mesh=None, batch=1, dtype=None)
-
-
-def _params(network, config: ConfigDict, arguments, step: str) -> dict[str, np.ndarray]:
-    """{path: float32 array} of a step's average, without what only training reads."""
+def _params(network) -> dict[str, np.ndarray]:
+    """{path: float32 array} of a step's average, or of an autoencoder."""
     from dlc_jax import checkpoint
+    from dlc_jax.networks.network import Network
 
-    directory = recipe.trained(config, arguments.workdir, step)
-    params = slots.flat(checkpoint.load_params(directory / "checkpoints", network.shapes))
-    unread = hub_names.TRAINING.get(config[step].stage, ())
-    return {
-        path: np.asarray(array) for path, array in params.items() if not path.startswith(unread)
-    }
+    params = network.params if not isinstance(network, Network) else None
+    if params is None:
+        directory = recipe.trained(network.config, network.workdir, network.step)
+        params = checkpoint.load_params(directory / "checkpoints", network.shapes)
+    return {path: np.asarray(array) for path, array in slots.flat(params).items()}
 
 
 def write(place: Path, part: Part, dtype: str) -> str:

@@ -3,11 +3,12 @@
 Every tensor of a file is used, or named as unused.
 """
 
-from dlc_jax.cli import autoencoders, encoders, generators, official, priors
+from dlc_jax.cli import autoencoders, encoders, generators, import_torch, official, priors
 from dlc_jax.errors import UserError
 
 EXAMPLES = (encoders.DINOV2, encoders.SEM)
 EXAMPLES += (autoencoders.IMPORT, generators.IMPORT, priors.IMPORT, official.IMPORT)
+EXAMPLES += (import_torch.IMPORT,)
 EXAMPLE = "\n  ".join(EXAMPLES)
 VERBS = {
     "dinov2": encoders.dinov2,
@@ -16,6 +17,7 @@ VERBS = {
     "sedd": priors.take,
     "vae": autoencoders.take,
     "official": official.take,
+    "torch": import_torch.take,
 }
 WITH_RECIPE = ("sem", "sedd", "official")  # the others take no --config
 
@@ -51,6 +53,9 @@ def arguments(parser) -> None:
     what = "the published networks, or some of them, as one run to sample, compose and encode from"
     made = action("official", what, official.IMPORT, "folder of a new run", files=0)
     official.take_flags(made)
+    what = "a folder that dlc export torch wrote, as a run to sample, compose and encode from"
+    made = action("torch", what, import_torch.IMPORT, "folder of a new run", files=0)
+    made.add_argument("folder", metavar="DIR", help="folder that dlc export torch wrote")
 
 
 def run(arguments, rest) -> None:

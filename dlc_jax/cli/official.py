@@ -1,6 +1,6 @@
 """dlc import official, dlc export official: the published networks as one run, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -67,12 +67,16 @@ def take(arguments, rest) -> None:
     print("\n".join([f"wrote {out}", *said]))
     if "generator" in opened and not config[_autoencoder(config)].path:
         print("images need an autoencoder: import again with --vae")
-    reads_codes = "generator" in opened and config.generator.model.positions
+    print("\n".join(uses(config, opened, out)))
+
+
+def uses(config: ConfigDict, parts: Collection[str], out: Path) -> list[str]:
+    """Lines that say which verbs a run of these parts can do."""
     needs = {"encode": {"encoder"}, "sample": {"generator"}}
-    if reads_codes:
+    if "generator" in parts and config.generator.model.positions:
         needs |= {"sample": {"prior", "generator"}, "compose": {"encoder", "generator"}}
-    able = [f"dlc {verb} -w {out}" for verb, parts in needs.items() if parts <= opened.keys()]
-    print("\n".join(["to use it:", *able]) if able else "nothing runs from it alone yet")
+    able = [f"dlc {verb} -w {out}" for verb, asked in needs.items() if asked <= set(parts)]
+    return ["to use it:", *able] if able else ["nothing runs from it alone yet"]
 
 
 def _opened(given: Mapping, positions: int | None, values: int | None) -> dict:

@@ -9,7 +9,10 @@ from dlc_jax.errors import UserError
 
 METHODS = ("euler", "heun", "ddim", "ancestral")  # of `modeling_dlc.py`
 PLAIN = {"linear": "heun", "edm": "heun", "ddpm": "ancestral"}
-BACKBONE = "width depth heads image patch channels registers mlp_ratio pos pos_resize qk_norm"
+BACKBONE = (
+    "width depth heads image patch channels registers mlp_ratio pos pos_resize qk_norm layer_scale"
+)
+SIMPLICIAL = "positions values readout"
 PRIOR = "positions values width depth heads mlp_ratio per_position sigma_conditioning classes"
 GENERATOR = (
     "image channels patch width depth heads positions values out_channels mlp_ratio qk_norm "
@@ -49,7 +52,7 @@ def encoder(model: Mapping, size: int, dtype: str) -> dict:
     """
     backbone, head = model["backbone"], model["simplicial"]
     ours = {name: backbone[name] for name in BACKBONE.split()}
-    ours |= {name: head[name] for name in ("positions", "values", "readout")}
+    ours |= {name: head[name] for name in SIMPLICIAL.split()}
     ours |= {"gated": backbone["mlp"] == "swiglu", "size": size}
     if backbone["pos"] != "learned" or backbone["qk_norm"]:
         return {"architectures": ["DLCEncoder"], "dlc": ours}

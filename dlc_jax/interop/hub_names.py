@@ -71,7 +71,8 @@ def read(
       constants: {name: array} of tensors that are no parameters.
 
     Raises:
-      UserError: the file is damaged or lacks a tensor, has others, or constants that differ.
+      UserError: the file is damaged or lacks a tensor, has others, some of another dtype, or
+        constants that differ.
     """
     found = files.load(path)
     given = {name: shape for name, shape in found.shapes.items() if name not in constants}
@@ -80,8 +81,11 @@ def read(
         if name not in found.shapes or not np.array_equal(found.read(name), constant):
             raise UserError(f"{path}: {name} is not what it is made of; export it again")
     params: dict[str, np.ndarray] = {}
+    dtype = found.read(next(iter(table))).dtype
     for name, row in table.items():
         tensor = found.read(name)
+        if tensor.dtype != dtype:
+            raise UserError(f"{path}: {name} is {tensor.dtype}, and others are {dtype}")
         if row.path not in params:
             params[row.path] = np.empty(shapes[row.path], tensor.dtype)
         row.put(tensor, params[row.path])
