@@ -62,7 +62,8 @@ MAY_IMPORT = {
     "evaluation": below(6),
     "composition": set(),
     "networks": {
-        *("recipe", "remote", "parallel", "data", "diffusion", "checkpoint", "models", "stage")
+        *("recipe", "remote", "parallel", "data", "diffusion", "checkpoint", "models", "stage"),
+        *("interop", "checksum"),
     },
     "checkup": {"parallel", "data", "stage", "evals", "networks"},
     "stages": below(10),

@@ -20,7 +20,9 @@ from dlc_jax.errors import UserError
 from dlc_jax.evals import pictures
 
 EXAMPLE = "dlc compose -w runs/quickstart a.png b.png --operator infill --best 4 --keep form"
+EXAMPLE += "\n  dlc compose --demo"
 COLUMNS = 8
+UNSEEN = (3, 5)  # the images that are composed if none is given
 SECTIONS = (*networks.SAMPLERS, "operator")
 
 
@@ -28,9 +30,10 @@ def arguments(parser) -> None:
     networks.add_workdir(parser)
     parser.add_argument(
         "images",
-        nargs="+",
+        nargs="*",
         metavar="IMAGE",
-        help="the parents, two or more; one is enough where the prior or the generator adds to it",
+        help="the parents, two or more; one is enough where the prior or the generator adds to it; "
+        "two unseen images of the run's data if none is given",
     )
     parser.add_argument(
         "--operator",
@@ -92,8 +95,9 @@ def run(arguments, rest) -> None:
         raise UserError(f"dlc compose: --out={out} is not a .png file")
     if arguments.operator:  # before its fields
         rest = [f"--operator.name={arguments.operator}", *rest]
-    check(arguments, networks.check(arguments, rest, sections=SECTIONS))
-    images = [inputs.read(Path(path)) for path in arguments.images]
+    config = networks.check(arguments, rest, sections=SECTIONS)
+    check(arguments, config)
+    images = [inputs.read(Path(path)) for path in arguments.images] or unseen(config)
     networks.prepare(out, out.parent)
     loaded = networks.load(arguments, max(count, len(images)), rest, sections=SECTIONS)
     networks.say_resized(networks.resized(images, loaded.size), len(images), loaded.size)
@@ -124,7 +128,7 @@ def check(arguments, config) -> None:
             "dlc compose: --all mixes nothing; it takes no --operator, --keep or --best"
         )
     alone = operator.needs_prior or arguments.partial < 1
-    if len(arguments.images) < 2 and not alone:
+    if len(arguments.images) == 1 and not alone:
         raise UserError(
             "dlc compose: give two images at least, or one and an operator that draws from the "
             "prior, such as infill and refine"
@@ -134,6 +138,23 @@ def check(arguments, config) -> None:
         length = section.model.simplicial["positions"]
         named = groups.known(section, home.read(Path(arguments.workdir) / groups.FILE))
         arguments.keep = groups.positions(arguments.keep, named, length, "--keep")
+
+
+def unseen(config) -> list[np.ndarray]:
+    """Two images of the run's data that training did not show; tells what they show.
+
+    Raises:
+      UserError: the data is not here.
+    """
+    from dlc_jax.data.sources import DataSet
+
+    with DataSet(**config.data) as data:
+        source, names = data.source("validation"), data.factors().values()
+        found = [source[number % len(source)] for number in UNSEEN]
+    for record in found:
+        each = [values[at] for values, at in zip(names, record["factors"])] if names else []
+        print(f"parent: {', '.join(['unseen image', *each])}", flush=True)
+    return [np.asarray(record["image"]) for record in found]
 
 
 def mixed(arguments, loaded, parents, first: int) -> tuple[np.ndarray, np.ndarray | None]:
