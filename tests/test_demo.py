@@ -111,7 +111,7 @@ def test_a_composition_before_any_training(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["compose", "--demo", "--count", "2", "--keep", "0-11"]) == 0
     said = capsys.readouterr().out
-    assert said.count("parent: unseen image, ") == 2 and "wrote composition.png" in said
+    assert "two unseen images of the run's data: " in said and "wrote composition.png" in said
     assert len(np.unique(Image.open("composition.png"))) > 10
     assert list(tmp_path.iterdir()) == [tmp_path / "composition.png"]
 

@@ -40,6 +40,7 @@ VERBS = {
     "encode": ("write down the codes of images", False),
     "likelihood": ("how likely images are to a run's prior, in bits of their codes", False),
     "compose": ("draw images that have something of each of several images", True),
+    "demo": ("a page to play with: pick or drop images, mix their codes, see the children", False),
     "positions": ("what each position of the codes says, as a picture and as named groups", False),
     "import": ("weights of other programs: the published DLC, DINOv2, DiT, autoencoders", True),
     "export": (

@@ -5,6 +5,7 @@ prior is printed.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,10 @@ def run(arguments, rest) -> None:
         rest = [f"--operator.name={arguments.operator}", *rest]
     config = networks.check(arguments, rest, sections=SECTIONS)
     check(arguments, config)
-    images = [inputs.read(Path(path)) for path in arguments.images] or unseen(config)
+    images = [inputs.read(Path(path)) for path in arguments.images]
+    if not images:
+        images, words = zip(*unseen(config, UNSEEN))
+        print(f"two unseen images of the run's data: {'; '.join(filter(None, words))}", flush=True)
     networks.prepare(out, out.parent)
     loaded = networks.load(arguments, max(count, len(images)), rest, sections=SECTIONS)
     networks.say_resized(networks.resized(images, loaded.size), len(images), loaded.size)
@@ -140,8 +144,8 @@ def check(arguments, config) -> None:
         arguments.keep = groups.positions(arguments.keep, named, length, "--keep")
 
 
-def unseen(config) -> list[np.ndarray]:
-    """Two images of the run's data that training did not show; tells what they show.
+def unseen(config, numbers: Sequence[int]) -> list[tuple[np.ndarray, str]]:
+    """Images of the run's data that training did not show, and what each shows, in words.
 
     Raises:
       UserError: the data is not here.
@@ -150,11 +154,12 @@ def unseen(config) -> list[np.ndarray]:
 
     with DataSet(**config.data) as data:
         source, names = data.source("validation"), data.factors().values()
-        found = [source[number % len(source)] for number in UNSEEN]
-    for record in found:
-        each = [values[at] for values, at in zip(names, record["factors"])] if names else []
-        print(f"parent: {', '.join(['unseen image', *each])}", flush=True)
-    return [np.asarray(record["image"]) for record in found]
+        records = [source[number % len(source)] for number in numbers]
+    words = [
+        [values[at] for values, at in zip(names, record["factors"])] if names else []
+        for record in records
+    ]
+    return [(np.asarray(each["image"]), ", ".join(of)) for each, of in zip(records, words)]
 
 
 def mixed(arguments, loaded, parents, first: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 SAMPLERS = ("sampler", "code_sampler")  # fields of a `samples` section
 
 
-def add_workdir(parser) -> None:
-    where = parser.add_mutually_exclusive_group(required=True)
+def add_workdir(parser, *, required: bool = True) -> None:
+    where = parser.add_mutually_exclusive_group(required=required)
     said = "folder of a run, or one that dlc export torch wrote"
     where.add_argument("-w", "--workdir", metavar="W", help=said)
     said = "the small run that comes with the package, as -w demo"
