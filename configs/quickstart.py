@@ -10,7 +10,6 @@ What it reaches, where and in what time: docs/results.md.
 
 RECIPE = {
     "data.name": "shapes",
-    "data.image": 16,
     "*.model*.image": 16,
     "*.model*.patch": 8,
     "*.model*.width": 128,
@@ -109,6 +108,7 @@ VARIANTS = {
         "*.model*.image": 32,
         "generator.train.steps": 5000,
     },
+    "demo": {"*.model*.depth": 3, "*.model*.width": 88, "generator.model.width": 128},  # shipped
     "tiny": {
         "data.count": 1024,
         "*.model*.depth": 2,

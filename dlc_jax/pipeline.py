@@ -53,7 +53,7 @@ Images = np.ndarray | Sequence[np.ndarray]
 def load(workdir: str | Path, *, batch: int = 128, config=None) -> "Pipeline":
     """The pipeline of a run, which samples as the `samples` section of its recipe does.
 
-    A network is loaded when first used.
+    A network is loaded when first used. "demo" is the run that comes with the package.
 
     Args:
       batch: examples per call of a network, rounded up to what the devices here divide.
@@ -65,7 +65,7 @@ def load(workdir: str | Path, *, batch: int = 128, config=None) -> "Pipeline":
     config = recipe.of_run(workdir) if config is None else config
     mesh = parallel.make_mesh()
     batch = -(-max(1, batch) // parallel.shares(mesh)) * parallel.shares(mesh)
-    networks = Networks(config, workdir, mesh, batch=batch)
+    networks = Networks(config, home.locate(workdir), mesh, batch=batch)
     if "samples" not in config:
         return Pipeline(networks)
     section = config.samples

@@ -62,7 +62,8 @@ MAY_IMPORT = {
     "evaluation": below(6),
     "composition": set(),
     "networks": {
-        *("recipe", "remote", "parallel", "data", "diffusion", "checkpoint", "models", "stage")
+        *("recipe", "remote", "parallel", "data", "diffusion", "checkpoint", "models", "stage"),
+        *("interop", "checksum"),
     },
     "checkup": {"parallel", "data", "stage", "evals", "networks"},
     "stages": below(10),
@@ -111,6 +112,7 @@ ANYWHERE = set(  # scipy and ml_dtypes come with jax
     "jax numpy scipy ml_dtypes optax grain einops PIL absl ml_collections array_record jaxtyping "
     "tensorflow_datasets tensorboardX".split()
 )
+OUTSIDE["cli"] = ANYWHERE | {"gradio"}  # the page of dlc demo
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "core", "base", "misc"}
 LONGEST = 300  # lines of a file
 LONGEST_FUNCTION = 80

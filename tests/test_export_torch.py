@@ -105,7 +105,8 @@ def test_what_is_written_is_what_was_trained(dtype, finished, tmp_path, capsys):
     )
     files = {path.name for path in out.iterdir()}
     code = {"modeling_dlc.py", "networks_dlc.py", "transformers_dlc.py", "pipeline.py"}
-    assert files == {*STEPS, *code, "config.json", "model_index.json", "model_card.md"}
+    rest = {"config.json", "model_index.json", "model_card.md", "run.json"}
+    assert files == {*STEPS, *code, *rest}
     card = (out / "model_card.md").read_text()
     for part in ("license: cc0-1.0", "abc", "codes/entropy | 2.5", "shapes", "from_pretrained"):
         assert part in card

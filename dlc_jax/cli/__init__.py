@@ -19,7 +19,7 @@ import keyword
 import os
 import sys
 
-from dlc_jax import command, remote
+from dlc_jax import command, remote, workdir
 from dlc_jax.errors import UserError
 
 # verb -> (what it does, whether it takes a recipe: --config=FILE --config.NAME=VALUE)
@@ -40,6 +40,7 @@ VERBS = {
     "encode": ("write down the codes of images", False),
     "likelihood": ("how likely images are to a run's prior, in bits of their codes", False),
     "compose": ("draw images that have something of each of several images", True),
+    "demo": ("a page to play with: pick or drop images, mix their codes, see the children", False),
     "positions": ("what each position of the codes says, as a picture and as named groups", False),
     "import": ("weights of other programs: the published DLC, DINOv2, DiT, autoencoders", True),
     "export": (
@@ -116,8 +117,11 @@ def _run(argv: list[str]) -> int | None:
     arguments, rest = inner.parse_known_args(argv[1:])
     if rest and not recipe:
         raise UserError(f"dlc {verb}: unexpected argument {rest[0]!r}; see dlc {verb} --help")
-    if "workdir" in arguments and remote.is_url(arguments.workdir) and verb != "train":
-        arguments.workdir = str(remote.local(arguments.workdir))
+    if verb != "train" and getattr(arguments, "workdir", None):
+        is_url = remote.is_url(arguments.workdir)
+        arguments.workdir = str(workdir.locate(arguments.workdir))
+        if not is_url:
+            return module.run(arguments, rest)
         with contextlib.redirect_stdout(_Shown(sys.stdout)):
             return module.run(arguments, rest)
     return module.run(arguments, rest)

@@ -5,6 +5,7 @@ prior is printed.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from dlc_jax.errors import UserError
 from dlc_jax.evals import pictures
 
 EXAMPLE = "dlc compose -w runs/quickstart a.png b.png --operator infill --best 4 --keep form"
+EXAMPLE += "\n  dlc compose --demo"
 COLUMNS = 8
+UNSEEN = (3, 5)  # the images that are composed if none is given
 SECTIONS = (*networks.SAMPLERS, "operator")
 
 
@@ -28,9 +31,10 @@ def arguments(parser) -> None:
     networks.add_workdir(parser)
     parser.add_argument(
         "images",
-        nargs="+",
+        nargs="*",
         metavar="IMAGE",
-        help="the parents, two or more; one is enough where the prior or the generator adds to it",
+        help="the parents, two or more; one is enough where the prior or the generator adds to it; "
+        "two unseen images of the run's data if none is given",
     )
     parser.add_argument(
         "--operator",
@@ -92,8 +96,12 @@ def run(arguments, rest) -> None:
         raise UserError(f"dlc compose: --out={out} is not a .png file")
     if arguments.operator:  # before its fields
         rest = [f"--operator.name={arguments.operator}", *rest]
-    check(arguments, networks.check(arguments, rest, sections=SECTIONS))
+    config = networks.check(arguments, rest, sections=SECTIONS)
+    check(arguments, config)
     images = [inputs.read(Path(path)) for path in arguments.images]
+    if not images:
+        images, words = zip(*unseen(config, UNSEEN))
+        print(f"two unseen images of the run's data: {'; '.join(filter(None, words))}", flush=True)
     networks.prepare(out, out.parent)
     loaded = networks.load(arguments, max(count, len(images)), rest, sections=SECTIONS)
     networks.say_resized(networks.resized(images, loaded.size), len(images), loaded.size)
@@ -124,7 +132,7 @@ def check(arguments, config) -> None:
             "dlc compose: --all mixes nothing; it takes no --operator, --keep or --best"
         )
     alone = operator.needs_prior or arguments.partial < 1
-    if len(arguments.images) < 2 and not alone:
+    if len(arguments.images) == 1 and not alone:
         raise UserError(
             "dlc compose: give two images at least, or one and an operator that draws from the "
             "prior, such as infill and refine"
@@ -134,6 +142,24 @@ def check(arguments, config) -> None:
         length = section.model.simplicial["positions"]
         named = groups.known(section, home.read(Path(arguments.workdir) / groups.FILE))
         arguments.keep = groups.positions(arguments.keep, named, length, "--keep")
+
+
+def unseen(config, numbers: Sequence[int]) -> list[tuple[np.ndarray, str]]:
+    """Images of the run's data that training did not show, and what each shows, in words.
+
+    Raises:
+      UserError: the data is not here.
+    """
+    from dlc_jax.data.sources import DataSet
+
+    with DataSet(**config.data) as data:
+        source, names = data.source("validation"), data.factors().values()
+        records = [source[number % len(source)] for number in numbers]
+    words = [
+        [values[at] for values, at in zip(names, record["factors"])] if names else []
+        for record in records
+    ]
+    return [(np.asarray(each["image"]), ", ".join(of)) for each, of in zip(records, words)]
 
 
 def mixed(arguments, loaded, parents, first: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -11,6 +11,7 @@ from dlc_jax import recipe
 from dlc_jax import workdir as home
 from dlc_jax.cli import weights
 from dlc_jax.cli.torch_parts import Part, Source, make
+from dlc_jax.composition import groups
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files, hub_card, hub_names, slots
 
@@ -25,12 +26,17 @@ def give_flags(action) -> None:
     )
     action.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16"),
+        choices=("float32", "bfloat16", "float16"),
         default="float32",
         help="of the weights; float32, as they were saved",
     )
     action.add_argument(
         "--license", default="", metavar="NAME", help="of the weights, for the model card"
+    )
+    action.add_argument(
+        "--no-code",
+        action="store_true",
+        help="leave PyTorch's code out, as of the demo, whose package has it",
     )
     action.add_argument(
         "--plain-samplers",
@@ -53,12 +59,16 @@ def give(arguments) -> None:
         results = home.read(Path(arguments.workdir) / "results.json") or {}
         commit = str(results.get("commit") or home.commit() or "an unknown commit")
         data = {key: config.data[key] for key in ("name", "image") if key in config.data}
-        card = hub_card.text(sizes, data, results, commit, arguments.license)
+        code = () if arguments.no_code else tuple(hub_card.CODE)
+        card = hub_card.text(sizes, data, results, commit, arguments.license, code)
         (place / "model_card.md").write_text(card)
-        for name in hub_card.CODE:
+        for name in code:
             shutil.copyfile(HUB / name, place / name)
         known = {"architectures": ["DLCPipeline"], "commit": commit, "data": data}
         _json(place / "config.json", known)
+        home.write(place / home.RUN, home.portable(config.to_dict()))
+        if (Path(arguments.workdir) / groups.FILE).is_file():
+            shutil.copyfile(Path(arguments.workdir) / groups.FILE, place / groups.FILE)
         index = {"_class_name": ["pipeline", "DLC"], "_diffusers_version": "0.31.0"}
         _json(place / "model_index.json", index)
     for part, size in sizes.items():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dlc_jax import recipe
+from dlc_jax import workdir as home
 from dlc_jax.data.progress import Progress
 from dlc_jax.errors import UserError
 
@@ -20,8 +21,14 @@ if TYPE_CHECKING:
 SAMPLERS = ("sampler", "code_sampler")  # fields of a `samples` section
 
 
-def add_workdir(parser) -> None:
-    parser.add_argument("-w", "--workdir", required=True, metavar="W", help="folder of a run")
+def add_workdir(parser, *, required: bool = True) -> None:
+    where = parser.add_mutually_exclusive_group(required=required)
+    said = "folder of a run, or one that dlc export torch wrote"
+    where.add_argument("-w", "--workdir", metavar="W", help=said)
+    said = "the small run that comes with the package, as -w demo"
+    where.add_argument(
+        "--demo", dest="workdir", action="store_const", const=str(home.DEMO), help=said
+    )
     parser.add_argument(
         "--batch", type=whole, default=64, metavar="N", help="most images in device memory; 64"
     )

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dlc_jax import recipe
 from dlc_jax import workdir as home
 from dlc_jax.cli import networks
 from dlc_jax.composition import groups as names
@@ -63,12 +62,14 @@ def run(arguments, rest) -> None:
     loaded = networks.load(arguments, arguments.count)
     rows, columns, shared, clusters = measured(arguments, loaded)
     found = {"length": len(shared), "groups": clusters, "rows": rows, "columns": flat(columns)}
-    home.write(workdir / names.FILE, home.plain(listed(found)))
+    if workdir != home.DEMO:
+        home.write(workdir / names.FILE, home.plain(listed(found)))
     print(text(rows, flat(columns)))
     with networks.writing(out):
         pictures.save_png(out, picture(rows, columns, shared))
     each = ", ".join(f"{name} ({len(group)})" for name, group in clusters.items())
-    print(f"wrote {out}, and groups of positions into {workdir / names.FILE}: {each}")
+    kept = "" if workdir == home.DEMO else f" into {workdir / names.FILE}"
+    print(f"wrote {out}, and groups of positions{kept}: {each}")
 
 
 def measured(arguments, loaded) -> tuple[list[str], dict, np.ndarray, dict]:
@@ -115,10 +116,12 @@ def measured(arguments, loaded) -> tuple[list[str], dict, np.ndarray, dict]:
 
 def is_decoded(loaded) -> bool:
     """Whether there is a trained generator that reads codes."""
+    from dlc_jax.networks import weights
+
     config, step = loaded.config, loaded.generator
     if step not in config or not config[step].model["positions"]:
         return False
-    return (recipe.trained(config, loaded.networks.workdir, step) / "checkpoints").is_dir()
+    return weights.are_in(loaded.networks[step].directory)
 
 
 def swapped(arguments, loaded, codes, places, judge, factors) -> dict:

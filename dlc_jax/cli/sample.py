@@ -163,13 +163,14 @@ def _progress():
 def _about(arguments, loaded) -> dict:
     """What images depend on, for parts that another command may have left."""
     from dlc_jax import checkpoint, recipe, remote
+    from dlc_jax.networks import weights
 
     steps = {}
     for step in (loaded.prior, loaded.generator):
         if step in loaded.config:
-            trained = recipe.trained(loaded.config, loaded.networks.workdir, step)
-            if (trained / "checkpoints").is_dir():
-                steps[step] = checkpoint.identity_of(trained / "checkpoints")
+            trained = loaded.networks[step].directory
+            if weights.are_in(trained):
+                steps[step] = weights.identity_of(trained)
     section = loaded.config[loaded.generator]
     if section.latents and (
         path := loaded.config[recipe.autoencoder(loaded.config, loaded.generator)].path

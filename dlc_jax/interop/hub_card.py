@@ -1,9 +1,9 @@
 """The model card of an exported folder: data, metrics, license, commit, files, how to load them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 LOAD = """```python
-from modeling_dlc import DLCPipeline  # of this folder: put it on sys.path
+from modeling_dlc import DLCPipeline  # its folder is on sys.path
 
 p = DLCPipeline.from_pretrained("DIR")
 {lines}
@@ -27,11 +27,18 @@ CODE = {
     "transformers_dlc.py": "the encoder for `AutoModel`",
     "pipeline.py": "the folder for `DiffusionPipeline`",
 }
+RUN = """`run.json` is the recipe, in full: `dlc train --config=run.json --workdir=W` trains it.
+With dlc_jax the folder opens as the run did: `dlc compose -w DIR a.png b.png`."""
 QUIET = ("seconds/", "commit", "device", "version")  # results that are not of the model
 
 
 def text(
-    parts: Mapping[str, str], data: Mapping, results: Mapping, commit: str, license: str
+    parts: Mapping[str, str],
+    data: Mapping,
+    results: Mapping,
+    commit: str,
+    license: str,
+    code: Collection[str] = tuple(CODE),
 ) -> str:
     """Markdown.
 
@@ -41,12 +48,14 @@ def text(
       results: of the run, flat.
       commit: of the code that trained it.
       license: of the weights; "" if nobody said.
+      code: files of PyTorch's code that are in the folder.
     """
     front = ["---", "library_name: pytorch", "tags: [discrete-latent-codes, arxiv:2507.12318]"]
     front += [f"license: {license}"] if license else []
     lines = [line for needs, line in LINES.items() if set(needs) <= parts.keys()]
     files = [f"- `{name}/`: {FILES[name]}; {size}" for name, size in parts.items()]
-    files += [f"- `{name}`: {what}" for name, what in CODE.items()]
+    files += [f"- `{name}`: {CODE[name]}" for name in code]
+    files += [] if code else ["- PyTorch's code is not here, but in `dlc_jax/interop/hub`"]
     shown = {
         name: value
         for name, value in sorted(results.items())
@@ -66,6 +75,7 @@ def text(
         if rows
         else "No results were measured.",
         "License": f"The code: Apache-2.0. {said}",
+        "Recipe": RUN,
         "Commit": f"Trained by dlc_jax at {commit}.",
     }
     body = "\n\n".join(f"## {name}\n\n{part}" for name, part in sections.items())

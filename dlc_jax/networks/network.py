@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlc_jax import checkpoint, parallel, recipe
+from dlc_jax import parallel, recipe
 from dlc_jax.errors import UserError
+from dlc_jax.networks import weights
 
 # Bytes of the largest network that every device keeps whole. A sampler reads all parameters in each
 # of its calls: small networks are kept whole, so that nothing is sent for it.
@@ -60,10 +61,15 @@ class Network:
         small = sum(jax.tree.leaves(sizes)) <= WHOLE_BYTES
         return parallel.unsplit(self.full_mesh) if small else self.full_mesh
 
+    @property
+    def directory(self) -> Path:
+        """Where it was trained."""
+        return recipe.trained(self.config, self.workdir, self.step)
+
     @functools.cached_property
     def params(self):
         """The saved average, placed and cast. Of several processes all must ask, together."""
-        return self.load(recipe.trained(self.config, self.workdir, self.step), self.mesh)
+        return self.load(self.directory, self.mesh)
 
     def load(self, directory: Path, mesh, *, step: int | None = None):
         """The saved average of a trained step of the same model, placed and cast.
@@ -71,8 +77,7 @@ class Network:
         Args:
           step: of its checkpoints; None is the newest.
         """
-        how = {} if step is None else {"step": step}
-        found = checkpoint.load_params(directory / "checkpoints", self._sharded(mesh), **how)
+        found = weights.load(directory, self.section.stage, self._sharded(mesh), step=step)
         return self.cast(found)
 
     def cast(self, params):

@@ -16,6 +16,7 @@ from dlc_jax.diffusion.code_sampler import CodeSampler
 from dlc_jax.diffusion.masked import Masked
 from dlc_jax.errors import UserError
 from dlc_jax.models.masked_transformer import MaskedTransformer
+from dlc_jax.networks import weights
 from dlc_jax.networks.network import Network, key_dtype, keys
 
 DRAWS = ("sample", "redraw")
@@ -44,8 +45,8 @@ class PriorNetwork(Network):
     @property
     def tells(self) -> bool:
         """Whether it is trained, and of a process that says how likely single positions are."""
-        saved = recipe.trained(self.config, self.workdir, self.step) / "checkpoints"
-        return isinstance(self.process, Masked) and ("params" in vars(self) or saved.is_dir())
+        is_there = "params" in vars(self) or weights.are_in(self.directory)
+        return isinstance(self.process, Masked) and is_there
 
     def inputs(self):
         return example(self.model)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from dlc_jax import remote
 from dlc_jax import workdir as home
 from dlc_jax.errors import UserError
 from dlc_jax.recipe import latents, steps
@@ -41,14 +40,14 @@ def check(config) -> None:
 
 
 def of_run(workdir: str | Path) -> ConfigDict:
-    """The full config of a run, for those who read it.
+    """The full config of a run, for those who read it; see `workdir.locate`.
 
     Raises:
       UserError: `workdir` holds no run, or its config.json is damaged or of another version.
     """
-    workdir = remote.local(workdir)
+    workdir = home.locate(workdir)
     saved = home.read_config(workdir)
-    return ConfigDict(read_back(saved, workdir / "config.json")).lock()
+    return ConfigDict(read_back(saved, home.config_file(workdir))).lock()
 
 
 def read_back(saved: dict, where: Path) -> dict:

@@ -18,20 +18,26 @@ from pathlib import Path
 from typing import Any
 
 from dlc_jax.errors import UserError
+from dlc_jax.workdir.exported import DEMO, RUN, config_file, locate, portable
 from dlc_jax.workdir.files import now, plain, read, write, writes, writing
 from dlc_jax.workdir.owner import check, holder, lock
 
 __all__ = [
+    "DEMO",
     "OPERATIONAL",
+    "RUN",
     "check",
     "commit",
+    "config_file",
     "done",
     "holder",
     "lasting",
+    "locate",
     "lock",
     "mark_done",
     "merge_results",
     "plain",
+    "portable",
     "read_config",
     "remember",
     "seconds",
@@ -120,13 +126,13 @@ def lasting(
 
 
 def read_config(directory: str | Path) -> dict:
-    """The config of the run in `directory`, for those who only read it.
+    """The config of the run in `directory`, or of an exported folder, for those who only read it.
 
     Raises:
       UserError: it holds no run, or its config.json is damaged.
     """
     directory = Path(directory)
-    config = read(directory / "config.json")
+    config = read(config_file(directory))
     if config is None:
         what = "holds no run (no config.json)" if directory.is_dir() else "does not exist"
         raise UserError(

@@ -1,0 +1,137 @@
+"""The run that the package brings, and folders of dlc export torch that open as the run did."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import refused
+from test_export_torch import STEPS, export, kind, make
+
+from dlc_jax import cli, pipeline, workdir
+from dlc_jax.data.shapes import Shapes
+from dlc_jax.errors import UserError
+from dlc_jax.interop import slots
+from dlc_jax.networks import weights
+from dlc_jax.parallel import make_mesh
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run whose networks are complete, with random weights."""
+    place = tmp_path_factory.mktemp("run") / "W"
+    place.mkdir()
+    return place, make(place)
+
+
+@pytest.fixture(scope="module")
+def demo():
+    with pipeline.load("demo", batch=8) as loaded:
+        yield loaded
+
+
+def images(count=8, size=16):
+    source = Shapes(split="validation", image=size, count=count, seed=0, positions=False)
+    return np.stack([source[number]["image"] for number in range(count)])
+
+
+def test_a_folder_opens_with_every_weight_of_the_run(finished, tmp_path, capsys):
+    place, config = finished
+    export(capsys, place, tmp_path / "out", "--no-code")
+    assert not list((tmp_path / "out").glob("*.py"))
+    opened = pipeline.load(tmp_path / "out").config
+    assert opened.to_json() == pipeline.load(place).config.to_json()
+    for step in STEPS:
+        own, other = (kind(config, where, step, make_mesh()) for where in (place, tmp_path / "out"))
+        assert weights.are_in(other.directory)
+        unread = ("head/",) if step == "encoder" else ("nothing",)
+        found = slots.flat(other.params)
+        for path, array in slots.flat(own.params).items():
+            expected = np.zeros_like(array) if path.startswith(unread) else array
+            np.testing.assert_array_equal(found[path], expected)
+
+
+def test_a_folder_that_is_damaged_is_refused(finished, tmp_path, capsys):
+    place, config = finished
+    out = tmp_path / "out"
+    export(capsys, place, out, "--steps", "prior")
+    identity = weights.identity_of(out / "prior")
+    file = out / "prior" / weights.FILE
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert weights.identity_of(out / "prior") != identity
+    file.write_bytes(file.read_bytes()[:-9])
+    said = refused(capsys, "sample", "-w", out, "-n", 1, "--out", tmp_path / "a.png")
+    assert str(file) in said
+    (out / workdir.RUN).write_text("[]")
+    assert f"{workdir.RUN} is damaged" in refused(capsys, "sample", "-w", out)
+
+
+def test_what_is_exported_names_no_place_of_the_machine():
+    inner = {"path": "/a/b", "stage": "codes", "cache": None}
+    found = workdir.portable({"data": {"path": "/images"}, "codes": inner, "seed": 0})
+    assert found == {
+        "data": {"path": ""},
+        "codes": {"path": "", "stage": "codes", "cache": None},
+        "seed": 0,
+    }
+
+
+def test_demo_is_a_name_unless_a_folder_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert workdir.locate("demo") == workdir.DEMO
+    assert workdir.locate("other") == workdir.locate("./other")
+    (tmp_path / "demo").mkdir()
+    assert workdir.locate("demo").resolve() == tmp_path / "demo"
+
+
+def test_the_demo_is_small_and_says_where_it_is_from():
+    files = [path for path in workdir.DEMO.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 4e6
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".md"}
+    card = (workdir.DEMO / "model_card.md").read_text()
+    for part in ("apache-2.0", "shapes", "composition/", "Trained by dlc_jax at", "run.json"):
+        assert part in card
+    assert json.loads((workdir.DEMO / workdir.RUN).read_text())["data"]["name"] == "shapes"
+
+
+def test_the_demo_redraws_images_it_has_not_seen(demo):
+    """Far closer to their own image than to another's: the weights are trained ones."""
+    given = images()
+    codes = demo.encode(given)
+    drawn = demo.decode(codes, seed=0).astype(float)
+    own, other = (np.abs(drawn - each).mean() for each in (given, given[::-1]))
+    assert own < 0.6 * other
+    bits, _ = demo.likelihood(codes)
+    values = demo.config.prior.model["values"]  # `values` is a method
+    scrambled = np.random.default_rng(0).integers(values, size=codes.shape)
+    assert bits.mean() < demo.likelihood(scrambled)[0].mean() - 20
+
+
+def test_a_composition_before_any_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["compose", "--demo", "--count", "2", "--keep", "0-11"]) == 0
+    said = capsys.readouterr().out
+    assert "two unseen images of the run's data: " in said and "wrote composition.png" in said
+    assert len(np.unique(Image.open("composition.png"))) > 10
+    assert list(tmp_path.iterdir()) == [tmp_path / "composition.png"]
+
+
+def test_one_place_is_asked_for(capsys):
+    assert "one of the arguments -w/--workdir --demo" in refused(capsys, "compose")
+    assert "not allowed with" in refused(capsys, "sample", "--demo", "-w", "runs/x")
+
+
+@pytest.mark.torch
+def test_pytorch_opens_the_demo(demo):
+    from hub_folders import modeling
+
+    torch = pytest.importorskip("torch")
+    found = modeling().DLCPipeline.from_pretrained(workdir.DEMO, dtype=torch.float32)
+    given = images()
+    codes = found.encode(torch.from_numpy(given))
+    assert (codes.numpy() == demo.encode(given)).mean() > 0.99
+
+
+def test_no_run_and_no_folder_in_one_line(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        pipeline.load(tmp_path)
