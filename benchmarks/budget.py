@@ -23,8 +23,9 @@ ROOMS = {
     "extending fields launch launch_cluster memory mutants readme recipe release site stop turn",
     "loop: steps, agenda, optimizer, workdir": "agenda contract narrow_gradients optim step "
     "train workdir",
-    "stages on real networks, several devices": "distill encoder_stage generator_stage mesh "
-    "parallel prior_scores prior_stage real_stages several hosts remote remote_runs",
+    "stages on real networks, several devices": "distill encoder_stage encoder_student "
+    "generator_stage mesh parallel prior_scores prior_stage real_stages several hosts remote "
+    "remote_runs",
     "images: places, decoding, conversion, crops": "archives cli_data colors convert decoder "
     "files heic images inputs listing loader npz parquet shapes sources survey sweep transforms "
     "webdataset",

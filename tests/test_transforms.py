@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
-from dlc_jax.data import colors, sources, transforms
+from dlc_jax.data import colors, inputs, sources, transforms
 from dlc_jax.data.decoder import Picture, decode_image
 from dlc_jax.data.loader import batches
 from dlc_jax.errors import UserError
@@ -405,3 +405,14 @@ def test_views_name_the_crops_of_each_kind():
     record = views({"image": np.zeros((8, 8, 3), np.uint8), "index": 3}, np.random.default_rng(0))
     assert sorted(record) == ["a/global", "a/local", "b/global", "b/local", "index"]
     assert record["a/global"].shape == (2, 8, 8, 3)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (48, 40), (20, 64)])
+def test_views_have_the_image_itself_as_encoders_take_it(shape):
+    image = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+    crop = transforms.MultiCrop(global_size=16, local_crops=0)
+    views = transforms.Views({"a": crop}, plain=16)
+    record = views({"image": image}, np.random.default_rng(0))
+    np.testing.assert_array_equal(record["plain"], inputs.fit([image], size=16)[0])
+    crops = transforms.Views({"a": crop})({"image": image}, np.random.default_rng(0))
+    np.testing.assert_array_equal(record["a/global"], crops["a/global"])

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dlc_jax.data.colors import Blur, ColorJitter, Gray, Lightness, Solarize
-from dlc_jax.data.decoder import SHRINKS, Picture
+from dlc_jax.data.decoder import SHRINKS, Picture, center_crop
 from dlc_jax.errors import UserError
 
 INTERPOLATIONS = {
@@ -211,7 +211,7 @@ class MultiCrop:
             self._crops["local"] = [crop(local_size, local_scale, 2)] * local_crops
 
     def __call__(self, record, rng):
-        (crops,) = _augment(record["image"], [self], rng)
+        (crops,), _ = _augment(record["image"], [self], rng)
         return {name: value for name, value in record.items() if name != "image"} | crops
 
     def boxes(self, width, height, rng):
@@ -226,12 +226,11 @@ class MultiCrop:
 
         The greatest of SHRINKS that leaves each box the pixels of its crop.
         """
-        room = min(
+        return _coarsest(
             min(right - left, bottom - top) / cut.size
             for name, crops in self._crops.items()
             for (cut, _, _), (left, top, right, bottom) in zip(crops, boxes[name])
         )
-        return next((shrink for shrink in SHRINKS if shrink <= room), 1)
 
     def cut(self, image, boxes, rng):
         """{"global" or "local": uint8 [n, y, x, 3]} of boxes in the image's coordinates."""
@@ -248,29 +247,46 @@ def _cut(image, cut, flip, colors, box, rng):
     return pixels
 
 
-def _augment(image, kinds, rng):
-    """The crops of several `MultiCrop`, all from one decoding."""
+def _coarsest(rooms):
+    """The greatest of SHRINKS that leaves at least a pixel for each that is asked for."""
+    room = min(rooms)
+    return next((shrink for shrink in SHRINKS if shrink <= room), 1)
+
+
+def _augment(image, kinds, rng, plain=0):
+    """(the crops of several `MultiCrop`, the image itself), all from one decoding.
+
+    The image is as `inputs.fit` has it, uint8 [plain, plain, 3]; None of 0.
+    """
     picture = Picture(image)
     drawn = [kind.boxes(*picture.size, rng) for kind in kinds]
-    image, shrink = picture.decode(min(kind.shrink(boxes) for kind, boxes in zip(kinds, drawn)))
+    shrinks = [kind.shrink(boxes) for kind, boxes in zip(kinds, drawn)]
+    if plain:
+        shrinks.append(_coarsest([min(picture.size) / plain]))
+    image, shrink = picture.decode(min(shrinks))
     scaled = [
         {name: [[edge / shrink for edge in box] for box in boxes] for name, boxes in each.items()}
         for each in drawn
     ]
-    return [kind.cut(image, boxes, rng) for kind, boxes in zip(kinds, scaled)]
+    crops = [kind.cut(image, boxes, rng) for kind, boxes in zip(kinds, scaled)]
+    return crops, np.asarray(center_crop(image, size=plain)) if plain else None
 
 
 class Views:
     """Several kinds of crops of one image, each with its own augmentations.
 
-    {kind: MultiCrop} gives the fields `kind/global` and `kind/local`.
+    {kind: MultiCrop} gives the fields `kind/global` and `kind/local`; a side in pixels, `plain`,
+    also the field `plain`, the image itself, scaled and center-cropped to that side.
     """
 
-    def __init__(self, kinds):
-        self.kinds = dict(sorted(kinds.items()))
+    def __init__(self, kinds, *, plain=0):
+        self.kinds, self.plain = dict(sorted(kinds.items())), plain
 
     def __call__(self, record, rng):
         out = {name: value for name, value in record.items() if name != "image"}
-        for kind, crops in zip(self.kinds, _augment(record["image"], self.kinds.values(), rng)):
+        kinds, plain = _augment(record["image"], self.kinds.values(), rng, self.plain)
+        if plain is not None:
+            out["plain"] = plain
+        for kind, crops in zip(self.kinds, kinds):
             out |= {f"{kind}/{name}": value for name, value in crops.items()}
         return out

@@ -92,8 +92,11 @@ class Encoder(nn.Module):
 
     def codes(self, images: Float[Array, "b y x c"]) -> Int[Array, "b l"]:
         """Discrete codes, argmax over V of the logits: no temperature, no noise; int32."""
-        logits = self.simplicial.logits(_summary(self.body(images)))
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return jnp.argmax(self.logits(images), axis=-1).astype(jnp.int32)
+
+    def logits(self, images: Float[Array, "b y x c"]) -> Float[Array, "b l v"]:
+        """Of the simplices alone."""
+        return self.simplicial.logits(_summary(self.body(images)))
 
     def score(self, vectors: Float[Array, "*n d"]) -> Float[Array, "*n p"]:
         """Prototype scores of normalized patches (iBOT), by the head that patches have."""

@@ -25,6 +25,7 @@ from dlc_jax.recipe import build
 from dlc_jax.stages import STAGES
 from dlc_jax.stages.encoder import Section, batch_spec, distillation
 from dlc_jax.stages.encoder.objective import rise
+from dlc_jax.stages.encoder.setup import Setup
 from dlc_jax.step import make_init, make_train_step, make_validation_step
 
 GROUP = 4
@@ -103,7 +104,7 @@ def test_terms_are_those_of_whole_images(separate, teacher):
     Centers are not zero, and the step is in the midst of the schedules.
     """
     falling = dict(simplex_temperature=((1.0, 0.6, 10), (1.0, 0.4, 10)))
-    agreeing = dict(consistency=0.5, consistency_temperature=(0.9, 0.6))
+    agreeing = dict(consistency=0.5, consistency_temperature=(0.9, 0.6), plain=0.25)
     objective = dict(drop_path=0.0, teacher=teacher, **falling, **agreeing)
     stage = make(objective=objective, model=dict(separate_head=separate))
     config = recipe(model=dict(separate_head=separate)).encoder
@@ -168,6 +169,11 @@ def test_terms_are_those_of_whole_images(separate, teacher):
         targets = balanced_targets(seen["logits"][:, :, place], None, 0.6)
         each.append(cross_entropy(log_softmax(logits[:, :, place] / 0.9), targets))
     np.testing.assert_allclose(found["consistency"], np.mean(each), rtol=1e-4)
+    # and what it says of the image itself, against the mean over the teacher's crops
+    own = log_softmax(see(state.params, batch["plain"][:, None])["logits"][:, 0] / 0.9)
+    means = np.moveaxis(seen["logits"].mean(1), 1, 0)
+    targets = np.stack([balanced_targets(mean, None, 0.6) for mean in means], 1)
+    np.testing.assert_allclose(found["plain"], -(targets * own).sum(-1).mean(), rtol=1e-4)
     shares = views["simplices"].mean((0, 1))
     perplexity = np.exp(-(shares * np.log(shares)).sum(-1)).mean()
     np.testing.assert_allclose(found["code_perplexity"], perplexity, rtol=1e-4)
@@ -181,6 +187,7 @@ def test_terms_are_those_of_whole_images(separate, teacher):
     expected = -np.log(distances.min(2)).mean((0, 1)).sum()
     np.testing.assert_allclose(found["koleo"], expected, rtol=1e-4)
     total = found["dino"] + found["ibot"] + 0.1 * found["koleo"] + 0.5 * found["consistency"]
+    total += 0.25 * found["plain"]
     np.testing.assert_allclose(found["loss"], total, rtol=1e-5)
 
 
@@ -227,7 +234,7 @@ def test_the_batch_and_its_views_have_the_shapes_that_they_say():
     """Each kind has its own crops, and reads its own share of the positions."""
     config = recipe(kinds=("a", "b"))
     section = build(Section, config.encoder)
-    setup = distillation.Setup(section.model, section.objective, config.encoder.crops, 10)
+    setup = Setup(section.model, section.objective, config.encoder.crops, 10)
     assert {name: leaf.shape for name, leaf in batch_spec(setup, 32).items()} == {
         "position": (32,),
         **{f"{kind}/global": (32, 2, 16, 16, 3) for kind in "ab"},

@@ -13,6 +13,10 @@ of their names. A kind's prototypes are read from its own positions alone, and (
 of those positions must take the same value in all crops of its kind. So what a kind's augmentation
 destroys cannot be kept in its positions: crops of turned hue make positions that do not know the
 color, blurred ones make positions that do not know the shape. Codes come apart by what they ignore.
+
+Crops agree to a part only, and the rest of what a position says of an image that is not augmented
+follows what it should ignore. So an encoder may have another as its `teacher`, and learn to say of
+the image itself (`plain`) what that one says of its crops in the mean.
 """
 
 import dataclasses
@@ -23,7 +27,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from dlc_jax import checkup, recipe
+from dlc_jax import checkpoint, checkup, parallel, recipe
 from dlc_jax import workdir as home
 from dlc_jax.data import loader, masks, transforms
 from dlc_jax.data.sources import DataSet
@@ -34,8 +38,8 @@ from dlc_jax.optim import AdamW
 from dlc_jax.recipe import former
 from dlc_jax.stage import Plan, Stage
 from dlc_jax.stages.encoder import distillation
-from dlc_jax.stages.encoder.distillation import Setup
 from dlc_jax.stages.encoder.objective import Objective
+from dlc_jax.stages.encoder.setup import Setup, flops
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,8 @@ class Section:
       encoded: cuts crops from whole images, decoded as coarsely as no crop loses by. Otherwise they
         are cut from the images of `data`, which are cropped to their centers.
       threads: that read ahead.
+      teacher: another step that is an encoder, which starts this one and stays its teacher, frozen;
+        "" is the average of this one.
       model: the network.
       objective: what it is trained for.
       crops: kinds of crops by name; each kind has its own share of the positions.
@@ -56,6 +62,7 @@ class Section:
 
     encoded: bool = True
     threads: int = 8
+    teacher: str = ""
     model: Encoder = Encoder()
     objective: Objective = Objective()
     crops: Mapping[str, MultiCrop]
@@ -84,7 +91,9 @@ class Section:
 def make(config, *, step: str, workdir) -> Stage:
     """The stage of a recipe's section `step`."""
     crops = config[step].crops
-    section = recipe.build(Section, config[step])
+    section, frozen, reads = recipe.build(Section, config[step]), {}, {}
+    if section.teacher:
+        section, frozen, reads = taught(section, config, step=step, workdir=workdir)
     model, objective, plan = section.model, section.objective, section.train
     check(section, crops, step)
     setup = Setup(model, objective, crops, plan.steps)
@@ -104,16 +113,50 @@ def make(config, *, step: str, workdir) -> Stage:
         tables=model.tables,
         evals=checkup.evaluators(config, section.monitor, step=step, workdir=workdir),
         group=math.lcm(*objective.groups().values()),
-        flops=plan.batch * sum(distillation.flops(setup, kind) for kind in setup.kinds),
+        flops=plan.batch * flops(setup),
+        **frozen,
         identity={
             "model": config[step].model.to_dict(),
             "crops": crops.to_dict(),
             "view": view,
             **home.lasting({"data": config.data.to_dict()}),
+            **({"teacher": section.teacher} if section.teacher else {}),
         },
         former=former_identity,
-        reads=lambda: {"source": data.identity("train")},
+        reads=lambda: {
+            "source": data.identity("train"),
+            **{name: checkpoint.identity_of(place) for name, place in reads.items()},
+        },
     )
+
+
+def taught(section: Section, config, *, step: str, workdir):
+    """(section that starts from its teacher, what its stage has of it, {"teacher": where it is}).
+
+    Raises:
+      UserError: the teacher is no other encoder, or of another model.
+    """
+    teacher = section.teacher
+    if teacher == step or teacher not in recipe.of_stage(config, "encoder"):
+        raise UserError(f"{step}.teacher={teacher!r} is not another step that is an encoder")
+    own, other = (recipe.build(Section, config[name]).model for name in (step, teacher))
+    if own != other:
+        raise UserError(
+            f"{step}.model is not that of its teacher {teacher}; with {step}.like={teacher} it is"
+        )
+    place = recipe.trained(config, workdir, teacher)
+    if not section.train.init_from:
+        plan = dataclasses.replace(section.train, init_from=str(place))
+        section = dataclasses.replace(section, train=plan)
+    image = jnp.zeros((1, own.backbone.image, own.backbone.image, own.backbone.channels))
+    shapes = {"teacher": jax.eval_shape(own.init, jax.random.key(0), image)["params"]}
+
+    def load(mesh):
+        shardings = parallel.shardings(shapes, mesh, rules=own.rules, strict=False)
+        abstract = parallel.abstract(shapes, shardings)["teacher"]
+        return {"teacher": checkpoint.load_params(place / "checkpoints", abstract)}
+
+    return section, {"frozen_spec": shapes, "load_frozen": load}, {"teacher": place / "checkpoints"}
 
 
 def batch_spec(setup: Setup, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -126,6 +169,9 @@ def batch_spec(setup: Setup, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
             if number:
                 shape = (batch, number, size, size, 3)
                 spec[f"{kind}/{name}"] = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    if setup.objective.plain:
+        shape = (batch, setup.size, setup.size, 3)
+        spec["plain"] = jax.ShapeDtypeStruct(shape, jnp.uint8)
     for kind in setup.kinds if setup.objective.ibot else ():
         shape = (batch, setup.crops[kind].global_crops, setup.side(kind) ** 2)
         spec[f"{kind}/masked"] = jax.ShapeDtypeStruct(shape, jnp.bool_)
@@ -149,9 +195,9 @@ def batches(data, seed: int, setup: Setup, section: Section, view, spec, split: 
         data.source(split, **view),
         batch=section.train.batch,
         seed=seed,
-        transform=transforms.Views(section.crops),
+        transform=transforms.Views(section.crops, plain=setup.size if objective.plain else 0),
         threads=section.threads,
-        fields=tuple(name for name in spec if name.endswith(("/global", "/local"))),
+        fields=tuple(name for name in spec if name != "position" and "/masked" not in name),
         grouped=drawn,
         rows=rows,
     )

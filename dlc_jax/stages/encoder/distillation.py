@@ -3,70 +3,20 @@
 Each function takes the `Setup` of the stage first, and then what `stage.Stage` says.
 """
 
-import dataclasses
-import functools
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dlc_jax.composition import groups
-from dlc_jax.data import masks
 from dlc_jax.losses import masked, ssl
 from dlc_jax.models.drop_path import drop_subsets
-from dlc_jax.models.encoder import Encoder
 from dlc_jax.models.vit import standardize
-from dlc_jax.stages.encoder.objective import Objective, rise
+from dlc_jax.stages.encoder.objective import rise
+from dlc_jax.stages.encoder.setup import Setup
 from dlc_jax.step import example_keys
 
 STUDENT, TEACHER, DROP = 1, 2, 3  # purposes of keys
-TERMS = ("dino", "ibot", "koleo", "consistency")
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """What the functions of a stage read beside their arguments.
-
-    Attributes:
-      model, objective: of the section.
-      crops: {kind: the section of `MultiCrop`}.
-      steps: of the run.
-    """
-
-    model: Encoder
-    objective: Objective
-    crops: Mapping[str, Any]
-    steps: int
-
-    @functools.cached_property
-    def kinds(self) -> list[str]:
-        """Kinds of crops, in the order in which they share the positions out."""
-        return sorted(self.crops)
-
-    @functools.cached_property
-    def ranges(self) -> dict[str, tuple[int, int]]:
-        """{kind: (from, below)} of its positions."""
-        shares = groups.shared_out(self.kinds, self.model.simplicial.positions)
-        return {kind: (share.start, share.stop) for kind, share in shares.items()}
-
-    def side(self, kind: str) -> int:
-        """Patches on a side of a global crop."""
-        return self.crops[kind].global_size // self.model.backbone.stride
-
-    def number(self, kind: str, local: bool) -> int:
-        """Of a kind's global or local crops: their draws are apart by it."""
-        return 2 * self.kinds.index(kind) + local
-
-    def buffer(self, kind: str) -> int:
-        """Masked patches of a group of examples, at most."""
-        return masks.buffer(
-            images=self.objective.mask_group * self.crops[kind].global_crops,
-            patches=self.side(kind) ** 2,
-            share=self.objective.mask_share,
-            ratio=self.objective.mask_ratio,
-        )
+TERMS = ("dino", "ibot", "koleo", "consistency", "plain")
 
 
 def init(setup: Setup, key):
@@ -147,14 +97,14 @@ def subsets(setup, key, position, crops, kind, local):
 
 def prepare(setup: Setup, params, ema, extra, batch, frozen, step, key):
     """Adds the teacher's targets, or the logits that centering makes targets of."""
-    objective = setup.objective
+    objective, teacher = setup.objective, (frozen or {}).get("teacher", ema)
     keys = example_keys(key, batch["position"], TEACHER)
     temperature = rise(objective.teacher_temperature, step)
     is_sinkhorn, cool = objective.teacher == "sinkhorn", objective.consistency_temperature[1]
-    balance = jax.vmap(lambda logits: ssl.sinkhorn(logits, temperature=cool), 2, 2)
+    balance = jax.vmap(lambda logits: ssl.sinkhorn(logits, temperature=cool), -2, -2)
     for kind in setup.kinds:
         simplex = rise(objective.simplex_temperature[1], step)
-        out = views(setup, ema, batch[f"{kind}/global"], keys, kind, temperature=simplex)
+        out = views(setup, teacher, batch[f"{kind}/global"], keys, kind, temperature=simplex)
         if is_sinkhorn:
             target = ssl.sinkhorn(out["prototypes"], temperature=temperature)
             batch = batch | {f"{kind}/target": target}
@@ -162,7 +112,7 @@ def prepare(setup: Setup, params, ema, extra, batch, frozen, step, key):
             batch = batch | {f"{kind}/teacher": out["prototypes"]}
         if objective.ibot:
             hidden = batch[f"{kind}/masked"]
-            logits, share = patch_scores(setup, ema, out["patches"], hidden, kind)
+            logits, share = patch_scores(setup, teacher, out["patches"], hidden, kind)
             if is_sinkhorn:
                 target = ssl.sinkhorn(logits, temperature=temperature, valid=share > 0)
                 batch = batch | {f"{kind}/patch_target": target}
@@ -170,6 +120,8 @@ def prepare(setup: Setup, params, ema, extra, batch, frozen, step, key):
                 batch = batch | {f"{kind}/patch_teacher": logits}
         if objective.consistency:
             batch = batch | {f"{kind}/values": balance(out["logits"])}
+        if objective.plain:
+            batch = batch | {f"{kind}/plain": balance(out["logits"].mean(1))}
     return batch
 
 
@@ -178,11 +130,13 @@ def loss(setup: Setup, params, extra, batch, frozen, step, key):
     objective = setup.objective
     terms = dict.fromkeys((*TERMS, "target_entropy", "code_perplexity"), 0.0)
     means = []
-    for place, kind in enumerate(setup.kinds):
+    for place, kind in enumerate(setup.kinds if objective.reads_crops else ()):
         means.append(add_terms(setup, terms, params, extra, batch, step, key, kind, place))
+    if objective.plain:
+        terms["plain"] = plain_term(setup, params, batch)
     total = sum(getattr(objective, name) * terms[name] for name in TERMS)
     metrics = {name: jnp.asarray(term, jnp.float32) for name, term in terms.items()}
-    return total, (metrics, jax.tree.map(lambda *each: jnp.stack(each), *means))
+    return total, (metrics, jax.tree.map(lambda *each: jnp.stack(each), *means) if means else {})
 
 
 def add_terms(setup: Setup, terms, params, extra, batch, step, key, kind, place):
@@ -232,6 +186,20 @@ def add_terms(setup: Setup, terms, params, extra, batch, step, key, kind, place)
     return mean
 
 
+def plain_term(setup: Setup, params, batch):
+    """Cross-entropy of the images' own values under those of their crops, summed over kinds."""
+    warm, _ = setup.objective.consistency_temperature
+    images = standardize(batch["plain"])
+    logits = setup.model.apply({"params": params}, images, method="logits")
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32) / warm)
+    total = 0.0
+    for kind in setup.kinds:
+        low, high = setup.ranges[kind]
+        targets = jax.lax.stop_gradient(batch[f"{kind}/plain"])
+        total -= (targets * log_probs[:, low:high]).sum(-1).mean()
+    return total
+
+
 def patch_term(setup: Setup, params, extra, batch, seen, temperature, kind, place):
     """(iBOT's term, {center: mean}) of the masked patches of one kind of crops."""
     objective = setup.objective
@@ -273,26 +241,3 @@ def ema_decay(setup: Setup, step):
     start, end = setup.objective.momentum
     done = jnp.minimum(step / setup.steps, 1.0)
     return end - (end - start) * 0.5 * (1 + jnp.cos(jnp.pi * done))
-
-
-def flops(setup: Setup, kind: str) -> float:
-    """Model FLOPs of a step for one image and one kind of crops.
-
-    Three forward passes of every crop for the student, one of the global crops for the teacher,
-    both with registers, simplicial head and DINO head; and as many of the masked patches through
-    their head. Drop path leaves the student's blocks their share of the work. Masked patches are
-    counted as many as are hidden on the average; the buffer has a little room beyond. In the
-    paper's sizes (2 crops of 261 tokens, 8 of 54) 1.64 TF, of which masked patches are 0.02;
-    without drop path 2.18.
-    """
-    model, objective, crops = setup.model, setup.objective, setup.crops[kind]
-    drop = objective.drop_path
-    student = crops.global_crops * model.flops(crops.global_size, drop_path=drop)
-    teacher = crops.global_crops * model.flops(crops.global_size)
-    local = crops.local_crops * model.flops(crops.local_size, drop_path=drop)
-    patches = 0.0
-    if objective.ibot:
-        hidden = objective.mask_share * sum(objective.mask_ratio) / 2
-        patches = crops.global_crops * setup.side(kind) ** 2 * hidden
-        patches *= model.dino.flops(model.backbone.width)
-    return 3 * (student + local + patches) + teacher + patches

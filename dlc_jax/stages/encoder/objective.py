@@ -31,6 +31,10 @@ class Objective:
       consistency: weight of the positions' own cross-entropy between crops; 0 in the paper. Each
         position is a set of V prototypes whose targets are balanced over the batch (Sinkhorn).
       consistency_temperature: (student, teacher) of that term.
+      plain: weight of the positions' cross-entropy between the image itself, not augmented, and
+        the teacher's mean over its global crops, with that term's temperatures; 0 in the paper.
+        Codes are taken from such images. What a crop changes is noise among crops, but in the
+        image itself it is information, and positions keep some of it that crops do not agree on.
     """
 
     teacher: str = "centering"
@@ -53,6 +57,7 @@ class Objective:
     drop_path_group: int = 64
     consistency: float = 0.0
     consistency_temperature: tuple[float, float] = (1.0, 0.5)
+    plain: float = 0.0
 
     def __post_init__(self):
         if self.teacher not in ("centering", "sinkhorn"):
@@ -63,6 +68,11 @@ class Objective:
             raise UserError(
                 f"encoder.objective.drop_path={self.drop_path} must be at least 0 and below 1"
             )
+
+    @property
+    def reads_crops(self) -> bool:
+        """Whether the student sees crops, and not the images themselves alone."""
+        return any((self.dino, self.ibot, self.koleo, self.consistency))
 
     def groups(self) -> dict[str, int]:
         """The groups of examples that a microbatch must have whole, by the name of their field."""
