@@ -69,6 +69,7 @@ def stages(real_stages, tmp_path_factory):
     gradient is one over their distances: there bfloat16 is wrong by 7 %, however it is summed.
     """
     lines = {"encoder.train.batch": 32, "encoder.objective.koleo": 0.0}
+    lines |= {"encoder.objective.plain": 1.0}
     lines |= {"encoder.objective.ibot": 1.0, "encoder.objective.mask_group": 32}
     lines |= {"*.model*.width": 32, "*.model*.depth": 2, "*.model*.heads": 2}
     lines |= {"sedd.like": "prior", "sedd.model.sigma_conditioning": True}
