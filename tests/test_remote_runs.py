@@ -80,12 +80,13 @@ def _is_alive(path):
 @pytest.mark.timeout(600)
 def test_stopped_in_a_store_it_goes_on_and_a_second_run_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("DLC_SCRATCH", str(tmp_path / "scratch"))
+    longer = "--config.encoder.train.steps=120"  # so that the signal comes before the end
     with bucket("s3") as (url, _):
         url += "/W"
-        (first,) = job(url, 1, recipe="tiny,encoder")
+        (first,) = job(url, 1, longer, recipe="tiny,encoder")
         while Store(url).read(".lock") is None:
             time.sleep(0.1)
-        (second,) = job(url, 1, recipe="tiny,encoder")
+        (second,) = job(url, 1, longer, recipe="tiny,encoder")
         codes, said = ended([second])
         assert codes == [2] and f"dlc_jax: {url} is in use by process {first.pid} on" in said
         until(first, "encoder 8")
@@ -93,6 +94,6 @@ def test_stopped_in_a_store_it_goes_on_and_a_second_run_is_refused(tmp_path, mon
         codes, said = ended([first])
         assert codes == [75] and "dlc_jax: encoder: stopped at step" in said
         shutil.rmtree(tmp_path / "scratch")
-        (third,) = job(url, 1, recipe="tiny,encoder")
+        (third,) = job(url, 1, longer, recipe="tiny,encoder")
         assert ended([third])[0] == [0]
         assert Store(url).read("encoder/done.json") and Store(url).read("report.html")
