@@ -111,8 +111,6 @@ VARIANTS = {
     "demo": {"*.model*.depth": 3, "*.model*.width": 88, "generator.model.width": 128},  # shipped
     "tiny": {
         "data.count": 1024,
-        "*.model*.depth": 2,
-        "encoder.train.batch": 128,
         "*.train.steps": 24,
         "*.train.*_every": 8,
         "*.train.validate_every": 12,
