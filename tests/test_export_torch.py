@@ -18,7 +18,7 @@ from test_cli import refused
 from test_codes_job import VAE
 
 from dlc_jax import checkpoint, cli, recipe, workdir
-from dlc_jax.cli import weights
+from dlc_jax.cli import export_torch, weights
 from dlc_jax.diffusion import sample
 from dlc_jax.errors import UserError
 from dlc_jax.interop import hub_card, hub_names, slots
@@ -362,3 +362,12 @@ def test_pytorchs_code_is_short_and_imports_nothing_of_ours():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             assert {name.split(".")[0] for name in names} <= known, path
+
+
+def test_the_recipe_of_a_folder_names_its_parts():
+    student = {"stage": "encoder", "teacher": "encoder"}
+    config = {"seed": 0, "encoder": {"stage": "encoder"}, "student": student}
+    config["samples"] = {"stage": "samples", "encoder": "student"}
+    found = export_torch._renamed(config, {"encoder": "student"})
+    assert found["encoder"] is student and "student" not in found
+    assert found["samples"]["encoder"] == "encoder"

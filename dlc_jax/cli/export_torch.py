@@ -66,7 +66,7 @@ def give(arguments) -> None:
             shutil.copyfile(HUB / name, place / name)
         known = {"architectures": ["DLCPipeline"], "commit": commit, "data": data}
         _json(place / "config.json", known)
-        home.write(place / home.RUN, home.portable(config.to_dict()))
+        home.write(place / home.RUN, home.portable(_renamed(config.to_dict(), names)))
         if (Path(arguments.workdir) / groups.FILE).is_file():
             shutil.copyfile(Path(arguments.workdir) / groups.FILE, place / groups.FILE)
         index = {"_class_name": ["pipeline", "DLC"], "_diffusers_version": "0.31.0"}
@@ -112,6 +112,18 @@ def _names(config: ConfigDict, workdir: str, asked: str | None) -> dict[str, str
     if not parts:
         raise UserError(f"{workdir} is a run whose recipe has none of {', '.join(STEPS)}")
     return {part: found[part] for part in STEPS if part in parts}
+
+
+def _renamed(config: dict, names: dict[str, str]) -> dict:
+    """A run's config whose steps have the names of the folder's parts."""
+    for part, step in names.items():
+        if part == step or part == "autoencoder":
+            continue
+        config[part] = config.pop(step)
+        for section in config.values():
+            if isinstance(section, dict) and "stage" in section:
+                section |= {name: part for name, value in section.items() if value == step}
+    return config
 
 
 def _params(network) -> dict[str, np.ndarray]:
