@@ -2,14 +2,13 @@
 
     python -m dlc_jax.main --config=configs/image_folder.py --config.data.path=PATH
 
-PATH: see docs/data.md. At 32 pixels some 20 minutes on two CPU cores; docs/results.md has what
-comes of it. Words: 28px, 32px or 64px; `:tiny` (a minute: does everything run?); `:long` (two
-hours: codes that know more); `:latent256`, a ViT-B/14 and a DiT-B/2 for 256 pixels on one GPU,
-which needs `dlc import vae FILE --out DIR` and `--config.autoencoder.path=DIR`.
+PATH: see docs/data.md. Words: 28px, 32px or 64px; tiny; long, two hours; latent256, for one GPU,
+after `dlc import vae FILE --out DIR` and with `--config.autoencoder.path=DIR`.
 """
 
 RECIPE = {
     "like": "quickstart.py",
+    "steps": ("encoder", "codes", "probe", "prior", "generator", "samples"),
     "data.name": "images",
     "data.image": 32,
     "*.model*.image": 32,
@@ -25,11 +24,8 @@ RECIPE = {
     "encoder.crops.all.global_size": 32,
     "encoder.crops.all.global_scale": (0.5, 1.0),
     "encoder.crops.all.local_crops": 0,
-    "encoder.crops.all.local_size": 32,
-    "encoder.crops.all.local_scale": (0.1, 0.5),
     "encoder.crops.all.blur": (0.0, 0.0, 0.0),
     "encoder.crops.all.blur_quirk": False,
-    "encoder.crops.all.blur_sigma": (0.1, 1.0),
     "encoder.crops.all.solarize": (0.0, 0.0, 0.0),
     "encoder.crops.all.interpolation": "bilinear",
     "encoder.train.steps": 1000,
@@ -39,8 +35,11 @@ RECIPE = {
     "prior.train.steps": 1500,
     "prior_scores.count": 2000,  # to be run by --config.steps="('prior_scores',)"
     "generator.train.steps": 5000,
+    "student": None,
     "without_codes": None,
     "samples_without_codes": None,
+    "*.encoder": "encoder",
+    "samples.operator": None,
 }
 VARIANTS = {
     "32px": {},
@@ -58,8 +57,7 @@ VARIANTS = {
         "encoder.optimizer.learning_rate": 5e-5,
         "encoder.optimizer.warmup": 2500,
         "encoder.optimizer.final": 0.02,
-        # as in the paper for 1 % of the steps
-        "encoder.optimizer.freeze": (("(patch_)?head/(direction|gain)", 300),),
+        "encoder.optimizer.freeze": (("(patch_)?head/(direction|gain)", 300),),  # 1 % of the steps
         "encoder.monitor.*": 5000,
         "encoder.train.steps": 30_000,
         "codes.image": 224,  # what the encoder was trained on
@@ -94,13 +92,11 @@ VARIANTS = {
         "*.train.validate_every": 12,
         "*.train.validate_batches": 2,
         "encoder.objective.koleo_group": 32,
-        "encoder.monitor.count": 64,
+        "*.count": 64,
         "probe.count": 512,
-        "prior_scores.count": 64,
         "*.every": 12,
         "generator.grid.count": 8,
         "*.sampler.steps": 4,
-        "samples.count": 64,
         "samples.pairs": 32,
         "samples.batch": 64,
     },

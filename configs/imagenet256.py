@@ -7,8 +7,7 @@ Words: a step to run alone; DiT S, B, L, XL or 8B (not the paper's); codes 32x40
 512x256; 256px or 512px; small, the smaller prior; sedd, the prior with the paper's score entropy;
 heads128, XL with 9 heads of 128. `--config.data.data_dir=DIR` has ImageNet, by TFDS as ArrayRecord.
 Latents are of sd-vae-ft-ema: `dlc import vae FILE --out DIR` and `--config.autoencoder.path=DIR`.
-The paper: encoder a day on two A100, prior two days and generator ten days on four H100. What has
-been learned about generators since is in imagenet256_fast.py; 512 pixels are in imagenet512.py.
+The paper trained 1, 2 and 10 days on 2 to 4 GPUs. Newer: imagenet256_fast.py, imagenet512.py.
 """
 
 RECIPE = {
@@ -25,8 +24,7 @@ RECIPE = {
     "codes.autoencoder": "autoencoder",
     "codes.flip": True,
     "autoencoder.path": "",
-    # the paper's probe, but on codes of the codes step's view, not of augmented crops
-    "probe.count": 1_300_000,
+    "probe.count": 1_300_000,  # the paper's probe, on the codes of images instead of crops
     "probe.fit.rates": (*(float(f"{m}e{e}") for e in range(-5, -1) for m in (1, 2, 5)), 0.1),
     "probe.fit.epochs": 10,
     "probe.fit.batch": 1024,

@@ -1,14 +1,13 @@
 """The whole pipeline on embedded data: 16-pixel shapes, minutes on two CPU cores.
 
     ./launch/local.sh python -m dlc_jax.main --config=configs/quickstart.py
-    ... --config=configs/quickstart.py:ablation    the same generator without codes, beside it
-    ... --config=configs/quickstart.py:32px        32 pixels: half an hour, minutes on accelerators
-    ... --config=configs/quickstart.py:tiny        under a minute: does everything run?
 
-What it reaches, where and in what time: docs/results.md.
+What it reaches, where and in what time: docs/results.md. Words: 32px, half an hour; ablation, the
+same generator without codes, beside it; tiny, a minute: does all run (but the student)?
 """
 
 RECIPE = {
+    "steps": ("encoder", "student", "codes", "probe", "prior", "generator", "samples"),
     "data.name": "shapes",
     "*.model*.image": 16,
     "*.model*.patch": 8,
@@ -45,7 +44,6 @@ RECIPE = {
     "encoder.crops.*_size": 16,
     "encoder.crops.*.global_scale": (0.8, 1.0),
     "encoder.crops.*.local_crops": 0,
-    "encoder.crops.*.local_scale": (0.4, 0.8),
     "encoder.crops.*.ratio": (0.85, 1.15),
     "encoder.crops.*.jitter_probability": 1.0,
     "encoder.crops.*.gray": 0.0,
@@ -56,10 +54,10 @@ RECIPE = {
     "encoder.crops.*.blur_sigma": (16 / 6, 16 / 3),
     "encoder.crops.*.solarize": (0.0, 0.0, 0.0),
     "encoder.crops.*.interpolation": "bilinear",
-    # A kind's positions, a third of the code, cannot know what its crops change: all but
-    "encoder.crops.form.blur": (0.0, 0.0, 0.0),  # sharpness
-    "encoder.crops.ground.lightness": 0.0,
-    "encoder.crops.tint.jitter": (0.0, 0.0, 0.0, 0.0),  # hue
+    "encoder.crops.form.blur": (0.0, 0.0, 0.0),  # a kind's positions cannot know what its crops
+    "encoder.crops.ground.lightness": 0.0,  # change: all but sharpness, lightness and hue
+    "encoder.crops.tint.jitter": (0.0, 0.0, 0.0, 0.0),
+    "encoder.crops.tint.tone": (-1.0, 1.0),  # nor whether the object or its ground is brighter
     "encoder.optimizer.final": 0.05,
     "encoder.optimizer.weight_decay_final": 1.0,
     "encoder.optimizer.decayed": "(.*/)?kernel",
@@ -71,6 +69,13 @@ RECIPE = {
     "encoder.train.steps": 320,
     "encoder.train.batch": 192,
     "encoder.train.clip_separately": (),
+    "student.like": "encoder",  # says of images what the encoder says of their crops in the mean
+    "student.teacher": "encoder",
+    "student.objective.dino": 0.0,
+    "student.objective.koleo": 0.0,
+    "student.objective.consistency": 0.0,
+    "student.objective.plain": 1.0,
+    "*.encoder": "student",
     "codes.splits": ("train", "validation", "held_out"),
     "probe.splits": ("validation", "held_out"),
     "prior.ema_decay": 0.99,
@@ -87,6 +92,8 @@ RECIPE = {
     "generator.ema_decay": 0.998,
     "generator.grid.every": 1000,
     "*.sampler.steps": 12,
+    "samples.operator.name": "chosen",
+    "samples.operator.groups": ("form+ground", "tint"),
     "generator.optimizer.schedule": "linear",
     "generator.train.steps": 7000,
     "generator.train.batch": 32,
@@ -110,17 +117,18 @@ VARIANTS = {
     },
     "demo": {"*.model*.depth": 3, "*.model*.width": 88, "generator.model.width": 128},  # shipped
     "tiny": {
+        "steps": ("encoder", "codes", "probe", "prior", "generator", "samples"),
+        "*.encoder": "encoder",
+        "*.count": 64,
         "data.count": 1024,
         "*.train.steps": 24,
         "*.train.*_every": 8,
         "*.train.validate_every": 12,
         "*.train.validate_batches": 2,
-        "encoder.monitor.count": 64,
         "probe.count": 512,
         "*.every": 12,
         "*.grid.count": 8,
         "*.sampler.steps": 4,
-        "samples*.count": 64,
         "samples*.pairs": 32,
         "samples*.batch": 64,
     },

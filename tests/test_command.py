@@ -87,9 +87,9 @@ def test_values_that_were_null_can_be_set(written):
 
 @pytest.mark.parametrize("flag", ["--config.codes=W1/codes", "--config.codes.path=W1/codes"])
 def test_codes_of_another_run(flag, written):
-    for recipe in (RECIPE, str(written)):
+    for recipe, encoder in ((RECIPE, "student"), (str(written), "encoder")):
         config, _ = parse(f"--config={recipe}", flag)
-        assert config.codes.path == "W1/codes" and config.codes.encoder == "encoder"
+        assert config.codes.path == "W1/codes" and config.codes.encoder == encoder
 
 
 def test_fields_that_are_called_like_a_method_of_the_config():

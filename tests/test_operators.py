@@ -253,6 +253,7 @@ def test_the_best_of_several_draws_has_the_least_bits(name):
         (lambda: compose(Chosen(groups=("fork",))), "'fork'; known: form, tint"),
         (lambda: compose(Chosen(groups=("form", "1+2"))), "position 1 twice"),
         (lambda: compose(Chosen(groups=("0", "1", "2"))), "more than 2 parents"),
+        (lambda: compose(Chosen(groups=("form+tint",))), "leaves nothing to the last of 2 images"),
         (lambda: compose(Soft(), PARENTS), "codes are corners"),
         (lambda: compose(Infill(share=0.6)), "0 to 0.5"),
         (lambda: compose(Infill(share=float("nan"))), "share=nan"),

@@ -507,7 +507,8 @@ def test_groups_are_kinds_of_crops_and_clusters_of_the_run(tmp_path):
     found = {"length": LENGTH, "groups": {"shape": [1, 4]}}
     (tmp_path / "positions.json").write_text(json.dumps(found))
     assert pipeline.load(tmp_path).groups == kinds | {"shape": (1, 4)}
-    written(tmp_path, {"samples.operator.name": "infill", "samples.operator.whole": True})
+    lines = {"name": "infill", "groups": (), "whole": True}
+    written(tmp_path, {f"samples.operator.{name}": value for name, value in lines.items()})
     assert pipeline.load(tmp_path).operator == Infill(whole=True)
 
 

@@ -296,6 +296,7 @@ def test_a_run_of_an_earlier_version_has_todays_fields(tmp_path, quickstart):
     found = recipe.of_run(tmp_path)
     changes = {
         "encoder.encoded": True,
+        "student.encoded": False,
         "codes.dtype": "",
         "codes.image": 24,
         "samples.code_sampler.calls": 5,
@@ -342,7 +343,7 @@ def test_the_list_of_all_fields():
     sections = [name for name, _ in itertools.groupby(name.rpartition(".")[0] for name in named)]
     assert len(sections) == len(set(sections))  # each in one piece
     tops = list(dict.fromkeys(name.partition(".")[0] for name in named))
-    steps = ["encoder", "codes", "probe", "prior", "generator", "samples"]
+    steps = ["encoder", "student", "codes", "probe", "prior", "generator", "samples"]
     extra = ["without_codes", "samples_without_codes"]
     assert tops == ["seed", "steps", "mesh", "log", "data", *steps, *extra]
     assert (
@@ -360,11 +361,12 @@ def test_the_list_of_all_fields():
 def test_what_each_step_of_the_quickstart_reads(quickstart):
     assert {name: recipe.upstream(quickstart, name) for name in quickstart.steps} == {
         "encoder": (),
-        "codes": ("encoder",),
-        "probe": ("codes", "encoder"),
-        "prior": ("codes", "encoder"),
-        "generator": ("codes", "encoder"),
-        "samples": ("codes", "encoder", "generator", "prior"),
+        "student": ("encoder",),
+        "codes": ("encoder", "student"),
+        "probe": ("codes", "encoder", "student"),
+        "prior": ("codes", "encoder", "student"),
+        "generator": ("codes", "encoder", "student"),
+        "samples": ("codes", "encoder", "generator", "prior", "student"),
     }
     assert recipe.upstream(quickstart, "without_codes") == ()
     assert recipe.of_stage(quickstart, "generator") == ["generator", "without_codes"]
@@ -377,7 +379,8 @@ def test_a_step_that_is_elsewhere_reads_nothing_and_spares_what_it_was_made_with
     assert recipe.place(quickstart, "W2", "codes") == Path("W1/codes")
     assert recipe.place(quickstart, "W2", "prior") == Path("W2/prior")
     assert recipe.upstream(quickstart, "prior") == ("codes",)
-    assert recipe.unneeded(quickstart) == {"encoder": "codes are those of W1/codes"}
+    spared = "codes are those of W1/codes"
+    assert recipe.unneeded(quickstart) == {"encoder": spared, "student": spared}
 
 
 def test_names_that_are_not_steps_are_not_followed():

@@ -14,6 +14,7 @@ from test_networks import save
 from test_pipeline import drawn, images, networks, random_params
 
 from dlc_jax import parallel
+from dlc_jax.composition.operators import Chosen, Coin, Infill, Refine
 from dlc_jax.diffusion import sample
 from dlc_jax.diffusion.linear import Linear
 from dlc_jax.diffusion.sample import Method, Sampler
@@ -101,9 +102,17 @@ def test_an_operator_that_cannot_compose_is_refused_before_anything_is_drawn(tmp
     for fine in ({}, {"name": "soft"}, {"name": "infill", "whole": True}, {"name": "refine"}):
         made(**fine)
     with pytest.raises(UserError, match="each of 3 parents"):
-        made(name="infill", share=0.5)
+        made(name="infill", share=0.5, groups=())
     with pytest.raises(UserError, match="'fork'; known: form, ground, tint"):
         made(name="chosen", groups=("fork",))
+
+
+def test_three_are_composed_unless_the_operator_names_what_two_give():
+    named = {"groups": ("form+ground", "tint")}
+    assert Coin().gives_all(3) and Infill().gives_all(3) and Refine().gives_all(3)
+    for operator in (Chosen(**named), Infill(**named), Refine(start=Chosen(**named))):
+        assert operator.gives_all(2) and not operator.gives_all(3)
+    assert Chosen(groups=("form", "ground", "tint")).gives_all(3)
 
 
 def test_the_plan_counts_every_evaluation():

@@ -5,6 +5,7 @@ prior is printed.
 """
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -94,8 +95,7 @@ def run(arguments, rest) -> None:
     out, count = Path(arguments.out), arguments.count
     if out.suffix.lower() != ".png":
         raise UserError(f"dlc compose: --out={out} is not a .png file")
-    if arguments.operator:  # before its fields
-        rest = [f"--operator.name={arguments.operator}", *rest]
+    rest = [*named(arguments), *rest]  # the operator before its fields
     config = networks.check(arguments, rest, sections=SECTIONS)
     check(arguments, config)
     images = [inputs.read(Path(path)) for path in arguments.images]
@@ -119,6 +119,17 @@ def run(arguments, rest) -> None:
         drawn = np.concatenate([part for part, _ in children])
         pictures.save_png(out, picture(images, drawn))
     print(f"wrote {out}: {count} compositions of {len(images)} images")
+
+
+def named(arguments) -> list[str]:
+    """The fields that --operator stands for: another one than the run's names no groups yet."""
+    name, config = arguments.operator, recipe.of_run(arguments.workdir)
+    own = config.samples.operator if "samples" in config else {"name": ""}
+    fields = [f"--operator.name={name}"] if name else []
+    if name in OPERATORS and name != own["name"] and "groups" in own:
+        names_groups = any(each.name == "groups" for each in dataclasses.fields(OPERATORS[name]))
+        fields += ["--operator.groups=()"] if names_groups else []
+    return fields
 
 
 def check(arguments, config) -> None:

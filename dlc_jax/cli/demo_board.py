@@ -54,12 +54,16 @@ class Board:
 
     @property
     def operators(self) -> list[str]:
-        """Those that need no more than images and weights, the run's own first."""
-        own = next(name for name, kind in OPERATORS.items() if type(self.loaded.operator) is kind)
+        """The run's own, as its recipe has it, and those that need only images and weights."""
         has_prior = self.loaded.prior in self.loaded.config
         able = [name for name, kind in OPERATORS.items() if has_prior or not kind.needs_prior]
         unable = {"chosen"} if self.loaded.groups else {"chosen", "blocks"}
-        return sorted(set(able) - unable, key=lambda name: (name != own, [*OPERATORS].index(name)))
+        return [self.own, *(name for name in able if name not in {*unable, self.own})]
+
+    @property
+    def own(self) -> str:
+        """The name of the run's operator."""
+        return next(name for name, kind in OPERATORS.items() if type(self.loaded.operator) is kind)
 
     def picks(self) -> list[np.ndarray]:
         """`images` as large as they are shown."""
@@ -85,7 +89,7 @@ class Board:
           UserError: fewer than two parents, positions that are not there.
         """
         filled = [number for number, parent in enumerate(parents) if parent is not None]
-        how = OPERATORS[operator]()
+        how = self.loaded.operator if operator == self.own else OPERATORS[operator]()
         if len(filled) < (1 if how.needs_prior else 2):
             raise UserError(f"give two images or more; {operator} mixes codes of several")
         shares = [max(float(weights[number]), LEAST) for number in filled]

@@ -47,9 +47,15 @@ class Operator:
 
     Attributes:
       needs_prior: whether there is no result without one.
+      groups: what each parent gives by name, of those that name it.
     """
 
     needs_prior = False
+    groups: tuple[str, ...] = ()
+
+    def gives_all(self, parents: int) -> bool:
+        """Whether each of so many parents is named, if parents are named at all."""
+        return not any(self.groups) or len(self.groups) >= parents
 
     def __call__(
         self,
@@ -135,7 +141,12 @@ class Chosen(Operator):
     def draw(self, task, prior):
         if not any(self.groups):
             raise UserError("operator.groups names nothing; say what each parent gives: form,tint")
-        owner = named(task, self.groups)
+        owner, parents = named(task, self.groups), len(task.parents)
+        if parents > len(self.groups) and (owner != PRIOR).all():
+            raise UserError(
+                f"operator.groups={','.join(self.groups)} leaves nothing to the last of {parents} "
+                "images; name what it gives, or take another operator, as coin"
+            )
         return task.codes(np.where(owner == PRIOR, task.chosen(), owner))
 
 
@@ -212,6 +223,9 @@ class Refine(Operator):
     rounds: int = 3
     share: float = 0.1
     needs_prior = True
+
+    def gives_all(self, parents):
+        return self.start.gives_all(parents)
 
     def draw(self, task, prior):
         if not (self.rounds >= 1 and 0 < self.share <= 1):

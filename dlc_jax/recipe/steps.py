@@ -85,7 +85,8 @@ def unneeded(config) -> dict[str, str]:
     return {
         step: f"{name} are those of {config[name].path}"
         for name in given
-        for step in sorted(_named(config, name))
+        for direct in _named(config, name)
+        for step in sorted({direct, *upstream(config, direct)})
     }
 
 

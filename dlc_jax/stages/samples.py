@@ -2,7 +2,8 @@
 
     unconditional    prior -> codes -> images
     reconstruction   images of every split but train -> codes -> images
-    composition      codes of two and of three images, composed by an operator -> images
+    composition      codes of two and of three images, composed by an operator -> images; of two
+                     alone, if the operator names what each of two gives
 
 With `codes=""` the generator was trained without codes and only draws; its numbers stand under the
 name of its step.
@@ -51,7 +52,7 @@ class Section:
       generator: step that draws images.
       codes: step whose store has the codes of real images; "" of a generator without codes.
       count: images drawn, and real ones reconstructed.
-      pairs: compositions of two images, and of three.
+      pairs: compositions of two images, and of three unless the operator names what two give.
       batch: images per call, over all devices.
       code_sampler: how codes are drawn.
       sampler: how images are drawn.
@@ -152,9 +153,11 @@ def named(config, section: Section, workdir: Path) -> dict:
 
 
 def check_operator(config, section: Section, workdir: Path) -> None:
-    """Refuses an operator that cannot compose three images, before anything is drawn."""
+    """Refuses an operator that cannot compose so many images, before anything is drawn."""
     if reads_codes(config, section):
-        shape = (1, config[section.generator].model["positions"])
+        read = config[section.generator].model["positions"]
+        given = config[section.encoder].model.simplicial if section.encoder in config else {}
+        shape = (1, given.get("positions", read))  # if they differ, the generator says so
         soft = (*shape, 1) if isinstance(section.operator, Soft) else shape
         dry = SimpleNamespace(
             sample=lambda count, *, prompt, **how: prompt,
@@ -162,7 +165,8 @@ def check_operator(config, section: Section, workdir: Path) -> None:
             surprise=lambda codes, **how: np.zeros(codes.shape),
         )
         groups = named(config, section, workdir)
-        section.operator([np.zeros(soft, np.int32)] * 3, dry, seed=0, groups=groups)
+        parents = 3 if section.operator.gives_all(3) else 2
+        section.operator([np.zeros(soft, np.int32)] * parents, dry, seed=0, groups=groups)
 
 
 def plan(config, section: Section, networks, step: str = "samples") -> dict:
@@ -204,7 +208,8 @@ def fill(studio: Studio) -> dict[str, float]:
                 after = "" if split == "validation" else f"_{split}"
                 rebuild(studio, split, f"reconstruction{after}")
         compose(studio, 2, "composition")
-        compose(studio, 3, "composition_of_three")
+        if section.operator.gives_all(3):
+            compose(studio, 3, "composition_of_three")
     if jax.process_index() == 0:
         pictures.save_captions(studio.directory / "pictures", studio.captions)
     return studio.results

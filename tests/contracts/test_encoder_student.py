@@ -29,7 +29,7 @@ SMALL = {
 
 
 def make(**lines):
-    config = load("quickstart_taught.py", SMALL | {f"student.{k}": v for k, v in lines.items()})
+    config = load("quickstart.py", SMALL | {f"student.{k}": v for k, v in lines.items()})
     return STAGES["encoder"](config, step="student", workdir="unused"), config
 
 
@@ -78,7 +78,7 @@ def test_teachers_that_cannot_teach(lines, message):
 def test_a_student_starts_as_its_teacher_and_encodes(quickstart, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(quickstart / "run", workdir)
-    taught = load("quickstart_taught.py").student
+    taught = load("quickstart.py").student
     fields = ["--config.student.like=encoder", "--config.student.teacher=encoder"]
     for name in ("dino", "koleo", "consistency", "plain"):
         fields.append(f"--config.student.objective.{name}={taught.objective[name]}")
