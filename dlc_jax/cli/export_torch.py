@@ -14,6 +14,7 @@ from dlc_jax.cli.torch_parts import Part, Source, make
 from dlc_jax.composition import groups
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files, hub_card, hub_names, slots
+from dlc_jax.interop.weights import DTYPES
 
 EXPORT = "dlc export torch -w runs/imagenet256 --out exported"
 STEPS = ("encoder", "prior", "generator", "autoencoder")
@@ -26,7 +27,7 @@ def give_flags(action) -> None:
     )
     action.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16", "float16"),
+        choices=DTYPES,
         default="float32",
         help="of the weights; float32, as they were saved",
     )
