@@ -1,6 +1,7 @@
 """The run that the package brings, and folders of dlc export torch that open as the run did."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -64,6 +65,33 @@ def test_a_folder_that_is_damaged_is_refused(finished, tmp_path, capsys):
     assert str(file) in said
     (out / workdir.RUN).write_text("[]")
     assert f"{workdir.RUN} is damaged" in refused(capsys, "sample", "-w", out)
+
+
+def test_info_of_a_folder_shows_its_parts(finished, tmp_path, capsys):
+    """As of a run's steps: parameters, dtype, and the step that each is from."""
+    place, config = finished
+    export(capsys, place, tmp_path / "out", "--dtype", "float16")
+    assert cli.main(["info", str(tmp_path / "out")]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:5]]
+    assert rows[0] == ["part", "state", "size"]
+    for row, step in zip(rows[1:], STEPS, strict=True):
+        shapes = slots.shapes_of(kind(config, place, step).shapes)
+        own = {path: shape for path, shape in shapes.items() if not path.startswith("head/")}
+        assert row[:2] == [step, f"{sum(map(math.prod, own.values())):,}"]
+        assert row[2:9] == f"parameters of float16, 24 steps of {step}".split()
+    (tmp_path / "out" / "prior" / weights.FILE).write_bytes(b"x")
+    known = json.loads((tmp_path / "out" / "config.json").read_text())
+    known["trained"] = {"encoder": {"step": "student"}, "generator": None}
+    (tmp_path / "out" / "config.json").write_text(json.dumps(known))
+    assert cli.main(["info", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "of float16, imported as student" in said and "is damaged" in said
+
+
+def test_info_of_the_demo(capsys):
+    assert cli.main(["info", "demo"]) == 0
+    said = capsys.readouterr().out
+    assert "encoder    504,072 parameters of float16, 320 steps of encoder" in said
 
 
 def test_what_is_exported_names_no_place_of_the_machine():

@@ -66,6 +66,7 @@ def give(arguments) -> None:
         for name in code:
             shutil.copyfile(HUB / name, place / name)
         known = {"architectures": ["DLCPipeline"], "commit": commit, "data": data}
+        known |= {"trained": _trained(config, arguments.workdir, names)}
         _json(place / "config.json", known)
         home.write(place / home.RUN, home.portable(_renamed(config.to_dict(), names)))
         if (Path(arguments.workdir) / groups.FILE).is_file():
@@ -113,6 +114,18 @@ def _names(config: ConfigDict, workdir: str, asked: str | None) -> dict[str, str
     if not parts:
         raise UserError(f"{workdir} is a run whose recipe has none of {', '.join(STEPS)}")
     return {part: found[part] for part in STEPS if part in parts}
+
+
+def _trained(config: ConfigDict, workdir: str, names: dict[str, str]) -> dict[str, dict]:
+    """{part: its step, and for how many steps that was trained here} of those that are steps."""
+    found: dict[str, dict] = {}
+    for part, step in names.items():
+        if part != "autoencoder":
+            directory = recipe.trained(config, workdir, step)
+            imported = weights.record(directory) is not None
+            steps = {} if imported else {"steps": home.done(directory)["steps"]}
+            found[part] = {"step": step, **steps}
+    return found
 
 
 def _renamed(config: dict, names: dict[str, str]) -> dict:
