@@ -96,7 +96,8 @@ def exported(directory: Path, config: dict) -> dict[str, str]:
     Args:
       config: its config.json.
     """
-    if config.get("architectures") != ["DLCPipeline"] and not (directory / workdir.RUN).is_file():
+    named = "DLCPipeline" in section(config, "architectures", list)
+    if not named and not (directory / workdir.RUN).is_file():
         return {}
     from dlc_jax.interop import hub_folder
 

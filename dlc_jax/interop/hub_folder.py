@@ -53,16 +53,16 @@ def _json(path: Path) -> dict:
     raise UserError(f"{path} cannot be read ({reason}); export the run again")
 
 
-def measured(place: Path, config: Mapping) -> tuple[int, str]:
+def measured(place: Path, known: Mapping) -> tuple[int, str]:
     """(parameters, dtype of the first) of a part, by the head of its file.
 
     Args:
-      config: its config.json. A backbone without LayerScale has one of ones, which is no parameter.
+      known: its config.json. A backbone without LayerScale has one of ones, which is no parameter.
 
     Raises:
       UserError: see `files.load`.
     """
-    tensors, ours = files.load(place), config.get("dlc")
+    tensors, ours = files.load(place), known.get("dlc")
     plain = isinstance(ours, dict) and ours.get("layer_scale", 0) is None
     shapes = {
         name: shape
