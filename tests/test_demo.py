@@ -236,6 +236,41 @@ def test_a_run_starts_from_a_folder(finished, folder, tmp_path):
             np.testing.assert_array_equal(array, own[path])
 
 
+CALLS = {
+    "encode": lambda p, images, codes, **how: p.encode(images, **how),
+    "simplices": lambda p, images, codes, **how: p.simplices(images, **how),
+    "sample_codes": lambda p, images, codes, **how: p.sample_codes(2, **how),
+    "complete": lambda p, images, codes, **how: p.complete(codes, [0], **how),
+    "redraw": lambda p, images, codes, **how: p.redraw(codes, 0.1, **how),
+    "surprise": lambda p, images, codes, **how: p.surprise(codes, **how),
+    "compose": lambda p, images, codes, **how: p.compose([codes, codes], **how),
+    "decode": lambda p, images, codes, **how: p.decode(codes, **how),
+    "sample": lambda p, images, codes, **how: p.sample(2, **how),
+}
+OURS = {
+    "features": lambda p, images, codes, **how: p.features(images, **how),
+    "likelihood": lambda p, images, codes, **how: p.likelihood(codes, **how),
+    "decode_all": lambda p, images, codes, **how: p.decode_all([codes, codes], **how),
+}
+
+
+@pytest.mark.parametrize("name", [*CALLS, *OURS])
+def test_a_misspelt_keyword_is_no_keyword(name, demo):
+    with pytest.raises(TypeError, match="'sed'"):
+        (CALLS | OURS)[name](demo, images(2), np.zeros((2, 36), int), sed=0)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", CALLS)
+def test_nor_is_it_in_pytorch(name):
+    from hub_folders import modeling
+
+    torch = pytest.importorskip("torch")
+    loaded = modeling().DLCPipeline.from_pretrained(workdir.DEMO, dtype=torch.float32)
+    with pytest.raises(TypeError, match="'sed'"):
+        CALLS[name](loaded, torch.from_numpy(images(2)), torch.zeros(2, 36, dtype=int), sed=0)
+
+
 def test_no_run_and_no_folder_in_one_line(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         pipeline.load(tmp_path)
