@@ -19,6 +19,7 @@ from dlc_jax.errors import UserError
 from dlc_jax.models.autoencoder import Autoencoder
 from dlc_jax.models.autoencoders import AUTOENCODERS
 from dlc_jax.networks.autoencoder import AutoencoderNetwork
+from dlc_jax.networks.start import check_start
 from dlc_jax.stage import Job, Stage
 from dlc_jax.stages import STAGES
 
@@ -96,7 +97,7 @@ def make(config, workdir: Path, mesh) -> dict[str, Stage | Job]:
             parallel.check_batch(plan.batch, mesh, accumulate=plan.accumulate, **where)
             _check_best(step, name)
             if name not in recipe.unneeded(config):
-                _check_model(step, name, workdir)
+                _check_model(step, name, config[name].stage, workdir)
             _check_codes(config, name)
         else:  # now, and not when days of training are over
             for program in step.programs.values():
@@ -110,7 +111,7 @@ def _check_autoencoders(config, mesh) -> None:
         AutoencoderNetwork(config, name, mesh).params  # noqa: B018, they are read to be refused
 
 
-def _check_model(step: Stage, name: str, workdir: Path) -> None:
+def _check_model(step: Stage, name: str, kind: str, workdir: Path) -> None:
     """Refuses a model that cannot be built, or cannot start from `init_from`.
 
     Before the workdir takes this recipe for its own: it would refuse the corrected one.
@@ -126,7 +127,7 @@ def _check_model(step: Stage, name: str, workdir: Path) -> None:
     )  # so it is not there yet
     if start and not has_checkpoint and not is_made_here:
         try:
-            checkpoint.check_start(start, params, new=step.plan.init_new)
+            check_start(start, params, kind=kind, new=step.plan.init_new)
         except UserError as error:
             raise UserError(f"{name}.{error}") from error
 

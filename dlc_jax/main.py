@@ -41,6 +41,7 @@ def run(config, workdir: str | Path) -> None:
 
     from dlc_jax import agenda, metrics, parallel, report, train
     from dlc_jax.hosts import likeness, sharing
+    from dlc_jax.networks.start import warm_start
     from dlc_jax.stage import Stage
 
     likeness.check_alike("workdir", {"url": remote.url_of(workdir)})
@@ -69,10 +70,10 @@ def run(config, workdir: str | Path) -> None:
             if isinstance(step, Stage):
                 step = dataclasses.replace(step, identity={**step.identity, **step.reads()})
                 log = {**config.log, "about": config.to_dict()} if "log" in config else {}
+                start = functools.partial(warm_start, kind=config[name].stage)
                 with memory.during(name, step, config[name], mesh=mesh, workdir=workdir):
-                    found = train.train(
-                        step, directory, mesh=mesh, seed=config.seed, name=name, log=log
-                    )
+                    how = {"seed": config.seed, "name": name, "log": log, "start": start}
+                    found = train.train(step, directory, mesh=mesh, **how)
                 found = {f"{name}/{key}": value for key, value in found.items()}
             else:
                 say(f"{name} ...")

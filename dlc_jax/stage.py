@@ -37,8 +37,8 @@ class Plan:
       keep_best: metric whose best checkpoint is kept too, such as "validation/loss" (smallest); "-"
         before it, as in "-monitor/probe/shape", keeps the largest; "" is none.
       patience: non-finite steps in a row after which the run stops.
-      init_from: directory of a trained step to start from (its average if it has one); "" starts
-        afresh.
+      init_from: directory of a trained step to start from (its average if it has one), or of an
+        exported run; "" starts afresh.
       init_new: regular expressions of parameters that `init_from` may lack.
     """
 

@@ -6,7 +6,7 @@ It knows no model and no loss.
 import contextlib
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,13 @@ def train(
     seed: int,
     name: str,
     log: Mapping[str, Any] | None = None,
+    start: Callable = warm_start,
 ) -> dict:
     """Trains a stage to `stage.plan.steps`, from the newest good checkpoint in `directory`, if any.
 
     Args:
       log: the `log` section of the recipe, see `metrics.Log`, and "about".
+      start: reads what `plan.init_from` names, as `checkpoint.warm_start` does.
 
     Returns:
       Results of the last step: final losses and evaluators' metrics, floats by name.
@@ -94,7 +96,7 @@ def train(
         iterator = stage.batches("train", parallel.rows(mesh, plan.batch))
         closing.callback(_close, iterator)
         restored = checkpoints.restore(abstract, iterator, stage.identity, former=stage.former)
-        state, first, meta = restored or (_initial(stage, abstract, root), 0, {})
+        state, first, meta = restored or (_initial(stage, abstract, root, start), 0, {})
         frozen = stage.load_frozen(mesh)
         shown = {"total": plan.steps, "log_every": plan.log_every, "batch": plan.batch}
         writer = metrics.Writer(directory, name=name, first=first, **shown, **(log or {}))
@@ -145,7 +147,7 @@ def _root(seed: int, name: str, mesh):
     return parallel.spread(key, parallel.replicated(mesh))
 
 
-def _initial(stage: Stage, abstract: TrainState, root) -> TrainState:
+def _initial(stage: Stage, abstract: TrainState, root, start=warm_start) -> TrainState:
     placements = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     init = jax.jit(make_init(stage), out_shardings=placements)
     # Where it does not fit, the error must come here: saving such a state would wait for ever.
@@ -153,7 +155,7 @@ def _initial(stage: Stage, abstract: TrainState, root) -> TrainState:
     plan = stage.plan
     if not plan.init_from:
         return state
-    params = warm_start(plan.init_from, state.params, new=plan.init_new)
+    params = start(plan.init_from, state.params, new=plan.init_new)
     # The average starts where the parameters start; a copy, because both are donated.
     ema = None if state.ema is None else jax.tree.map(lambda leaf: leaf.copy(), params)
     return dataclasses.replace(state, params=params, ema=ema)

@@ -63,7 +63,7 @@ MAY_IMPORT = {
     "composition": set(),
     "networks": {
         *("recipe", "remote", "parallel", "data", "diffusion", "checkpoint", "models", "stage"),
-        *("interop", "checksum"),
+        *("interop", "checksum", "workdir"),
     },
     "checkup": {"parallel", "data", "stage", "evals", "networks"},
     "stages": below(10),

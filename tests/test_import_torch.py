@@ -10,7 +10,7 @@ from test_cli import refused
 from test_codes_job import VAE
 from test_export_torch import STEPS, TINY, export, latents, make
 
-from dlc_jax import cli, pipeline, recipe
+from dlc_jax import cli, pipeline, recipe, workdir
 from dlc_jax.models.autoencoder import Autoencoder
 from dlc_jax.models.tiny_autoencoder import TinyAutoencoder
 
@@ -65,12 +65,20 @@ def test_a_run_comes_back(exported, tmp_path, capsys):
         np.testing.assert_array_equal(one, two)
 
 
-def test_a_part_in_bfloat16(exported, tmp_path, capsys):
-    flags = ("--dtype", "bfloat16", "--steps", "prior")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_part_in_a_narrow_type(dtype, exported, tmp_path, capsys):
+    flags = ("--dtype", dtype, "--steps", "prior")
     export(capsys, exported[0], tmp_path / "narrow", *flags)
     assert "nothing runs from it alone" in take(capsys, tmp_path / "narrow", tmp_path / "back")
     export(capsys, tmp_path / "back", tmp_path / "again", *flags)
     same(tmp_path / "narrow", tmp_path / "again")
+
+
+def test_the_demo_is_a_run_again(tmp_path, capsys):
+    """It is of float16, and the package has its code."""
+    take(capsys, "demo", tmp_path / "back")
+    export(capsys, tmp_path / "back", tmp_path / "again", "--dtype", "float16", "--no-code")
+    same(workdir.DEMO, tmp_path / "again")
 
 
 @pytest.mark.parametrize("name", ["tiny", "kl"])

@@ -1,5 +1,6 @@
 """Whole commands on a workdir in an object store: killed, in two processes, and looked at."""
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,9 @@ from test_several import ended, job, losses, until
 
 from dlc_jax.data.codes import CodeStore
 from dlc_jax.remote.store import Store
+from dlc_jax.workdir import DEMO
+
+KINDS = ("form", "ground", "tint")  # of the demo's crops, whose names are no news
 
 
 def dlc(*words):
@@ -97,3 +101,24 @@ def test_stopped_in_a_store_it_goes_on_and_a_second_run_is_refused(tmp_path, mon
         (third,) = job(url, 1, longer, recipe="tiny,encoder")
         assert ended([third])[0] == [0]
         assert Store(url).read("encoder/done.json") and Store(url).read("report.html")
+
+
+@pytest.mark.slow
+def test_names_of_positions_are_written_into_the_store(tmp_path, monkeypatch):
+    """Of a run there, whoever opens it next has them."""
+    monkeypatch.setenv("DLC_SCRATCH", str(tmp_path / "scratch"))
+    with bucket("s3") as (url, _):
+        url += "/runs/W"
+        files = [path for path in DEMO.rglob("*") if path.is_file()]
+        there = {path.relative_to(DEMO).as_posix(): path.read_bytes() for path in files}
+        Store(url).write(there)
+        out = ("--out", tmp_path / "positions.png")
+        found = dlc("positions", url, "--count", "64", "--pairs", "1", "--clusters", "2", *out)
+        assert found.returncode == 0 and f"into {url}/positions.json" in found.stdout, found
+        assert Store(url).versions().keys() == there.keys() | {"positions.json"}
+        groups = json.loads(Store(url).read("positions.json"))["groups"]
+        name = next(name for name in groups if name not in KINDS)
+        mixed = dlc(
+            "compose", "-w", url, "--count", "1", "--keep", name, "--out", tmp_path / "a.png"
+        )
+    assert len(groups) == 2 and mixed.returncode == 0, mixed

@@ -28,6 +28,8 @@ from dlc_jax.checkpoint.clearing import clear
 from dlc_jax.checkpoint.run import Checkpoints
 from dlc_jax.checkpoint.weights import (
     check_start,
+    filled,
+    fit,
     identities,
     identity_of,
     load_params,
@@ -38,6 +40,8 @@ __all__ = [
     "Checkpoints",
     "check_start",
     "clear",
+    "filled",
+    "fit",
     "identities",
     "identity_of",
     "load_params",

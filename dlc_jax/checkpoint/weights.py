@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -76,12 +76,12 @@ def warm_start(directory: str | Path, params: Tree, *, new: Sequence[str] = ()) 
         place here; `new` names nothing.
     """
     path, collection, added = _start(directory, params, new, hashed=True)
-    if added and jax.process_index() == 0:
-        seal.log.warning("not in %s, so new: %s", path, ", ".join(added))
-    fresh = arrays.flat(params)
-    wanted = {f"{collection}.{name}": leaf for name, leaf in fresh.items() if name not in added}
-    named = arrays.part(arrays.read(path / "state", wanted), collection)
-    return arrays.unflat(params, fresh | named)
+
+    def read(kept):
+        wanted = {f"{collection}.{name}": leaf for name, leaf in kept.items()}
+        return arrays.part(arrays.read(path / "state", wanted), collection)
+
+    return filled(params, added, read, path=path)
 
 
 def identity_of(directory: str | Path) -> str:
@@ -131,9 +131,25 @@ def _start(directory: str | Path, params: Tree, new: Sequence[str], *, hashed: b
         if hashed:
             raise
         return _start(directory, params, new, hashed=True)  # which passes over a damaged step
-    fresh = arrays.flat(params)
     collection = "ema" if arrays.part(saved, "ema") else "params"
-    present, added = arrays.part(saved, collection), set()
+    added = fit(arrays.part(saved, collection), params, new, where=where, path=path)
+    return path, collection, added
+
+
+def fit(
+    present: Mapping[str, list], params: Tree, new: Sequence[str], *, where: str, path: Path
+) -> list[str]:
+    """Names of `params` that are not in what is saved, and so new; all else must fit.
+
+    Args:
+      present: {dotted name: [shape, dtype]} of what is saved at `path`.
+      params, new: see `warm_start`.
+      where: how the field is written that names the place.
+
+    Raises:
+      UserError: see `warm_start`.
+    """
+    fresh, added = arrays.flat(params), set()
     for pattern in new:
         try:
             matched = [name for name in fresh if re.fullmatch(pattern, name)]
@@ -154,7 +170,20 @@ def _start(directory: str | Path, params: Tree, new: Sequence[str], *, hashed: b
             f"{where}: {path} does not fit this model ({arrays.listed(wrong)}); set the model's "
             "fields as it has them, or name what may be absent there in train.init_new"
         )
-    return path, collection, sorted(added)
+    return sorted(added)
+
+
+def filled(params: Tree, added: Sequence[str], read: Callable, *, path: Path) -> Tree:
+    """`params` with what is saved at `path` in place of all but those `added`, which are logged.
+
+    Args:
+      read: ({dotted name: fresh array}) -> {dotted name: saved array, placed alike}.
+    """
+    if added and jax.process_index() == 0:
+        seal.log.warning("not in %s, so new: %s", path, ", ".join(added))
+    fresh = arrays.flat(params)
+    kept = {name: leaf for name, leaf in fresh.items() if name not in added}
+    return arrays.unflat(params, fresh | read(kept))
 
 
 def _chosen(directory: Path, step: int | None, *, hashed: bool = True) -> int:

@@ -14,6 +14,7 @@ from dlc_jax.cli.torch_parts import Part, Source, make
 from dlc_jax.composition import groups
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files, hub_card, hub_names, slots
+from dlc_jax.interop.weights import DTYPES
 
 EXPORT = "dlc export torch -w runs/imagenet256 --out exported"
 STEPS = ("encoder", "prior", "generator", "autoencoder")
@@ -26,7 +27,7 @@ def give_flags(action) -> None:
     )
     action.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16", "float16"),
+        choices=DTYPES,
         default="float32",
         help="of the weights; float32, as they were saved",
     )
@@ -65,6 +66,7 @@ def give(arguments) -> None:
         for name in code:
             shutil.copyfile(HUB / name, place / name)
         known = {"architectures": ["DLCPipeline"], "commit": commit, "data": data}
+        known |= {"trained": _trained(config, arguments.workdir, names)}
         _json(place / "config.json", known)
         home.write(place / home.RUN, home.portable(_renamed(config.to_dict(), names)))
         if (Path(arguments.workdir) / groups.FILE).is_file():
@@ -112,6 +114,18 @@ def _names(config: ConfigDict, workdir: str, asked: str | None) -> dict[str, str
     if not parts:
         raise UserError(f"{workdir} is a run whose recipe has none of {', '.join(STEPS)}")
     return {part: found[part] for part in STEPS if part in parts}
+
+
+def _trained(config: ConfigDict, workdir: str, names: dict[str, str]) -> dict[str, dict]:
+    """{part: its step, and for how many steps that was trained here} of those that are steps."""
+    found: dict[str, dict] = {}
+    for part, step in names.items():
+        if part != "autoencoder":
+            directory = recipe.trained(config, workdir, step)
+            imported = weights.record(directory) is not None
+            steps = {} if imported else {"steps": home.done(directory)["steps"]}
+            found[part] = {"step": step, **steps}
+    return found
 
 
 def _renamed(config: dict, names: dict[str, str]) -> dict:

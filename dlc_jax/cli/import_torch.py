@@ -13,6 +13,7 @@ from dlc_jax.cli import encoders, official, torch_parts, weights
 from dlc_jax.cli.torch_parts import Source
 from dlc_jax.errors import UserError
 from dlc_jax.interop import files, hub_folder, hub_names, slots
+from dlc_jax.interop.weights import DTYPES
 
 IMPORT = "dlc import torch exported --out runs/imported"
 AUTOENCODER = "autoencoder"
@@ -20,7 +21,7 @@ AUTOENCODER = "autoencoder"
 
 def take(arguments, rest) -> None:
     """dlc import torch."""
-    out, folder = weights.absent(arguments.out), Path(arguments.folder)
+    out, folder = weights.absent(arguments.out), home.locate(arguments.folder)
     found = hub_folder.configs(folder)
     config, parts = fitted(found, folder, out), [part for part in found if part]
     said = [f"wrote {out}"]
@@ -84,13 +85,13 @@ def _dtype(place: Path) -> str:
     """That of a file's first tensor; `hub_names.read` compares the others with it.
 
     Raises:
-      UserError: neither float32 nor bfloat16.
+      UserError: float32 does not hold it without loss.
     """
     tensors = files.load(place)
     name = next(iter(tensors.shapes), None)
     found = "no type" if name is None else str(tensors.read(name).dtype)
-    if found not in ("float32", "bfloat16"):
-        raise UserError(f"{place}: tensors are of {found}, and here float32 or bfloat16 alone")
+    if found not in DTYPES:
+        raise UserError(f"{place}: tensors are of {found}, and here {', '.join(DTYPES)} alone")
     return found
 
 

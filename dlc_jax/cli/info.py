@@ -1,4 +1,4 @@
-"""dlc info W: what a workdir holds and how far it is.
+"""dlc info W: what a workdir or an exported folder holds, and how far it is.
 
 It only reads, and it reads what it can of a workdir that is unfinished or damaged.
 """
@@ -22,7 +22,8 @@ _SKIPPED = re.compile(r"^(seconds|judge)/|(^|[/_])count$|chance|values|skipped")
 
 
 def arguments(parser) -> None:
-    parser.add_argument("workdir", metavar="W", help="folder of a run")
+    said = "folder of a run, or one that dlc export torch wrote"
+    parser.add_argument("workdir", metavar="W", help=said)
 
 
 def run(arguments, rest) -> None:
@@ -32,13 +33,15 @@ def run(arguments, rest) -> None:
         raise UserError(f"{directory} {problem}; give the folder of a run")
     config, config_problem = read(directory / "config.json")
     results, results_problem = read(directory / "results.json")
-    steps = names(directory, config)
-    if not config and not any((directory / name).is_dir() for name in steps):
+    parts = exported(directory, config)
+    steps = [] if parts else names(directory, config)
+    if not (config or parts) and not any((directory / name).is_dir() for name in steps):
         raise UserError(f"{directory} holds no run: no readable config.json and no step's folder")
 
     in_use = workdir.holder(directory)
     print(f"{directory}, {size(directory)}, {f'in use by {in_use}' if in_use else 'not in use'}")
-    rows = [("step", "state", "size", "time")]
+    rows = [("part" if parts else "step", "state", "size", "time" if steps else "")]
+    rows += [(name, said, size(directory / name), "") for name, said in parts.items()]
     for name in steps:
         seconds = results.get(f"seconds/{name}")
         rows.append((name, *state(directory / name, section(config, name), seconds)))
@@ -85,6 +88,35 @@ def names(directory: Path, config: dict) -> list[str]:
     others = [path.name for path in paths if path.name not in order]
     before = [name for name in others if section(config, name)]
     return [*before, *order, *(name for name in others if name not in before)]
+
+
+def exported(directory: Path, config: dict) -> dict[str, str]:
+    """{part: what it is, in words} of a folder of dlc export torch; {} of any other.
+
+    Args:
+      config: its config.json.
+    """
+    named = "DLCPipeline" in section(config, "architectures", list)
+    if not named and not (directory / workdir.RUN).is_file():
+        return {}
+    from dlc_jax.interop import hub_folder
+
+    found = {}
+    for name in hub_folder.PARTS:
+        if not (directory / name).is_dir():
+            continue
+        try:
+            own, _ = read(directory / name / "config.json")
+            count, dtype = hub_folder.measured(directory / name, own)
+            said = [f"{count:,} parameters of {dtype}"]
+        except UserError as error:
+            said = [str(error)]
+        trained = section(section(config, "trained"), name)
+        if step := section(trained, "step", str):
+            steps = section(trained, "steps", int)
+            said.append(f"{steps} steps of {step}" if steps else f"imported as {step}")
+        found[name] = ", ".join(said)
+    return found
 
 
 def section(tree: dict, name: str, kind: type = dict) -> Any:

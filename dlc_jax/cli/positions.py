@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dlc_jax import remote
 from dlc_jax import workdir as home
 from dlc_jax.cli import networks
 from dlc_jax.composition import groups as names
@@ -67,6 +68,8 @@ def run(arguments, rest) -> None:
     print(text(rows, flat(columns)))
     with networks.writing(out):
         pictures.save_png(out, picture(rows, columns, shared))
+    if workdir != home.DEMO:
+        remote.send(workdir / names.FILE)  # of a run in a store
     each = ", ".join(f"{name} ({len(group)})" for name, group in clusters.items())
     kept = "" if workdir == home.DEMO else f" into {workdir / names.FILE}"
     print(f"wrote {out}, and groups of positions{kept}: {each}")

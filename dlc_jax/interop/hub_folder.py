@@ -4,12 +4,13 @@ The inverse of `hub_config`; tensors are read by `hub_names.read`.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dlc_jax.errors import UserError
-from dlc_jax.interop import hub_config
+from dlc_jax.interop import files, hub_config
 
 PARTS = ("encoder", "prior", "generator", "autoencoder")
 # an encoder's DINO head, which is not in the folder: the smallest stands in
@@ -50,6 +51,26 @@ def _json(path: Path) -> dict:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
     raise UserError(f"{path} cannot be read ({reason}); export the run again")
+
+
+def measured(place: Path, known: Mapping) -> tuple[int, str]:
+    """(parameters, dtype of the first) of a part, by the head of its file.
+
+    Args:
+      known: its config.json. A backbone without LayerScale has one of ones, which is no parameter.
+
+    Raises:
+      UserError: see `files.load`.
+    """
+    tensors, ours = files.load(place), known.get("dlc")
+    plain = isinstance(ours, dict) and ours.get("layer_scale", 0) is None
+    shapes = {
+        name: shape
+        for name, shape in tensors.shapes.items()
+        if not (plain and ".layer_scale" in name)
+    }
+    dtype = next((str(tensors.read(name).dtype) for name in shapes), "no type")
+    return sum(map(math.prod, shapes.values())), dtype
 
 
 def lines(found: Mapping[str, Mapping], folder: Path) -> Lines:

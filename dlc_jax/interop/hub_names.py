@@ -62,17 +62,16 @@ def scales(shapes: Shapes) -> dict[str, np.ndarray]:
     return {f"encoder.layer.{layer}.{name}": ones for layer in range(depth) for name in names}
 
 
-def read(
-    path: Path, table: Mapping[str, Slot], shapes: Shapes, constants: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Our parameters {path: array} of a file, in its dtype.
+def opened(
+    path: Path, table: Mapping[str, Slot], constants: Mapping[str, np.ndarray]
+) -> files.Tensors:
+    """A file's tensors, none of them read yet but constants.
 
     Args:
       constants: {name: array} of tensors that are no parameters.
 
     Raises:
-      UserError: the file is damaged or lacks a tensor, has others, some of another dtype, or
-        constants that differ.
+      UserError: the file is damaged or lacks a tensor, has others, or constants that differ.
     """
     found = files.load(path)
     given = {name: shape for name, shape in found.shapes.items() if name not in constants}
@@ -80,6 +79,21 @@ def read(
     for name, constant in constants.items():
         if name not in found.shapes or not np.array_equal(found.read(name), constant):
             raise UserError(f"{path}: {name} is not what it is made of; export it again")
+    return found
+
+
+def read(
+    path: Path, table: Mapping[str, Slot], shapes: Shapes, constants: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Our parameters {path: array} of a file, in its dtype.
+
+    Args:
+      constants: as `opened` takes them.
+
+    Raises:
+      UserError: see `opened`; some tensor is of another dtype.
+    """
+    found = opened(path, table, constants)
     params: dict[str, np.ndarray] = {}
     dtype = found.read(next(iter(table))).dtype
     for name, row in table.items():

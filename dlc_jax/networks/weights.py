@@ -43,14 +43,24 @@ def load(directory: Path, stage: str, abstract: Tree, *, step: int | None = None
     if not path.is_file():
         how = {} if step is None else {"step": step}
         return checkpoint.load_params(directory / "checkpoints", abstract, **how)
-    shapes, unread = slots.shapes_of(abstract), hub_names.TRAINING.get(stage, ())
-    saved = {name: shape for name, shape in shapes.items() if not name.startswith(unread)}
-    is_encoder = stage == "encoder"
-    table = hub_names.encoder(saved) if is_encoder else hub_names.network(saved)
-    found = hub_names.read(path, table, saved, hub_names.scales(saved) if is_encoder else {})
+    found = hub_names.read(path, *parts_of(stage, slots.shapes_of(abstract)))
 
     def place(name, leaf):
         array = found[name] if name in found else np.zeros(leaf.shape)
         return jax.device_put(array.astype(leaf.dtype), leaf.sharding)
 
     return slots.nested({name: place(name, leaf) for name, leaf in slots.flat(abstract).items()})
+
+
+def parts_of(stage: str, shapes: hub_names.Shapes) -> tuple:
+    """(table, shapes, constants) of an exported step's file, as `hub_names.read` takes them.
+
+    Args:
+      stage: kind of the step.
+      shapes: {path: shape} of all its parameters.
+    """
+    unread = hub_names.TRAINING.get(stage, ())
+    saved = {name: shape for name, shape in shapes.items() if not name.startswith(unread)}
+    if stage == "encoder":
+        return hub_names.encoder(saved), saved, hub_names.scales(saved)
+    return hub_names.network(saved), saved, {}

@@ -24,14 +24,11 @@ try:
 except ImportError:  # as a part of a package, which hubs make of it
     from .networks_dlc import Component, DLCEncoder, DLCGenerator, DLCPrior
 
-
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in 0..1
 
 
 def generator_of(seed):
-    if isinstance(seed, torch.Generator):
-        return seed
-    return torch.Generator().manual_seed(seed)
+    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
 
 
 # ---- codes: masked diffusion ----
@@ -419,6 +416,8 @@ class DLCPipeline:
         """
         if operator not in ("coin", "infill", "refine"):
             raise ValueError(f"operator {operator!r} is none of coin, infill, refine")
+        if odd := how.keys() - {"calls", "labels", "steps", "temperature"}:
+            raise TypeError(f"compose() got unexpected keyword arguments {sorted(odd)}")
         parents = [torch.as_tensor(parent) for parent in parents]
         parents = [self.encode(each) if each.ndim == 4 else each for each in parents]
         parents, seed = torch.stack([each.cpu() for each in parents]), generator_of(seed)

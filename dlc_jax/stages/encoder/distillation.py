@@ -3,6 +3,7 @@
 Each function takes the `Setup` of the stage first, and then what `stage.Stage` says.
 """
 
+import collections
 import math
 
 import jax
@@ -126,15 +127,18 @@ def prepare(setup: Setup, params, ema, extra, batch, frozen, step, key):
 
 
 def loss(setup: Setup, params, extra, batch, frozen, step, key):
-    """The weighted terms of all kinds; aux has the means that the centers follow."""
+    """The weighted terms of all kinds; aux has the means that the centers follow.
+
+    Metrics are the terms that were computed, and no others.
+    """
     objective = setup.objective
-    terms = dict.fromkeys((*TERMS, "target_entropy", "code_perplexity"), 0.0)
+    terms: dict = collections.defaultdict(float)
     means = []
     for place, kind in enumerate(setup.kinds if objective.reads_crops else ()):
         means.append(add_terms(setup, terms, params, extra, batch, step, key, kind, place))
     if objective.plain:
         terms["plain"] = plain_term(setup, params, batch)
-    total = sum(getattr(objective, name) * terms[name] for name in TERMS)
+    total = sum((getattr(objective, name) * terms[name] for name in TERMS if name in terms), 0.0)
     metrics = {name: jnp.asarray(term, jnp.float32) for name, term in terms.items()}
     return total, (metrics, jax.tree.map(lambda *each: jnp.stack(each), *means) if means else {})
 
