@@ -39,7 +39,7 @@ RECIPE = {
     "without_codes": None,
     "samples_without_codes": None,
     "*.encoder": "encoder",
-    "samples.operator": None,
+    "samples": None,
 }
 VARIANTS = {
     "32px": {},

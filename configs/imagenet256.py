@@ -5,9 +5,8 @@
 
 Words: a step to run alone; DiT S, B, L, XL or 8B (not the paper's); codes 32x4096, 128x1024 or
 512x256; 256px or 512px; small, the smaller prior; sedd, the prior with the paper's score entropy;
-heads128, XL with 9 heads of 128. `--config.data.data_dir=DIR` has ImageNet, by TFDS as ArrayRecord.
-Latents are of sd-vae-ft-ema: `dlc import vae FILE --out DIR` and `--config.autoencoder.path=DIR`.
-The paper trained 1, 2 and 10 days on 2 to 4 GPUs. Newer: imagenet256_fast.py, imagenet512.py.
+heads128, XL with 9 heads of 128. `--config.data.data_dir=DIR` has ImageNet by TFDS. Latents:
+`dlc import vae FILE --out DIR`, `--config.autoencoder.path=DIR`. Newer: imagenet256_fast.py.
 """
 
 RECIPE = {

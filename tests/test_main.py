@@ -94,7 +94,7 @@ def test_what_was_run_can_be_run_again_and_with_other_samples(complete, tmp_path
     lines = [line for line in again.stdout.splitlines() if not line.endswith(": complete")]
     assert lines[0] == "samples ..."
     (line,) = (workdir / "config_history.jsonl").read_text().splitlines()
-    changes = {"encoder.train.log_every": [8, 4], scale: [1.5, 2.0]}
+    changes = {"encoder.train.log_every": [8, 4], scale: [1.0, 2.0]}
     assert json.loads(line)["changed"] == changes
     wide = "--config.encoder.model.backbone.width=64"
     refused = subprocess.run(**train(workdir, wide, recipe=own), timeout=60)

@@ -515,7 +515,7 @@ def test_groups_are_kinds_of_crops_and_clusters_of_the_run(tmp_path):
 def test_load_samples_as_the_recipe_does(tmp_path):
     written(tmp_path)
     found = pipeline.load(tmp_path, batch=3)
-    assert found.sampler == dataclasses.replace(FAST, guidance=Guidance(scale=1.5))
+    assert found.sampler == dataclasses.replace(FAST, guidance=Guidance(scale=1.0))
     assert found.code_sampler == CodeSampler(calls=3)
     assert found.batch >= 3 and found.batch % jax.device_count() == 0
     with pytest.raises(UserError, match="train this step first"):

@@ -129,14 +129,13 @@ def test_the_plan_counts_every_evaluation():
         found = samples.plan(config, own, None)
         return [found[name].flops for name in ("decode", "sample_codes")]
 
-    assert section.sampler.calls == 2 and section.sampler.guidance.scale == 1.5
-    assert flops() == [10 * 2 * 2 * generator, 10 * 3 * prior]
-    unguided = dataclasses.replace(section.sampler.guidance, scale=1.0)
-    assert flops(calls=0, guidance=unguided) == [10 * 2 * generator, 10 * 6 * prior]
-    assert flops(method="heun", steps=5)[0] == 10 * 9 * 2 * generator
+    assert section.sampler.calls == 2 and section.sampler.guidance.scale == 1.0
+    assert flops() == [10 * 2 * generator, 10 * 3 * prior]
+    guided = dataclasses.replace(section.sampler.guidance, scale=1.5)
+    assert flops(calls=0, guidance=guided) == [10 * 2 * 2 * generator, 10 * 6 * prior]
+    assert flops(method="heun", steps=5, guidance=guided)[0] == 10 * 9 * 2 * generator
     bare = dataclasses.replace(section, codes="", batch=10)
-    leaning = dataclasses.replace(section.sampler.guidance, base="W/weak")
-    for guidance, passes in ((section.sampler.guidance, 1), (leaning, 2)):
+    for guidance, passes in ((guided, 1), (dataclasses.replace(guided, base="W/weak"), 2)):
         own = dataclasses.replace(
             bare, sampler=dataclasses.replace(bare.sampler, guidance=guidance)
         )
