@@ -30,7 +30,7 @@ ROOMS = {
     "files heic images inputs listing loader npz parquet shapes sources survey sweep transforms "
     "webdataset",
     "codes: store, job, health": "checkup cli_probe code_store codes_dtype codes_health codes_job "
-    "latents masks neighbors probe shared_codes batch_file code_likeness",
+    "embeddings latents masks neighbors probe shared_codes batch_file code_likeness",
     "networks, kernel, losses": "attention attention_device attention_gpu attention_tpu "
     "autoencoder dit dit_interop dit_options dit_parity drop_path encoder flops layers "
     "masked_transformer models networks parameters positions shardings ssl_loss tiny_autoencoder "
