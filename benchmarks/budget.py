@@ -40,7 +40,7 @@ ROOMS = {
     "checkpoints, metrics, report": "boards checkpoint cli_checkpoints failed_saves metrics report "
     "retention",
     "pipeline, samples, verbs": "cli code_positions composition demo demo_page factors judge "
-    "notebooks operators pictures pipeline profile samples",
+    "baselines notebooks operators pictures pipeline profile samples",
     "evaluation: metrics of samples": "evaluate evaluate_parity frechet inception_score "
     "kernel_distance manifold metrics_parity training_scores vendi",
     "feature networks": "features features_parity",
