@@ -64,7 +64,7 @@ class Board:
         if name not in self.rows:
             begin = time.monotonic()
             self.rows[name] = make(*arguments)
-            self.path.write_text(json.dumps(self.rows, separators=(",", ":")))
+            home.write(self.path, self.rows)
             print(f"{name}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
         return self.rows[name]
 
@@ -106,7 +106,8 @@ class Bench:
         """Codes and embeddings of all images by W's encoder, and two stores that need none."""
         if not (self.coded / self.encoder).is_dir():
             trained = recipe.trained(self.config, self.arguments.run, self.encoder)
-            shutil.copytree(trained, self.coded / self.encoder)
+            copied = shutil.copytree(trained, self.coded / "copied", dirs_exist_ok=True)
+            copied.rename(self.coded / self.encoder)  # whole, or not there
         lines = {"codes.path": "", "codes.embedding": self.arguments.embedding}
         self.train(self.coded, "codes", lines | {"codes.splits": "('train','validation')"})
         for split in ("train", "validation"):
