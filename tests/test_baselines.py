@@ -93,6 +93,7 @@ def test_a_line_of_the_table_by_hand():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_it_runs_and_goes_on(quickstart, tmp_path):
     """On a tiny run; a second time nothing is measured again."""
 
