@@ -30,7 +30,7 @@ ROOMS = {
     "files heic images inputs listing loader npz parquet shapes sources survey sweep transforms "
     "webdataset",
     "codes: store, job, health": "checkup cli_probe code_store codes_dtype codes_health codes_job "
-    "latents masks neighbors probe shared_codes batch_file code_likeness",
+    "embeddings latents masks neighbors probe shared_codes batch_file code_likeness",
     "networks, kernel, losses": "attention attention_device attention_gpu attention_tpu "
     "autoencoder dit dit_interop dit_options dit_parity drop_path encoder flops layers "
     "masked_transformer models networks parameters positions shardings ssl_loss tiny_autoencoder "
@@ -40,7 +40,7 @@ ROOMS = {
     "checkpoints, metrics, report": "boards checkpoint cli_checkpoints failed_saves metrics report "
     "retention",
     "pipeline, samples, verbs": "cli code_positions composition demo demo_page factors judge "
-    "notebooks operators pictures pipeline profile samples",
+    "baselines notebooks operators pictures pipeline profile samples",
     "evaluation: metrics of samples": "evaluate evaluate_parity frechet inception_score "
     "kernel_distance manifold metrics_parity training_scores vendi",
     "feature networks": "features features_parity",

@@ -148,8 +148,8 @@ def _check_codes(config, name: str) -> None:
     section = config[name]
     if "model" not in section or "codes" not in section or not section.codes:
         return
-    if section.get("latents") and not section.model.positions:
-        return  # it reads the store's latents alone
+    if not section.model.positions:
+        return  # it reads the store's latents or embeddings alone
     encoder = config[section.codes].encoder
     for field in ("positions", "values"):
         reads, gives = section.model[field], config[encoder].model.simplicial[field]

@@ -4,6 +4,7 @@
     p = pipeline.load("runs/quickstart")
     codes = p.encode(images)                                 # uint8 [b, y, x, c] -> int32 [b, l]
     images = p.decode(codes, seed=0)                         # back
+    images = p.decode(embeddings=p.embed(images))            # of a generator trained on embeddings
     images = p.sample(16, seed=0)                            # new ones
     mixed, bits = p.compose([a, b], weights=(1, 3))          # a and b: images, or their codes
     images = p.decode(mixed)
@@ -30,7 +31,6 @@ on the batch size, and a long job can be done in parts (`first`). `close`, or `w
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +44,6 @@ from dlc_jax.composition.operators import Coin, Operator, Soft
 from dlc_jax.diffusion.code_sampler import CodeSampler
 from dlc_jax.diffusion.guidance import Guidance as Guidance
 from dlc_jax.diffusion.sample import Sampler
-from dlc_jax.errors import UserError
 from dlc_jax.networks import Networks
 
 Images = np.ndarray | Sequence[np.ndarray]
@@ -137,6 +136,10 @@ class Pipeline:
         """Features float32 [b, 2 d]: normalized class token, and mean of the patches'."""
         return self._encoder.features(images, params=params)
 
+    def embed(self, images: Images, *, kind: str = "") -> np.ndarray:
+        """Embeddings float32 [b, e], as the codes step stores them; see `EncoderNetwork.embed`."""
+        return self._encoder.embed(images, kind=kind)
+
     def simplices(self, images: Images, *, temperature: float = 1.0) -> np.ndarray:
         """Soft codes float32 [b, l, v]: softmax of logits / temperature (above 0), no noise."""
         return self._encoder.simplices(images, temperature=temperature)
@@ -157,8 +160,7 @@ class Pipeline:
         Raises:
           UserError: codes or positions that do not fit.
         """
-        shape = (len(codes), self._prior.model.positions)
-        known = kept(keep, shape)
+        known = kept(keep, (len(codes), self._prior.model.positions))
         return self.sample_codes(len(codes), prompt=codes, known=known, **how)
 
     def likelihood(self, codes: np.ndarray, **how) -> tuple[np.ndarray, np.ndarray]:
@@ -173,20 +175,17 @@ class Pipeline:
         self, codes: np.ndarray, share: float = 0.1, *, sampler: CodeSampler | None = None, **how
     ) -> np.ndarray:
         """Codes int32 [b, l], a share of their positions, the least likely, drawn anew."""
-        if not 0 <= share <= 1:
-            raise UserError(f"redraw: share={share} of the positions must be in 0..1")
-        length = self._prior.model.positions
-        how = {"seed": 0, "calls": min(8, length), "sampler": sampler or self.code_sampler} | how
-        return self._prior.redraw(codes, positions=math.ceil(round(share * length, 6)), **how)
+        how = {"seed": 0, "sampler": sampler or self.code_sampler} | how
+        return self._prior.redraw_share(codes, share, **how)
 
     def decode(
-        self, codes: np.ndarray | None, *, sampler: Sampler | None = None, **how
+        self, codes: np.ndarray | None = None, *, sampler: Sampler | None = None, **how
     ) -> np.ndarray:
-        """Codes int [b, l] or soft ones float [b, l, v] to uint8 images [b, y, x, c].
+        """Codes int [b, l], soft ones float [b, l, v] or `embeddings` to uint8 images [b, y, x, c].
 
         Args:
           sampler: None is the pipeline's.
-          how: `seed`, `first` and what else `GeneratorNetwork.decode` takes.
+          how: `seed`, `first`, `embeddings` and what else `GeneratorNetwork.decode` takes.
 
         Raises:
           UserError: codes of another shape or type, outside [0, V), or no points of simplices.

@@ -230,8 +230,7 @@ def test_the_grid_draws_unseen_images_by_the_average(stores, tmp_path, monkeypat
     [
         ({"model.image": 8}, "generator.model.image=8, but images of 16 pixels"),
         ({"normalize": True}, "normalize=True is for latents"),
-        ({"model.embedding": 4}, "no step gives embeddings"),
-        ({"codes": ""}, "without codes, positions is 0"),
+        ({"codes": ""}, "without codes, positions and embedding are 0"),
         ({"codes": "", "latents": True}, "latents are in the store of a codes step"),
         ({"objective.route": 0.5}, "objective.route=0.5 does not go with"),
         ({"model.align": 1}, "objective.align=0.0 does not go with"),

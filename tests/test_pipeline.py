@@ -206,7 +206,7 @@ def known():
 
     found = pipeline.Pipeline(networks({"generator.process.prediction": "x"}))
     sizes = dict(positions=LENGTH, values=VALUES, image=2, channels=3, classes=0, early=0)
-    sizes["sigma_conditioning"] = False
+    sizes |= {"sigma_conditioning": False, "embedding": 0}
     for step, apply in (("prior", logits), ("generator", data)):
         network = found.networks[step]
         network.model = types.SimpleNamespace(apply=apply, **sizes)

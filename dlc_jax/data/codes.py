@@ -115,6 +115,21 @@ class CodeStore:
                 f"--workdir and no {where}.path"
             )
 
+    def check_embedding(self, width: int, where: str) -> None:
+        """UserError if the records have no embedding of `width`, which the step `where` reads."""
+        kind, shape = self.manifest["fields"].get("embedding", (None, (0,)))
+        if kind is None:
+            raise UserError(
+                f"code store {self.directory} has no embeddings, which {where} asks for; set "
+                "codes.embedding, in another --workdir"
+            )
+        if list(shape) != [width]:
+            raise UserError(
+                f"{where} has embeddings of width {width}; those of {self.directory} have width "
+                f"{shape[0]}: set generator.model.embedding={shape[0]} and codes.embedding as they "
+                "were made, or give other codes"
+            )
+
     def check_source(self, identity) -> None:
         """UserError if the data of the codes has another identity; differing keys are named."""
         if shard.plain(identity) != self.manifest["source"]:
@@ -134,7 +149,7 @@ class CodeStore:
             rows = np.asarray(rows, np.int64)
             if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
                 raise IndexError(f"records {rows.min()} to {rows.max()} of {len(self)}")
-            return self.codes()[rows] if self._small else self._chosen(rows)
+            return self.codes()[rows] if self._small else self._chosen(rows, "codes")
         with self._lock:
             if self._memory is None:
                 codes = np.empty((len(self), self.manifest["positions"]), self.manifest["dtype"])
@@ -145,19 +160,24 @@ class CodeStore:
                 self._memory = codes
         return self._memory
 
+    def embeddings(self, rows) -> np.ndarray:
+        """Embeddings float32 [n, e] of some rows in their order, of a store that has them."""
+        return self._chosen(np.asarray(rows, np.int64), "embedding").astype(np.float32)
+
     @property
     def _small(self):
         return not self.manifest["fields"] and self._record.itemsize * len(self) <= MEMORY_BYTES
 
-    def _chosen(self, rows):
-        codes = np.empty((len(rows), self.manifest["positions"]), self.manifest["dtype"])
+    def _chosen(self, rows, field):
+        kind = self._record[field]
+        chosen = np.empty((len(rows), *kind.shape), kind.base)
         at_once = max(1, BLOCK_BYTES // self._record.itemsize)
         for k in np.unique(rows // self._shard_size):
             (here,) = np.nonzero(rows // self._shard_size == k)
             for places in (here[start : start + at_once] for start in range(0, len(here), at_once)):
                 found = self._read(int(k), (rows[places] % self._shard_size).tolist())
-                codes[places] = np.frombuffer(found, self._record)["codes"]
-        return codes
+                chosen[places] = np.frombuffer(found, self._record)[field]
+        return chosen
 
     def verify(self, progress=None) -> None:
         """Reads every byte.

@@ -1,4 +1,4 @@
-"""What users hand over, images and codes of any origin, as networks take them."""
+"""What users hand over, images, codes and embeddings, as networks take them."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -108,3 +108,29 @@ def check_codes(codes: np.ndarray, *, length: int, values: int, where: str) -> n
         return codes.astype(np.float32)
     kinds = f"integers [b, {length}], or floats [b, {length}, {values}]"
     raise UserError(f"{where}: codes of this run are {kinds}; got {codes.dtype} {codes.shape}")
+
+
+def check_embeddings(
+    embeddings: np.ndarray | None, *, width: int, count: int | None, where: str
+) -> np.ndarray:
+    """Embeddings as networks take them, float32 [b, width].
+
+    Args:
+      width: 0 of a network that reads none.
+      count: b, where something else says it.
+
+    Raises:
+      UserError: none, another shape or type, values that are not finite, or a network without.
+    """
+    if not width:
+        raise UserError(f"{where} was trained without embeddings; give none")
+    if embeddings is None:
+        raise UserError(f"{where} was trained with embeddings; give some, as from embed")
+    found = np.asarray(embeddings)
+    fits = found.ndim == 2 and found.shape[1] == width and count in (None, len(found))
+    if not fits or found.dtype.kind != "f" or not np.isfinite(found).all():
+        raise UserError(
+            f"{where}: embeddings are finite floats [{count or 'b'}, {width}]; got {found.dtype} "
+            f"{list(found.shape)}"
+        )
+    return found.astype(np.float32)

@@ -111,9 +111,7 @@ class Factors:
         reading, stacked = self.judge.read(children), np.stack(list(parents))  # [p n f]
         equal = stacked == reading.factors
         kinds = np.asarray(self.classes, np.float64)
-        # own[p, n, f]: no other parent has this parent's value, so a child that shows it has it
-        # from this one.
-        own = np.stack([(stacked == parent).sum(axis=0) == 1 for parent in stacked])
+        own = _own(stacked)
         # [n f], values among the parents
         different = 1 + (np.diff(np.sort(stacked, axis=0), axis=0) != 0).sum(axis=0)
         every = "both_parents" if len(stacked) == 2 else "all_parents"
@@ -125,8 +123,7 @@ class Factors:
         result[every] = float((equal & own).any(axis=2).all(axis=0).mean())
         result[f"chance_{every}"] = float(_chance_of_every(own / kinds).mean())
         telling = kinds > len(stacked)
-        shown = (equal & own)[..., telling].any(axis=2).all(axis=0)
-        success = shown & equal[..., telling].any(axis=0).all(axis=1) & reading.valid
+        success = self.success(stacked, reading)
         result["success"] = float(success.mean())
         inherited = (different / kinds)[:, telling]
         chance = _chance_of_every((own / kinds)[..., telling], inherited)
@@ -134,6 +131,19 @@ class Factors:
         if bits is not None:
             result |= {"bits": float(np.mean(bits))} | _area(bits, success)
         return result | {"count": len(children), "valid": float(np.mean(reading.valid))}
+
+    def success(self, parents: Sequence[np.ndarray], reading: Any) -> np.ndarray:
+        """Which children succeed, bool [n], of what the judge read of them; see `composition`."""
+        stacked = np.stack(list(parents))
+        telling = np.asarray(self.classes) > len(stacked)
+        equal, own = (stacked == reading.factors)[..., telling], _own(stacked)[..., telling]
+        shown = (equal & own).any(axis=2).all(axis=0)
+        return shown & equal.any(axis=0).all(axis=1) & reading.valid
+
+
+def _own(parents: np.ndarray) -> np.ndarray:
+    """bool [p, n, f]: no other parent has this value, so a child that shows it has it from here."""
+    return np.stack([(parents == parent).sum(axis=0) == 1 for parent in parents])
 
 
 def _chance_of_every(share: np.ndarray, whole: np.ndarray | float = 1.0) -> np.ndarray:

@@ -10,6 +10,8 @@ from dlc_jax.models.simplicial import DinoHead, Simplicial
 from dlc_jax.models.vit import ViT
 from dlc_jax.typing import Array, Bool, Float, Int, Key
 
+EMBEDDINGS = ("class", "summary")  # what may stand for an image instead of its code
+
 
 class Encoder(nn.Module):
     """A backbone, a simplicial head on its summary tokens, and a DINO head.
@@ -105,6 +107,23 @@ class Encoder(nn.Module):
     def normalize(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         """The backbone's final norm."""
         return self.body.normalize(x)
+
+    def embedding(self, tokens: dict[str, Array], kind: str) -> Float[Array, "b e"]:
+        """An image's continuous embedding, of the tokens that `__call__` gives.
+
+        Args:
+          kind: "class" is the normalized class token, e = d; "summary" all that codes are read
+            from, it and the normalized registers side by side, e = (1 + r) d.
+        """
+        found = tokens["cls"][:, None]
+        if kind == "summary":
+            found = jnp.concatenate([found, tokens["registers"]], axis=1)
+        return self.normalize(found).reshape(len(found), -1)
+
+    @nn.nowrap
+    def embedding_width(self, kind: str) -> int:
+        """The width e of `embedding`."""
+        return self.backbone.width * (self.backbone.summary if kind == "summary" else 1)
 
     @nn.nowrap
     def flops(

@@ -1,4 +1,4 @@
-"""An encoder that was trained: images to codes, soft codes and features."""
+"""An encoder that was trained: images to codes, soft codes, embeddings and features."""
 
 import functools
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from dlc_jax import parallel, recipe
 from dlc_jax.data import inputs
 from dlc_jax.errors import UserError
-from dlc_jax.models.encoder import Encoder
+from dlc_jax.models.encoder import EMBEDDINGS, Encoder
 from dlc_jax.models.layers import compute_dtypes
 from dlc_jax.models.simplicial import relax
 from dlc_jax.models.vit import standardize
@@ -57,6 +57,21 @@ class EncoderNetwork(Network):
         """Features float32 [b, 2 d]: normalized class token, and mean of the patches'."""
         return self.run(self._features, self._fitted(images), params=params)
 
+    def embed(self, images: Images, *, kind: str = "", params=None) -> np.ndarray:
+        """Embeddings float32 [b, e], as a codes step stores them, but not rounded.
+
+        Args:
+          kind: "class" or "summary", see `Encoder.embedding`; "" is what the recipe's codes step
+            stores, or "class" where it stores none.
+
+        Raises:
+          UserError: another kind.
+        """
+        kind = kind or recipe.embedding(self.config, self.step) or EMBEDDINGS[0]
+        if kind not in EMBEDDINGS:
+            raise UserError(f"embed: kind={kind!r} is unknown; known: {', '.join(EMBEDDINGS)}")
+        return self.run(self._embedded, self._fitted(images), params=params, kind=kind)
+
     def simplices(self, images: Images, *, temperature: float = 1.0) -> np.ndarray:
         """Soft codes float32 [b, l, v]: softmax of logits / temperature, without noise.
 
@@ -85,6 +100,13 @@ class EncoderNetwork(Network):
         """Codes int32 [b, l] of images uint8 [b, y, x, 3] of the encoder's size, to be traced."""
         return self._apply(params, images, method="codes")
 
+    def described(self, params, images, *, kind: str):
+        """{"codes" int32 [b, l], "embedding" float32 [b, e]} from one pass, to be traced."""
+        tokens = self._apply(params, images)
+        found = self.model.apply({"params": params}, tokens, kind, method="embedding")
+        codes = jnp.argmax(tokens["logits"], axis=-1).astype(jnp.int32)
+        return {"codes": codes, "embedding": found.astype(jnp.float32)}
+
     def patches(self, params, images):
         """Normalized patches [b, n, d] of images uint8 [b, y, x, 3] of its size, to be traced."""
         tokens = self._apply(params, images)["patches"]
@@ -99,6 +121,9 @@ class EncoderNetwork(Network):
         norm = functools.partial(self.model.apply, {"params": params}, method="normalize")
         patches = norm(tokens["patches"]).mean(axis=1)
         return jnp.concatenate([norm(tokens["cls"]), patches], axis=-1).astype(jnp.float32)
+
+    def _embedded(self, params, images, *, kind):
+        return self.described(params, images, kind=kind)["embedding"]
 
     def _simplices(self, params, images, temperature):
         logits = self._apply(params, images)["logits"]

@@ -54,7 +54,9 @@ def sample_codes(network: PriorNetwork, sampler: CodeSampler) -> Function:
 
 
 def decode(network: GeneratorNetwork, sampler: Sampler) -> Function:
-    """A seed, numbers int32 [b], and codes int32 [b, l] or labels to images uint8 [b, y, x, 3].
+    """A seed, numbers int32 [b], and what the generator reads, to images uint8 [b, y, x, 3].
+
+    That is codes int32 [b, l], labels int32 [b] or embeddings float32 [b, e].
 
     Raises:
       UserError: guidance leans away from another run, or latents have no autoencoder.
@@ -70,6 +72,9 @@ def decode(network: GeneratorNetwork, sampler: Sampler) -> Function:
         arguments["codes"], names = ((model.positions,), jnp.int32), ("codes",)
     if model.classes:
         arguments["labels"], names = NUMBER, (*names, "label")
+    if model.embedding:
+        arguments["embeddings"] = ((model.embedding,), jnp.float32)
+        names = (*names, "embedding")
     pictures, params = None, {"generator": network.params}
     if network.section.latents:
         pictures, params["autoencoder"] = network._decoder

@@ -1,4 +1,4 @@
-"""A generator that was trained: codes and labels to images."""
+"""A generator that was trained: codes, labels and embeddings to images."""
 
 import dataclasses
 import functools
@@ -74,9 +74,10 @@ class GeneratorNetwork(Network):
 
     def decode(
         self,
-        codes: np.ndarray | None,
+        codes: np.ndarray | None = None,
         *,
         labels: np.ndarray | None = None,
+        embeddings: np.ndarray | None = None,
         seed: int = 0,
         count: int | None = None,
         first: int = 0,
@@ -92,12 +93,13 @@ class GeneratorNetwork(Network):
             training with `objective.drop_positions` has them. None is all.
           labels: class of each image, int [b], for a generator trained with classes. None is the
             null class.
+          embeddings: of images or between them, float [b, e], for a generator trained with some.
           params: of the generator; None are those saved.
 
         Raises:
-          UserError: codes or labels of another shape or type, or out of range; soft codes that are
-            not points of simplices; none for a generator that reads some; no weights of the
-            autoencoder; a `guidance.base` that is not there, or draws something else.
+          UserError: codes, labels or embeddings of another shape or type, or out of range; soft
+            codes that are not points of simplices; none for a generator that reads some; no weights
+            of the autoencoder; a `guidance.base` that is not there, or draws something else.
         """
         if codes is None and self.model.positions:
             raise UserError(
@@ -108,7 +110,10 @@ class GeneratorNetwork(Network):
         if codes is not None:
             own = self.checked(codes, "decode")
             given["codes"] = partial(own, known, values=self.model.values, where="decode")
-        count = (count or 0) if codes is None else len(given["codes"])
+        if embeddings is not None or self.model.embedding:
+            how = {"width": self.model.embedding, "count": len(given.get("codes", ())) or None}
+            given["embedding"] = inputs.check_embeddings(embeddings, **how, where=self.step)
+        count = len(next(iter(given.values()))) if given else count or 0
         given |= self.labels(labels, count)
         mesh = self.mesh if params is None else self.full_mesh
         if (base := sampler.guidance.base) not in ("", "internal") and sampler.guidance.scale != 1:
@@ -223,15 +228,6 @@ class GeneratorNetwork(Network):
 
         return both
 
-    def random_labels(self, count: int, *, seed: int, first: int = 0) -> np.ndarray:
-        """Classes int [count], each as likely as any, of the images of the numbers from `first`."""
-        return np.array(
-            [
-                np.random.default_rng([seed, number]).integers(self.model.classes)
-                for number in range(first, first + count)
-            ]
-        )
-
     def _base_params(self, base: str, mesh):
         """Parameters of the generator that guidance leans away from, W[@STEP]."""
         if (base, mesh) not in self._base_loaded:
@@ -263,7 +259,7 @@ class GeneratorNetwork(Network):
         for part in ("process", "latents", "normalize"):
             if self.section[part] != other.section[part]:
                 raise UserError(f"it was trained with another {part}; a base has the same")
-        for field in ("image", "channels", "positions", "values", "classes"):
+        for field in ("image", "channels", "positions", "values", "classes", "embedding"):
             ours, theirs = (getattr(each.model, field) for each in (self, other))
             if ours != theirs:
                 raise UserError(f"its model.{field} is {theirs}, and here it is {ours}")

@@ -142,6 +142,15 @@ class Network:
             raise UserError(f"{self.step}: labels must lie in 0..{classes - 1}; found {found}")
         return {"label": labels.astype(np.int32)}
 
+    def random_labels(self, count: int, *, seed: int, first: int = 0) -> np.ndarray:
+        """Classes int [count], each as likely as any, of the images of the numbers from `first`."""
+        return np.array(
+            [
+                np.random.default_rng([seed, number]).integers(self.model.classes)
+                for number in range(first, first + count)
+            ]
+        )
+
     def _lower(self, function, *shapes, params=None, **static):
         """Lowers a function for the mesh, from (shape, dtype) of one example of each array.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import types
 
 import jax
@@ -189,6 +190,18 @@ class PriorNetwork(Network):
         known = (np.argsort(order, 1, kind="stable") >= positions) | keep
         how = {"seed": seed, "first": first, "sampler": sampler, "labels": labels}
         return self.sample(len(codes), prompt=codes, known=known, purpose=REDRAW, **how)
+
+    def redraw_share(self, codes: np.ndarray, share: float, **how) -> np.ndarray:
+        """`redraw` of a share of the positions, rounded up.
+
+        Raises:
+          UserError: as `redraw`, or a share that is none.
+        """
+        if not 0 <= share <= 1:
+            raise UserError(f"redraw: share={share} of the positions must be in 0..1")
+        length = self.model.positions
+        how = {"calls": min(8, length)} | how
+        return self.redraw(codes, positions=math.ceil(round(share * length, 6)), **how)
 
     def drawing(self, sampler: CodeSampler) -> types.SimpleNamespace:
         """Its `sample`, `redraw` and `surprise`, as `composition` uses them, by a sampler."""

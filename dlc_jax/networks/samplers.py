@@ -32,7 +32,8 @@ def check_sampler(sampler: Sampler, section, where: str) -> None:
             f"{where}.guidance.base=internal needs an early head; train with model.early=BLOCK, or "
             "give another base"
         )
-    is_conditional = section.model.positions or section.model.classes
+    model = section.model
+    is_conditional = model.positions or model.classes or model.embedding
     if not how.base and is_conditional and not section.objective.drop:
         raise UserError(
             f"{where}.guidance.base='' is the null condition, which objective.drop=0 does not "

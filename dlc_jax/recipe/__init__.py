@@ -20,6 +20,7 @@ from dlc_jax.recipe.lines import flat as flat
 from dlc_jax.recipe.lines import later as later
 from dlc_jax.recipe.listing import listing as listing
 from dlc_jax.recipe.steps import codes_dtype as codes_dtype
+from dlc_jax.recipe.steps import embedding as embedding
 from dlc_jax.recipe.steps import of_stage as of_stage
 from dlc_jax.recipe.steps import place as place
 from dlc_jax.recipe.steps import trained as trained

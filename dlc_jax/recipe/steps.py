@@ -62,6 +62,12 @@ def codes_dtype(config, encoder: str) -> str:
     return next((step.dtype for step in steps if step.encoder == encoder), "float32")
 
 
+def embedding(config, encoder: str) -> str:
+    """Which embedding the codes step of `encoder` stores beside codes; "" for none."""
+    steps = (config[name] for name in of_stage(config, "codes"))
+    return next((step.embedding for step in steps if step.encoder == encoder), "")
+
+
 def view(section) -> dict:
     """What the images that a codes step codes are beside `data`: their side, if it is given."""
     return {} if section.image is None else {"image": section.image}

@@ -30,6 +30,7 @@ from dlc_jax.diffusion.code_sampler import CodeSampler
 from dlc_jax.diffusion.guidance import Guidance
 from dlc_jax.diffusion.processes import PROCESSES
 from dlc_jax.diffusion.sample import Sampler
+from dlc_jax.errors import UserError
 from dlc_jax.evals import composition, pictures
 from dlc_jax.evals.factors import Factors
 from dlc_jax.models.dit import DiT
@@ -129,6 +130,11 @@ class Studio:
 def make(config, *, step: str, workdir) -> Job:
     """The job of a recipe's section `step`."""
     section = recipe.build(Section, config[step])
+    if config[section.generator].model["embedding"]:
+        raise UserError(
+            f"{step}: {section.generator} reads embeddings, and no step draws new ones; leave it "
+            "out of steps, and decode embeddings of images by dlc_jax.pipeline"
+        )
     check_operator(config, section, Path(workdir))
 
     def networks(mesh):

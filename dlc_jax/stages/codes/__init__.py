@@ -9,6 +9,10 @@ same of the flipped image, `codes_flipped` and so on: what has the same ending i
 Moments are float16: they lie within its range, and bfloat16 would round means by more than the
 posterior's deviation. The manifest has the mean and the deviation of draws, see `data.latents`.
 
+With an `embedding` it has that of the image too, float16, for generators that read no codes: the
+continuous condition that codes are compared with (RCG, arXiv 2312.03701; arXiv 2507.12318, table
+2).
+
 Codes are what priors and generators learn to speak, and every image that is encoded later must be
 spelled as those of the store were. So `dtype` is a field of its own, whatever the encoder was
 trained in, and the store's manifest has it. In float32 a code hardly depends on the device; in
@@ -24,7 +28,7 @@ from dlc_jax.data import codes, latents, sources
 from dlc_jax.data.sources import DataSet
 from dlc_jax.errors import UserError
 from dlc_jax.evals import codes as health
-from dlc_jax.models.encoder import Encoder
+from dlc_jax.models.encoder import EMBEDDINGS, Encoder
 from dlc_jax.networks import Networks, program
 from dlc_jax.networks.autoencoder import AutoencoderNetwork
 from dlc_jax.stage import Job
@@ -42,6 +46,9 @@ class Section:
       path: folder of another run's codes to use instead of own ones.
       encoder: step whose average encodes.
       autoencoder: section of the autoencoder whose moments are stored beside codes; "" for none.
+      embedding: of each image, stored beside codes for generators that read it instead: "class" is
+        the encoder's normalized class token, "summary" all that codes are read from, registers too;
+        "" stores none.
       flip: stores each image's mirror image too.
       image: side of the images that are coded; None is that of `data`.
       splits: to encode.
@@ -54,6 +61,7 @@ class Section:
     path: str = ""
     encoder: str = "encoder"
     autoencoder: str = ""
+    embedding: str = ""
     flip: bool = False
     image: int | None = None
     splits: tuple[str, ...] = ("train", "validation")
@@ -65,6 +73,11 @@ class Section:
         if self.dtype not in DTYPES:
             raise UserError(
                 f"codes.dtype={self.dtype!r} is unknown; known: {', '.join(DTYPES[:2])}"
+            )
+        if self.embedding not in ("", *EMBEDDINGS):
+            raise UserError(
+                f"codes.embedding={self.embedding!r} is unknown; known: {', '.join(EMBEDDINGS)}, "
+                "and '' for none"
             )
 
 
@@ -120,7 +133,7 @@ def open_store(config, workdir, step: str, simplicial, split: str) -> codes.Code
 def check_given(config, workdir, step: str, section: Section, stores) -> None:
     """Refuses another run's stores that are not of this encoder, this data or this dtype.
 
-    With an autoencoder they must have its latents.
+    With an autoencoder they must have its latents, with an embedding that.
     """
     trained = recipe.trained(config, workdir, section.encoder) / "checkpoints"
     # codes may come without their encoder
@@ -131,6 +144,9 @@ def check_given(config, workdir, step: str, section: Section, stores) -> None:
                 store.check_encoder(identity)
             store.check_source(data.identity(split))
             store.check_dtype(section.dtype, step)
+            if section.embedding:
+                model = recipe.build(Encoder, config[section.encoder].model)
+                store.check_embedding(model.embedding_width(section.embedding), step)
             if section.autoencoder:
                 AutoencoderNetwork(config, section.autoencoder).check(store)
             for name in recipe.of_stage(config, "generator"):

@@ -96,7 +96,11 @@ def _program(config, section, network, mesh):
     to_moments, moments_params = _moments(config, section, mesh)
 
     def look(params, images, pictures=None):
-        found = {"codes": network.codes(params[0], images)}
+        if section.embedding:
+            found = network.described(params[0], images, kind=section.embedding)
+            found |= {"embedding": found["embedding"].astype(jnp.float16)}
+        else:
+            found = {"codes": network.codes(params[0], images)}
         return found if pictures is None else found | to_moments(params[1], pictures)
 
     @jax.jit
@@ -136,8 +140,8 @@ def _moments(config, section, mesh):
 
 
 def _view(config, section) -> dict:
-    """Which view of the images the codes and latents are of, for the manifest."""
-    found = recipe.view(section)
+    """Which view of the images the codes and all else are of, for the manifest."""
+    found = recipe.view(section) | ({"embedding": section.embedding} if section.embedding else {})
     if section.autoencoder:
         where = remote.local(config[section.autoencoder].path) / "checkpoints"
         latents = {"autoencoder": checkpoint.identity_of(where), "image": config.data.image}

@@ -1,6 +1,7 @@
 """The generator p(image | codes): a diffusion transformer and one of the processes.
 
-Codes condition it through a table. Source: DiT (arXiv 2212.09748), arXiv 2507.12318 section 3. With
+Codes condition it through a table; with `model.embedding` the continuous embedding of an image
+does, which the codes step stored. Source: DiT (arXiv 2212.09748), arXiv 2507.12318 section 3. With
 `codes=""` the same model is trained without codes: the ablation. With `latents` it draws latents of
 an autoencoder, whose moments the codes step stored: each epoch draws them anew, of the image or of
 its mirror image, with the code of the same view.
@@ -36,9 +37,9 @@ class Section:
     """The section of a generator.
 
     Attributes:
-      codes: step whose code store conditions it; "" trains without codes.
-      latents: draws latents of an autoencoder, kept in that store, instead of pixels. With
-        `model.positions=0` they are drawn without codes.
+      codes: step whose code store conditions it; "" trains without codes. With `model.positions=0`
+        none are read, but what else the store has: embeddings (`model.embedding`) or latents.
+      latents: draws latents of an autoencoder, kept in that store, instead of pixels.
       normalize: takes latents to mean 0 and the process's deviation, channel by channel, as the
         codes step measured them.
       process: how images become noise, and what is learned of it.
@@ -75,6 +76,7 @@ def make(config, *, step: str, workdir) -> Stage:
     section = recipe.build(Section, config[step])
     model, plan = sized(section.model, section.process), section.train
     fitting.check(section, config.data.image, step)
+    fitting.check_embedding(config, section, step)
     files = Upstream(config, workdir, step, section)
     data, spec = files.data, batch_spec(section, config.data.image)
     task = Task(model, section.process, section.objective, plan.batch, files.teacher)
@@ -151,8 +153,9 @@ def former(process, saved):
 
 
 def batch_spec(section: Section, image: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The global batch: `position`, `image` or `latent`, and `codes` and `label` if it reads them.
+    """The global batch: `position`, `image` or `latent`, and what it reads as its condition.
 
+    That is `codes`, `label` and `embedding`, float32 [b, e].
     Where patches are aligned there is the `image` beside its latent.
     """
     model, batch = section.model, section.train.batch
@@ -167,6 +170,8 @@ def batch_spec(section: Section, image: int) -> dict[str, jax.ShapeDtypeStruct]:
         spec["codes"] = jax.ShapeDtypeStruct((batch, model.positions), jnp.int32)
     if model.classes:
         spec["label"] = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    if model.embedding:
+        spec["embedding"] = jax.ShapeDtypeStruct((batch, model.embedding), jnp.float32)
     return spec
 
 

@@ -1,6 +1,8 @@
 """What does not fit together in a generator's section, told before anything is trained."""
 
+from dlc_jax import recipe
 from dlc_jax.errors import UserError
+from dlc_jax.models.encoder import EMBEDDINGS, Encoder
 from dlc_jax.networks.samplers import check_base, check_sampler
 
 
@@ -21,12 +23,12 @@ def check(section, image, step: str) -> None:
             f"{step}.latents are in the store of a codes step, and {step}.codes is ''; name it, "
             f"and set {step}.model.positions=0 to draw them without codes"
         )
-    # a store has latents too, which may be drawn without its codes
-    reads_codes = section.codes and (model.positions or not section.latents)
-    if bool(reads_codes) != bool(model.positions):
+    reads = bool(model.positions or model.embedding or section.latents)
+    if bool(section.codes) != reads:
         raise UserError(
             f"{step}.codes={section.codes!r} does not go with {step}.model.positions="
-            f"{model.positions}: without codes, positions is 0"
+            f"{model.positions} and .embedding={model.embedding}: without codes, positions and "
+            "embedding are 0; with codes, one of them is read"
         )
     if not section.latents and model.image != image:
         raise UserError(
@@ -35,11 +37,6 @@ def check(section, image, step: str) -> None:
         )
     if section.normalize and not section.latents:
         raise UserError(f"{step}.normalize=True is for latents; pixels lie in [-1, 1] as they are")
-    if model.embedding:
-        raise UserError(
-            f"{step}.model.embedding={model.embedding}: no step gives embeddings to train on; set "
-            "it to 0"
-        )
     for weight, field, what in (
         (section.objective.align, "align", "a block whose patches are aligned"),
         (section.objective.route, "route", "True"),
@@ -51,6 +48,30 @@ def check(section, image, step: str) -> None:
             )
     for where, sampler in _samplers(section, step):
         check_sampler(sampler, section, where)
+
+
+def check_embedding(config, section, step: str) -> None:
+    """Refuses a width that the embeddings of the codes step do not have; it needs no files.
+
+    Raises:
+      UserError: it says what to set.
+    """
+    width, codes = section.model.embedding, section.codes
+    if not width:
+        return
+    kind = config[codes].embedding
+    if not kind:
+        raise UserError(
+            f"{step}.model.embedding={width}, but {codes}.embedding='' stores none; set "
+            f"{codes}.embedding={EMBEDDINGS[0]}, or {step}.model.embedding=0"
+        )
+    encoder = config[codes].encoder
+    found = recipe.build(Encoder, config[encoder].model).embedding_width(kind)
+    if found != width:
+        raise UserError(
+            f"{step}.model.embedding={width}, but the embedding {kind!r} of {encoder} has width "
+            f"{found}; set {step}.model.embedding={found}"
+        )
 
 
 def check_bases(section, step: str) -> None:

@@ -2,7 +2,7 @@
 
 images or latents ──noise at drawn times──► network ──► the process's loss
                                               ▲
-                codes and labels, some of them hidden
+                codes, labels and embeddings, some of them hidden
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ class Objective:
     """The `objective` section.
 
     Attributes:
-      drop: share of examples that see the null condition, for guidance. A label beside codes is
-        dropped by itself as often again, so that codes alone are a condition too.
+      drop: share of examples that see the null condition, for guidance. A label beside codes or an
+        embedding is dropped by itself as often again, so that they alone are a condition too.
       drop_positions: largest share of positions taken from an example that keeps its codes; 0 in
         the paper. The share is drawn evenly up to it.
       foreign: share of examples in which other images' values stand at those positions; 0 in the
@@ -145,8 +145,10 @@ def hide(model: DiT, objective: Objective, batch, key) -> Given:
         keys = example_keys(key, position, POSITIONS)
         codes = jax.vmap(one)(batch["codes"], other, whole, keys)
     if model.classes:
-        null = whole | dropped(LABEL) if model.positions else whole
+        null = whole | dropped(LABEL) if model.positions or model.embedding else whole
         label = jnp.where(null, model.classes, batch["label"])
+    if model.embedding:
+        return Given(codes=codes, label=label, embedding=batch["embedding"], drop=whole)
     return Given(codes=codes, label=label)
 
 

@@ -37,12 +37,12 @@ class Grid:
 def draw_images(data, network, store, state, *, seed: int, count: int, sampler: Sampler):
     """(rows of the validation split, images uint8 [count, y, x, 3] drawn from what it says).
 
-    Always of the same codes and labels with the same noise; without either rows are None.
+    Always of the same condition with the same noise; without one rows are None.
     """
     params = state.params if state.ema is None else state.ema
     how = {"params": params, "seed": seed, "sampler": sampler}
     model = network.model
-    if not model.positions and not model.classes:
+    if not _is_conditional(model):
         return None, network.decode(None, count=count, **how)
     source = data.source("validation")
     rows, codes = np.resize(sources.choose(source, count), count), None
@@ -50,13 +50,15 @@ def draw_images(data, network, store, state, *, seed: int, count: int, sampler: 
         codes = store("validation").codes(rows)
     if model.classes:
         how["labels"] = np.array([source[int(row)]["label"] for row in rows])
+    if model.embedding:
+        how["embeddings"] = store("validation").embeddings(rows)
     return rows, network.decode(codes, count=count, **how)
 
 
 def draw_grid(grid: Grid, seed: int, data, network, store, state, frozen, mesh, directory):
     """The evaluator's picture: validation images above what is drawn from their codes."""
     network, count = network(mesh, grid.count), grid.count
-    if network.model.positions or network.model.classes:
+    if _is_conditional(network.model):
         count = min(count, len(data.source("validation")))
     how = {"seed": seed, "count": count, "sampler": grid.sampler}
     rows, drawn = draw_images(data, network, store, state, **how)
@@ -65,7 +67,7 @@ def draw_grid(grid: Grid, seed: int, data, network, store, state, frozen, mesh, 
     else:
         source = data.source("validation")
         real = np.stack([source[int(row)]["image"] for row in rows])
-        one, all_ = ("code", "codes") if network.model.positions else ("class", "classes")
+        one, all_ = _condition(network.model)
         picture = pictures.labelled_rows({"real": real, f"from its {one}": drawn})
         what = f"unseen images above what the generator draws from their {all_}"
     if jax.process_index() == 0:
@@ -78,3 +80,14 @@ def draw_grid(grid: Grid, seed: int, data, network, store, state, frozen, mesh, 
         }
         pictures.save_captions(folder, sentences)
     return {"samples": picture}
+
+
+def _is_conditional(model) -> bool:
+    return bool(model.positions or model.classes or model.embedding)
+
+
+def _condition(model) -> tuple[str, str]:
+    """What images are drawn from, in words: of one, of several."""
+    if model.positions:
+        return "code", "codes"
+    return ("embedding", "embeddings") if model.embedding else ("class", "classes")

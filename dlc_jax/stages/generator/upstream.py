@@ -47,10 +47,11 @@ class Upstream:
             self.frozen_spec = {"encoder": network.shapes}
 
     def store(self, split: str) -> CodeStore:
-        """The codes of a split, checked: those that the model reads, with latents if it draws them.
+        """The store of a split, checked: it has what the model reads, and latents if it draws them.
 
         Raises:
-          UserError: none, other ones, or latents of another autoencoder.
+          UserError: none, other ones, embeddings of another width or latents of another
+            autoencoder.
         """
         section, model = self._section, self._section.model
         place = recipe.place(self._config, self._workdir, section.codes)
@@ -58,6 +59,8 @@ class Upstream:
         if model.positions:
             shape = {"positions": model.positions, "values": model.values}
             found = found.checked(**shape, where=self._step)
+        if model.embedding:
+            found.check_embedding(model.embedding, self._step)
         if section.latents:
             self._autoencoder.check(found)
         return found
