@@ -2,7 +2,7 @@
 
     python benchmarks/baselines.py W --workdir DIR [--steps 3000] [--seeds 0,1,2]
 
-W is a run of the embedded shapes whose encoder is trained, as of `configs/quickstart_taught.py`.
+W is a run of the embedded shapes whose encoder is trained, as of `configs/quickstart.py`.
 Its generator is trained anew under each condition, alike in all but what it reads:
 
     codes      the codes of W: positions by coin, or form and ground of one, tint of the other

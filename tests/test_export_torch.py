@@ -370,4 +370,5 @@ def test_the_recipe_of_a_folder_names_its_parts():
     config["samples"] = {"stage": "samples", "encoder": "student"}
     found = export_torch._renamed(config, {"encoder": "student"})
     assert found["encoder"] is student and "student" not in found
+    assert student["teacher"] == ""  # which was another step, whose name this one has now
     assert found["samples"]["encoder"] == "encoder"

@@ -129,11 +129,16 @@ def _trained(config: ConfigDict, workdir: str, names: dict[str, str]) -> dict[st
 
 
 def _renamed(config: dict, names: dict[str, str]) -> dict:
-    """A run's config whose steps have the names of the folder's parts."""
+    """A run's config whose steps have the names of the folder's parts.
+
+    A part's teacher is not in the folder, so none is named.
+    """
     for part, step in names.items():
         if part == step or part == "autoencoder":
             continue
         config[part] = config.pop(step)
+        if "teacher" in config[part]:
+            config[part]["teacher"] = ""
         for section in config.values():
             if isinstance(section, dict) and "stage" in section:
                 section |= {name: part for name, value in section.items() if value == step}
