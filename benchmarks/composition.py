@@ -82,7 +82,7 @@ class Bench:
             if any(group not in self.run.groups for group in named.split("+") if named):
                 continue
             codes, bits = self.run.compose(self.parents, operator=operator, seed=self.config.seed)
-            for sampler in (own, free):
+            for sampler in dict.fromkeys((own, free)):
                 children = self.run.decode(codes, seed=3, sampler=sampler)
                 found = rates.composition(inherited, children, bits)
                 shares = " | ".join(f"{100 * found[column]:.1f}" for column in columns)

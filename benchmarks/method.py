@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlc_jax import command, recipe
-from dlc_jax.composition.operators import Blocks, Coin, Infill
+from dlc_jax.composition.operators import Blocks, Chosen, Coin, Infill
 from dlc_jax.data.shapes import Shapes
 from dlc_jax.data.transforms import MultiCrop
 from dlc_jax.diffusion.linear import Linear
@@ -146,7 +146,8 @@ def composed() -> np.ndarray:
     parents = [np.full((SHOWN, LENGTH), parent) for parent in (0, 1)]
     thirds = np.array_split(np.arange(LENGTH), 3)
     groups = dict(zip(("form", "ground", "tint"), thirds))
-    operators: Mapping = {"coin": Coin(), "blocks": Blocks(), "infill": Infill(share=0.25)}
+    operators = {"coin": Coin(), "blocks": Blocks(), "infill": Infill(share=0.25)}
+    operators["chosen"] = Chosen(groups=("form+ground", "tint"))
     rows = {"A": parents[0], "B": parents[1]}
     for name, operator in operators.items():
         rows[name] = operator(parents, Blank(), seed=0, groups=groups).codes

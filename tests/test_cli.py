@@ -1,5 +1,6 @@
 """The verbs that use trained networks, info and config, as a person runs them."""
 
+import argparse
 import errno
 import json
 import os
@@ -255,6 +256,18 @@ def test_all_fields_are_listed_without_jax():
     assert out.count("\n") > 250 and out.splitlines()[-1] == "False"
 
 
+def test_another_operator_than_the_runs_names_no_groups(untrained):
+    """The quickstart's is chosen; `untrained` has its operator."""
+
+    def fields(name):
+        return compose.named(argparse.Namespace(operator=name, workdir=str(untrained)))
+
+    assert fields(None) == [] and fields("chosen") == ["--operator.name=chosen"]
+    assert fields("coin") == ["--operator.name=coin"]
+    assert fields("infill") == ["--operator.name=infill", "--operator.groups=()"]
+    assert fields("magic") == ["--operator.name=magic"]  # which is refused as it is
+
+
 def test_picture_of_a_composition():
     parents = [np.full((40, 30, 3), 10, np.uint8), np.full((8, 8, 3), 20, np.uint8)]
     children = np.full((11, 8, 8, 1), 30, np.uint8)
@@ -487,8 +500,9 @@ def test_compose(trained, pictures):
         "--sampler.steps=2",
     )
     code, out, err = run(
-        *arguments, "--weights", "1,2,1", "--keep", "form,20", "--out", "composed.png", cwd=pictures
-    )
+        *arguments, "--operator", "coin", "--weights", "1,2,1", "--keep", "form,20",
+        "--out", "composed.png", cwd=pictures,
+    )  # fmt: skip
     assert (code, err) == (0, "") and out.splitlines()[
         -1
     ] == "wrote composed.png: 4 compositions of 3 images"
@@ -569,7 +583,8 @@ def test_compose_by_operators(trained, pictures, capsys, monkeypatch):
         return {what: np.array(row.split(), float) for what, row in found}
 
     two = [pictures / "a.png", pictures / "b.png"]
-    once, often = (bits(said(capsys, *words, *two, "--best", n)) for n in (1, 5))
+    coin = [*two, "--operator", "coin"]
+    once, often = (bits(said(capsys, *words, *coin, "--best", n)) for n in (1, 5))
     assert len(once["parents"]) == 2 and len(once["composed"]) == 6
     assert (often["parents"] == once["parents"]).all()
     assert (often["composed"] <= once["composed"]).all()
@@ -582,6 +597,7 @@ def test_compose_by_operators(trained, pictures, capsys, monkeypatch):
     assert (told[0][1].sum(1) == 9).all() and len(np.unique(told[0][1], axis=0)) > 1
     for more in ([], ["--partial", 0.5, "--weights", "1,3"]):
         assert list(bits(said(capsys, *words, *two, "--all", *more))) == ["parents"]
+    assert "nothing to the last of 3 images" in refused(capsys, *words, *two, pictures / "a.png")
     assert "more than there are" in refused(capsys, *words, *two, "--all", "--partial", 0.6)
 
 
