@@ -57,7 +57,6 @@ RECIPE = {
     "encoder.crops.form.blur": (0.0, 0.0, 0.0),  # a kind's positions cannot know what its crops
     "encoder.crops.ground.lightness": 0.0,  # change: all but sharpness, lightness and hue
     "encoder.crops.tint.jitter": (0.0, 0.0, 0.0, 0.0),
-    "encoder.crops.tint.tone": (-1.0, 1.0),  # nor whether the object or its ground is brighter
     "encoder.optimizer.final": 0.05,
     "encoder.optimizer.weight_decay_final": 1.0,
     "encoder.optimizer.decayed": "(.*/)?kernel",

@@ -117,7 +117,6 @@ def test_jitter_takes_every_order():
         colors.ColorJitter(probability=0.0),
         colors.ColorJitter(0, 0, 0, 0),
         colors.Lightness(0.0),
-        colors.Tone(),
         colors.Gray(0.0),
         colors.Blur(0.0),
         colors.Solarize(0.0),
@@ -158,20 +157,6 @@ def test_lightness_adds_the_same_to_every_channel():
     assert len(np.unique(moved)) == 1 and 0 < abs(moved[0, 0, 0]) <= 51
     ends = [colors.Lightness(1.0)(pixels, np.random.default_rng(seed)) for seed in range(20)]
     assert min(x.min() for x in ends) == 0 and max(x.max() for x in ends) == 255
-
-
-def test_tone_scales_the_lightness_and_keeps_what_channels_differ_by():
-    pixels = np.random.default_rng(0).integers(96, 160, (6, 5, 3), np.uint8)  # none is cut off
-    x, rng = pixels.astype(float), np.random.default_rng(0)
-    for factor in (-1.0, -0.5, 0.0, 0.7):
-        found = colors.Tone((factor, factor))(pixels, rng).astype(float)
-        lightness = 127.5 + factor * (x.mean(-1, keepdims=True) - 127.5)
-        assert np.abs(found - (x - x.mean(-1, keepdims=True) + lightness)).max() <= 0.51
-    flat = np.full((1, 1, 3), 200, np.uint8)
-    drawn = [int(colors.Tone((-1.0, 1.0))(flat, rng)[0, 0, 0]) for _ in range(500)]
-    assert min(drawn) < 60 and max(drawn) > 195 and abs(np.mean(drawn) - 127.5) < 6
-    ends = colors.Tone((-1.0, -1.0))(np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8), rng)
-    np.testing.assert_array_equal(ends[0, :, 0], [255, 0])
 
 
 def nine_taps(x, sigma):
@@ -224,8 +209,6 @@ def test_a_wide_blur_is_not_cut_short(sigma):
     [
         lambda: colors.ColorJitter(hue=0.7),
         lambda: colors.Lightness(2.0),
-        lambda: colors.Tone((0.5, -0.5)),
-        lambda: colors.Tone((0.0, 1.5)),
         lambda: colors.Blur(1.0, sigma=(2.0, 1.0)),
     ],
 )

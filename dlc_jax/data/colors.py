@@ -170,30 +170,6 @@ class Lightness:
         return np.clip(pixels.astype(np.int16) + offset, 0, 255).astype(np.uint8)
 
 
-class Tone:
-    """Scales the lightness about middle gray by a factor uniform in low..high: the hue stays.
-
-    Lightness is the mean of the channels. Below 0 dark and bright change places, near 0 all of the
-    image is equally bright. What is cut off at the ends of the range loses saturation.
-    """
-
-    def __init__(self, scale=(1.0, 1.0)):
-        if not -1 <= scale[0] <= scale[1] <= 1:
-            raise UserError(f"tone must be in -1..1, low before high, got {scale}")
-        self.scale, self.probability = scale, float(tuple(scale) != (1.0, 1.0))
-
-    def __call__(self, pixels, rng):
-        if not self.probability:
-            return pixels
-        low, high = self.scale
-        factor = low + (high - low) * rng.random()
-        planes = _planes(pixels)
-        lightness = planes.mean(0)
-        planes += (1.0 - factor) * (127.5 - lightness)
-        _cut_off(planes)
-        return _pixels(planes)
-
-
 class Gray:
     """Drops the color; three equal channels stay."""
 

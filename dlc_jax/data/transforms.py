@@ -13,7 +13,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from dlc_jax.data.colors import Blur, ColorJitter, Gray, Lightness, Solarize, Tone
+from dlc_jax.data.colors import Blur, ColorJitter, Gray, Lightness, Solarize
 from dlc_jax.data.decoder import SHRINKS, Picture, center_crop
 from dlc_jax.errors import UserError
 
@@ -130,8 +130,8 @@ class MultiCrop:
 
     DINO's (Caron et al., 2021), with DINOv2's values by default. A record's `image` is replaced by
     `global`, uint8 [g, y, x, 3], and `local`, uint8 [m, y, x, 3] (absent if there are none); its
-    other fields stay. Each crop is cut, flipped, changed in color (jitter, tone, lightness,
-    gray), blurred and solarized, in that order.
+    other fields stay. Each crop is cut, flipped, color-jittered, changed in lightness,
+    grayed, blurred and solarized, in that order.
 
     A JPEG is decoded at the coarsest of 1, 1/2, 1/4 and 1/8 of its size in which every box still
     has at least as many pixels as its crop: the decoder never costs a crop detail that the crop
@@ -149,7 +149,6 @@ class MultiCrop:
       jitter: strengths of brightness, contrast, saturation and hue.
       jitter_probability: probability of the color jitter.
       lightness: strength of a number added to all channels. DINO has none.
-      tone: range of a factor on the lightness about middle gray. DINO has none.
       gray: probability of dropping the color.
       blur: probabilities of the first global crop, the other global ones, and the local ones.
       blur_quirk: whether to blur with one minus those probabilities. DINOv2's code does so by
@@ -177,7 +176,6 @@ class MultiCrop:
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1),
         jitter_probability: float = 0.8,
         lightness: float = 0.0,
-        tone: tuple[float, float] = (1.0, 1.0),
         gray: float = 0.2,
         blur: tuple[float, float, float] = (1.0, 0.1, 0.5),
         blur_quirk: bool = True,
@@ -196,7 +194,6 @@ class MultiCrop:
         def crop(size, scale, kind):
             colors = _chain(
                 ColorJitter(*jitter, probability=jitter_probability),
-                Tone(tone),
                 Lightness(lightness),
                 Gray(gray),
                 Blur(blur[kind], sigma=blur_sigma),
