@@ -144,7 +144,7 @@ class Blank:
 def composed() -> np.ndarray:
     """Where an operator takes each position from: A, B, or (gray) the prior draws it."""
     parents = [np.full((SHOWN, LENGTH), parent) for parent in (0, 1)]
-    thirds = np.array_split(np.arange(LENGTH), 3)
+    thirds = [third.tolist() for third in np.array_split(np.arange(LENGTH), 3)]
     groups = dict(zip(("form", "ground", "tint"), thirds))
     operators = {"coin": Coin(), "blocks": Blocks(), "infill": Infill(share=0.25)}
     operators["chosen"] = Chosen(groups=("form+ground", "tint"))
