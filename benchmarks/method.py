@@ -3,7 +3,7 @@
 They need no trained network: what is drawn of one is in docs/pictures already. Two seconds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
