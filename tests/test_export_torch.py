@@ -31,6 +31,7 @@ from dlc_jax.parallel import make_mesh
 SMALL = {"width": 32, "depth": 2, "heads": 2}
 LINES = {f"*.model*.{name}": value for name, value in SMALL.items()}
 LINES |= {"*.model*positions": 6, "*.model*values": 8, "encoder.model.dino.prototypes": 8}
+LINES["samples.sampler.guidance.scale"] = 1.5
 TINY = {"channels": 8, "blocks": 1, "latent": 2, "groups": 2}
 STEPS = ("encoder", "prior", "generator")
 

@@ -95,7 +95,7 @@ def test_walk(title, tmp_path, request):
     if title == "Swap the backbone":
         assert "encoder 4/4 100%" in said[0] and "name = 'convnet'" in said[1]
     if title == "Add a sampler":
-        assert said[0].startswith("3 steps of midpoint, guidance 1.5, seed 0")
+        assert said[0].startswith("3 steps of midpoint, guidance 1, seed 0")
         assert (tmp_path / "midpoint.png").is_file()
     if title == "Add a sampler of codes":
         assert "codes by left_to_right, 6.0 calls each" in said[0]

@@ -252,7 +252,7 @@ def test_settings_of_an_earlier_version_are_compared_by_their_meaning(tmp_path, 
     recipe = load("quickstart.py")
     (tmp_path / "samples").mkdir()
     settings = {"count": 512, "pairs": 512, "held_out": True, "calls": 0}
-    settings |= {"sampling_steps": steps, "guidance": 1.5, "method": "heun"}
+    settings |= {"sampling_steps": steps, "guidance": 1.0, "method": "heun"}
     home.mark_done(tmp_path / "samples", {"steps": 0, "settings": settings})
     made = {"samples": Job(run=None, settings=("count", "pairs", "sampler", "code_sampler"))}
     (entry,) = agenda.read(recipe, tmp_path, made)

@@ -332,7 +332,7 @@ def test_a_run_draws_from_its_seed_and_its_name(tmp_path, monkeypatch):
     def watch(root):
         roots.append(tuple(np.asarray(jax.random.key_data(root)).tolist()))
 
-    def initial(stage, abstract, root):
+    def initial(stage, abstract, root, start):
         watch(root)
         return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
 
