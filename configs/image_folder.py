@@ -21,7 +21,7 @@ RECIPE = {
     "encoder.objective.koleo": 0.1,
     "encoder.objective.consistency": 1.0,
     "encoder.crops": None,  # one kind: nobody knows what should come apart
-    "encoder.crops.all.global_size": 32,
+    "encoder.crops.all.*_size": 32,
     "encoder.crops.all.global_scale": (0.5, 1.0),
     "encoder.crops.all.local_crops": 0,
     "encoder.crops.all.blur": (0.0, 0.0, 0.0),
