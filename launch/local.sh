@@ -13,6 +13,8 @@
 #
 #   DLC_EXTRAS=dev,torch   extras of pyproject.toml to install (default: dev)
 #   DLC_VENV=DIR           another place for the environment
+#   GLIBC_TUNABLES=        as it is given; else glibc takes huge pages, which saves a fifth of the
+#                          time of training on a CPU
 set -euo pipefail
 
 die() { echo "local.sh: $*" >&2; exit 2; }
@@ -65,4 +67,5 @@ is_current || install
 exec 9<&-
 export VIRTUAL_ENV=$venv PATH=$venv/bin:$PATH
 unset PYTHONHOME
+export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}
 exec "$@"

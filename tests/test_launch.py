@@ -126,6 +126,13 @@ def test_exit_code_is_the_commands(clone, code):
     assert clone.run("bash", "-c", f"exit {code}")[0] == code
 
 
+def test_glibc_takes_huge_pages_unless_told_otherwise(clone):
+    ask = "bash", "-c", 'echo "$GLIBC_TUNABLES"'
+    assert clone.run(*ask)[1] == "glibc.malloc.hugetlb=1\n"
+    assert clone.run(*ask, GLIBC_TUNABLES="glibc.malloc.perturb=1")[1] == "glibc.malloc.perturb=1\n"
+    assert clone.run(*ask, GLIBC_TUNABLES="")[1] == "\n"
+
+
 def test_signals_reach_the_command(clone):
     process = clone.start(
         "bash",
