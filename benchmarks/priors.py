@@ -40,6 +40,7 @@ SHARED = {
     "*.threads": 1,
     "*.model*positions": 128,
     "*.model*values": 16,
+    "codes.embedding": "summary",  # beside them, for table2.py
 }
 PRIOR = {
     "model.width": 96,
@@ -199,14 +200,8 @@ def samplers(arguments, workdir, step="prior", methods=METHODS, tag=""):
                 board.of(f"{tag}{method} {calls}", draw)
 
 
-def distances(arguments, workdir):
-    """(pipeline, codes) -> the Fréchet distance of their images, where weights are given.
-
-    To images of the training split; every code is decoded with the same noise by its number.
-    """
-    if not arguments.weights:
-        return lambda loaded, codes: {}
-    run(arguments.place, workdir / "shared", "generator", prior({}, arguments.steps))
+def ruler(arguments):
+    """uint8 images [n, y, x, 3] -> their Fréchet distance to 5,000 images of the training split."""
     network = features.load("squeezenet", weights=arguments.weights, protocol="stretch")
     (name, width), apply = next(iter(network.outputs.items())), jax.jit(network.apply)
 
@@ -220,13 +215,21 @@ def distances(arguments, workdir):
     data = DataSet(name="images", path=arguments.place, image=16).source("train")
     rows = np.linspace(0, len(data) - 1, 5000).astype(int)
     reference = moments(np.stack([data[int(row)]["image"] for row in rows]))
-    how = Sampler(method="heun", steps=10)
+    return lambda images: frechet.distance(*moments(images), *reference)
 
-    def distance(loaded, codes):
-        images = loaded.decode(codes, seed=1, sampler=how)
-        return {"distance": round(frechet.distance(*moments(images), *reference))}
 
-    return distance
+def distances(arguments, workdir):
+    """(pipeline, codes) -> the Fréchet distance of their images, where weights are given.
+
+    Every code is decoded with the same noise by its number.
+    """
+    if not arguments.weights:
+        return lambda loaded, codes: {}
+    run(arguments.place, workdir / "shared", "generator", prior({}, arguments.steps))
+    measure, how = ruler(arguments), Sampler(method="heun", steps=10)
+    return lambda loaded, codes: {
+        "distance": round(measure(loaded.decode(codes, seed=1, sampler=how)))
+    }
 
 
 def of_run(arguments, workdir):
