@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from dlc_jax import pipeline
+from dlc_jax.composition.groups import shared_out
 from dlc_jax.composition.mix import mix
 from dlc_jax.composition.operators import Blocks, Chosen, Coin, Infill, Refine
 from dlc_jax.data import sources, transforms
@@ -54,7 +55,8 @@ class Bench:
         self.data = sources.DataSet(**self.config.data)
         self.judge, self.names = self.data.judge(), list(self.data.factors())
         self.classes = [len(values) for values in self.data.factors().values()]
-        self.kinds = sorted(self.config.encoder.crops)
+        encoder = self.config.encoder
+        self.shares = shared_out(encoder.crops, encoder.model.simplicial["positions"])
         images, self.factors = self.read("validation", COUNT)
         self.codes = self.run.encode(images)
         self.pairs = composition.choose_parents(
@@ -107,13 +109,14 @@ class Bench:
             for b in range(a):
                 product = origin[:, a] * origin[:, b]
                 print(f"  {self.names[b]} and {self.names[a]}: {product[product != 0].mean():.2f}")
-        share = self.codes.shape[1] // len(self.kinds)
-        pick = np.random.default_rng(0).integers(0, 2, (COUNT, len(self.kinds)))
-        whole = np.where(np.repeat(pick, share, axis=1) == 0, *self.parents)
+        pick = np.random.default_rng(0).integers(0, 2, (COUNT, len(self.shares)))
+        whole = np.where(
+            np.repeat(pick, [len(own) for own in self.shares.values()], axis=1) == 0, *self.parents
+        )
         origin = origin_of(whole)
         print("Whole kinds of positions: % of children with a factor of the kind's parent:")
         print("  " + ", ".join(self.names))
-        for place, kind in enumerate(self.kinds):
+        for place, kind in enumerate(self.shares):
             giver = np.where(pick[:, place] == 0, 1, -1)
             shares = [100 * np.mean(column == giver) for column in origin.T]
             print(f"  {kind}: " + ", ".join(f"{each:.0f}" for each in shares))
@@ -122,23 +125,22 @@ class Bench:
         train, unseen = self.read("train", 6000), self.read("validation", 2000)
         codes = [self.run.encode(images) for images, _ in (train, unseen)]
         print(f"\nLinear probe of one kind's positions, unseen images, %: {', '.join(self.names)}")
-        for kind in self.kinds:
+        for kind in self.shares:
             self.probe(kind, *codes, train[1], unseen[1])
 
     def crops(self) -> None:
         train, unseen = self.read("train", 3000), self.read("validation", 1000)
         print(f"\nThe same of the mean over {CROPS} crops: {', '.join(self.names)}")
-        for kind in self.kinds:
+        for kind in self.shares:
             codes = [self.averaged(images, kind, CROPS).argmax(-1) for images, _ in (train, unseen)]
             self.probe(kind, *codes, train[1], unseen[1])
 
     def taught(self) -> None:
         train, unseen = self.read("train", LESSON["images"]), self.read("validation", 2000)
-        share = self.codes.shape[1] // len(self.kinds)
         targets = np.concatenate(
             [
-                self.averaged(train[0], kind, CROPS // 2)[:, n * share : (n + 1) * share]
-                for n, kind in enumerate(self.kinds)
+                self.averaged(train[0], kind, CROPS // 2)[:, positions]
+                for kind, positions in self.shares.items()
             ],
             axis=1,
         )
@@ -148,7 +150,7 @@ class Bench:
         right = [(each[:2000] == targets[:2000].argmax(-1)).mean() for each in (before, codes[0])]
         print(f"\nAgrees with the mean over crops: {right[0]:.3f}; once taught {right[1]:.3f}")
         print(f"Linear probe of the student's codes: {', '.join(self.names)}")
-        for kind in self.kinds:
+        for kind in self.shares:
             self.probe(kind, *codes, train[1][:6000], unseen[1])
 
     def teach(self, images: np.ndarray, targets: np.ndarray):
@@ -195,8 +197,7 @@ class Bench:
         return sum(self.logits(views[:, n]) for n in range(number)) / number
 
     def probe(self, kind: str, codes, unseen, factors, answers) -> None:
-        share = codes.shape[1] // len(self.kinds)
-        part = slice(self.kinds.index(kind) * share, (self.kinds.index(kind) + 1) * share)
+        part = self.shares[kind]
         how = {"values": self.config.encoder.model.simplicial["values"], "classes": self.classes}
         right = linear_probe(codes[:, part], factors, unseen[:, part], answers, **how).accuracy
         print(f"  {kind}: " + ", ".join(f"{100 * each:.0f}" for each in right), flush=True)

@@ -57,15 +57,16 @@ RECIPE = {
     "encoder.crops.form.blur": (0.0, 0.0, 0.0),  # a kind's positions cannot know what its crops
     "encoder.crops.ground.lightness": 0.0,  # change: all but sharpness, lightness and hue
     "encoder.crops.tint.jitter": (0.0, 0.0, 0.0, 0.0),
+    "encoder.crops.form.positions": 18,  # the shape is harder to say than a color
+    "encoder.crops.tint.positions": 6,
     "encoder.optimizer.final": 0.05,
     "encoder.optimizer.weight_decay_final": 1.0,
     "encoder.optimizer.decayed": "(.*/)?kernel",
     "encoder.optimizer.layer_decay": 1.0,
     "encoder.optimizer.multipliers": (),
     "encoder.optimizer.freeze": (),
-    "encoder.monitor.every": 100,
-    "encoder.monitor.count": 1000,
-    "encoder.train.steps": 420,
+    "encoder.monitor.*": 260,
+    "encoder.train.steps": 520,
     "encoder.train.batch": 192,
     "encoder.train.clip_separately": (),
     "student.like": "encoder",  # says of images what the encoder says of their crops in the mean
@@ -123,7 +124,6 @@ VARIANTS = {
         "data.count": 1024,
         "*.train.steps": 24,
         "*.train.*_every": 8,
-        "*.train.validate_every": 12,
         "*.train.validate_batches": 2,
         "probe.count": 512,
         "*.every": 12,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from dlc_jax import parallel
+from dlc_jax.composition import groups
 from dlc_jax.data import inputs, sources, transforms
 from dlc_jax.data.sources import DataSet
 from dlc_jax.errors import UserError
@@ -141,8 +142,8 @@ def agreement(
             codes = [
                 encode(np.stack([v[f"{kind}/global"][number] for v in views])) for kind in kinds
             ]
-            share = codes[0].shape[1] // len(kinds)
-            own = [each[:, n * share : (n + 1) * share] for n, each in enumerate(codes)]
+            shares = groups.shared_out(crops, codes[0].shape[1])
+            own = [each[:, shares[kind]] for kind, each in zip(kinds, codes)]
             pairs[-1].append(np.concatenate(own, axis=1))
     first, second = (np.concatenate(view) for view in zip(*pairs, strict=True))
     return dict(health.agreement(first, second, values=values))

@@ -65,7 +65,7 @@ MAY_IMPORT = {
         *("recipe", "remote", "parallel", "data", "diffusion", "checkpoint", "models", "stage"),
         *("interop", "checksum", "workdir"),
     },
-    "checkup": {"parallel", "data", "stage", "evals", "networks"},
+    "checkup": {"parallel", "data", "stage", "evals", "networks", "composition"},
     "stages": below(10),
     "pipeline": {"recipe", "workdir", "parallel", "diffusion", "composition", "networks"},
     "train": {"stage", "step", "parallel", "checkpoint", "metrics", "stop", "hosts"},

@@ -9,6 +9,7 @@ from dlc_jax import recipe
 from dlc_jax.composition import OPERATORS, best, groups
 from dlc_jax.composition.mix import mix
 from dlc_jax.composition.operators import Blocks, Chosen, Coin, Infill, Refine, Soft
+from dlc_jax.data import transforms
 from dlc_jax.errors import UserError
 
 LENGTH, VALUES = 4, 3
@@ -319,3 +320,18 @@ def test_positions_by_numbers_ranges_and_names():
         assert words in str(refused.value)
     with pytest.raises(UserError, match="this run has none; run dlc positions W"):
         groups.positions(["form"], {}, 7, "keep")
+
+
+def test_kinds_share_positions_out():
+    def shared(length, **own):
+        crops = {kind: {"positions": count} for kind, count in own.items()}
+        return {kind: list(each) for kind, each in groups.shared_out(crops, length).items()}
+
+    assert shared(6, tint=0, form=0, ground=0) == {"form": [0, 1], "ground": [2, 3], "tint": [4, 5]}
+    assert shared(6, tint=1, form=4, ground=1) == {"form": [0, 1, 2, 3], "ground": [4], "tint": [5]}
+    assert shared(7, tint=1, form=0, ground=0)["ground"] == [3, 4, 5]
+    for wrong in ({"a": 0, "b": 0, "c": 0}, {"a": 7, "b": 0}, {"a": 8}, {"a": 3, "b": 3}):
+        with pytest.raises(UserError, match=r"7 positions cannot be shared out .*\(a "):
+            shared(7, **wrong)
+    with pytest.raises(UserError, match="positions=-1 of a kind of crops"):
+        transforms.MultiCrop(positions=-1)

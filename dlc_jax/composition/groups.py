@@ -4,7 +4,8 @@ A group is of a kind of crops, since an encoder that learns from several shares 
 among them, or of a cluster that `dlc positions W` found, in the `positions.json` of the run.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,25 @@ from dlc_jax.errors import UserError
 FILE = "positions.json"  # of a run: {"length": l, "groups": {name: positions}, …}
 
 
-def shared_out(kinds: Iterable[str], length: int) -> dict[str, range]:
-    """{kind: its positions}: runs of one length, in the order of the kinds' names."""
-    kinds = sorted(kinds)
-    share = length // len(kinds)
-    return {kind: range(n * share, (n + 1) * share) for n, kind in enumerate(kinds)}
+def shared_out(crops: Mapping[str, Any], length: int) -> dict[str, range]:
+    """{kind: its positions}: runs, in the order of the kinds' names.
+
+    Args:
+      crops: {kind: section of `MultiCrop`}. A kind has its `positions`; those that have 0 share
+        what is left, a run of one length each.
+
+    Raises:
+      UserError: the kinds do not take `length` positions together, or one has none.
+    """
+    own = {kind: crops[kind]["positions"] for kind in sorted(crops)}
+    free = [kind for kind, count in own.items() if not count]
+    left = length - sum(own.values())
+    own |= dict.fromkeys(free, left // len(free) if free else 0)
+    if sum(own.values()) != length or min(own.values()) < 1:
+        given = ", ".join(f"{kind} {crops[kind]['positions'] or 'a share'}" for kind in own)
+        raise UserError(f"{length} positions cannot be shared out among kinds of crops ({given})")
+    starts = itertools.accumulate(own.values(), initial=0)
+    return {kind: range(at, at + own[kind]) for kind, at in zip(own, starts)}
 
 
 def known(encoder: Any, found: Mapping | None) -> dict[str, tuple[int, ...]]:

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 
 from dlc_jax import checkpoint, checkup, parallel, recipe
 from dlc_jax import workdir as home
+from dlc_jax.composition import groups
 from dlc_jax.data import loader, masks, transforms
 from dlc_jax.data.sources import DataSet
 from dlc_jax.data.transforms import MultiCrop
@@ -227,11 +228,10 @@ def check(section: Section, crops, step: str) -> None:
     field = f"{step}.model.simplicial.positions"
     if positions < 1:
         raise UserError(f"{field}={positions} must be at least 1")
-    if positions % len(crops):
-        raise UserError(
-            f"{field}={positions} cannot be shared out among {len(crops)} kinds of crops "
-            f"({', '.join(sorted(crops))})"
-        )
+    try:
+        groups.shared_out(crops, positions)
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from None
     check_crops(crops, section.model.backbone.stride, step)
 
 

@@ -34,7 +34,7 @@ class Setup:
     @functools.cached_property
     def ranges(self) -> dict[str, tuple[int, int]]:
         """{kind: (from, below)} of its positions."""
-        shares = groups.shared_out(self.kinds, self.model.simplicial.positions)
+        shares = groups.shared_out(self.crops, self.model.simplicial.positions)
         return {kind: (share.start, share.stop) for kind, share in shares.items()}
 
     @property
