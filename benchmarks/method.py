@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlc_jax import command, recipe
+from dlc_jax.composition.groups import shared_out
 from dlc_jax.composition.operators import Blocks, Chosen, Coin, Infill
 from dlc_jax.data.shapes import Shapes
 from dlc_jax.data.transforms import MultiCrop
@@ -144,8 +145,8 @@ class Blank:
 def composed() -> np.ndarray:
     """Where an operator takes each position from: A, B, or (gray) the prior draws it."""
     parents = [np.full((SHOWN, LENGTH), parent) for parent in (0, 1)]
-    thirds = [third.tolist() for third in np.array_split(np.arange(LENGTH), 3)]
-    groups = dict(zip(("form", "ground", "tint"), thirds))
+    own = {"form": {"positions": 18}, "ground": {"positions": 0}, "tint": {"positions": 6}}
+    groups = shared_out(own, LENGTH)
     operators = {"coin": Coin(), "blocks": Blocks(), "infill": Infill(share=0.25)}
     operators["chosen"] = Chosen(groups=("form+ground", "tint"))
     rows = {"A": parents[0], "B": parents[1]}
