@@ -231,7 +231,7 @@ def check(section: Section, crops, step: str) -> None:
     try:
         groups.shared_out(crops, positions)
     except UserError as error:
-        raise UserError(f"{field}: {error}") from None
+        raise UserError(f"{field}: {error}; change it, or {step}.crops.KIND.positions") from None
     check_crops(crops, section.model.backbone.stride, step)
 
 
