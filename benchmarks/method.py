@@ -145,8 +145,8 @@ class Blank:
 def composed() -> np.ndarray:
     """Where an operator takes each position from: A, B, or (gray) the prior draws it."""
     parents = [np.full((SHOWN, LENGTH), parent) for parent in (0, 1)]
-    own = {"form": {"positions": 18}, "ground": {"positions": 0}, "tint": {"positions": 6}}
-    groups = shared_out(own, LENGTH)
+    shares = {"form": {"share": 3}, "ground": {"share": 2}, "tint": {"share": 1}}
+    groups = shared_out(shares, LENGTH)
     operators = {"coin": Coin(), "blocks": Blocks(), "infill": Infill(share=0.25)}
     operators["chosen"] = Chosen(groups=("form+ground", "tint"))
     rows = {"A": parents[0], "B": parents[1]}

@@ -57,8 +57,8 @@ RECIPE = {
     "encoder.crops.form.blur": (0.0, 0.0, 0.0),  # a kind's positions cannot know what its crops
     "encoder.crops.ground.lightness": 0.0,  # change: all but sharpness, lightness and hue
     "encoder.crops.tint.jitter": (0.0, 0.0, 0.0, 0.0),
-    "encoder.crops.form.positions": 18,  # the shape is harder to say than a color
-    "encoder.crops.tint.positions": 6,
+    "encoder.crops.form.share": 3,  # of the positions: a shape is harder to say than a color
+    "encoder.crops.ground.share": 2,
     "encoder.optimizer.final": 0.05,
     "encoder.optimizer.weight_decay_final": 1.0,
     "encoder.optimizer.decayed": "(.*/)?kernel",

@@ -323,15 +323,15 @@ def test_positions_by_numbers_ranges_and_names():
 
 
 def test_kinds_share_positions_out():
-    def shared(length, **own):
-        crops = {kind: {"positions": count} for kind, count in own.items()}
+    def shared(length, **shares):
+        crops = {kind: {"share": share} for kind, share in shares.items()}
         return {kind: list(each) for kind, each in groups.shared_out(crops, length).items()}
 
-    assert shared(6, tint=0, form=0, ground=0) == {"form": [0, 1], "ground": [2, 3], "tint": [4, 5]}
-    assert shared(6, tint=1, form=4, ground=1) == {"form": [0, 1, 2, 3], "ground": [4], "tint": [5]}
-    assert shared(7, tint=1, form=0, ground=0)["ground"] == [3, 4, 5]
-    for wrong in ({"a": 0, "b": 0, "c": 0}, {"a": 7, "b": 0}, {"a": 8}, {"a": 3, "b": 3}):
-        with pytest.raises(UserError, match=r"7 positions cannot be shared out .*\(a "):
-            shared(7, **wrong)
-    with pytest.raises(UserError, match="positions=-1 of a kind of crops"):
-        transforms.MultiCrop(positions=-1)
+    assert shared(6, tint=1, form=1, ground=1) == {"form": [0, 1], "ground": [2, 3], "tint": [4, 5]}
+    assert shared(6, tint=1, form=3, ground=2) == {"form": [0, 1, 2], "ground": [3, 4], "tint": [5]}
+    assert [len(own) for own in shared(11, a=3, b=2, c=1).values()] == [5, 4, 2]
+    assert groups.shared_out({"all": {}}, 5) == {"all": range(5)}
+    with pytest.raises(UserError, match=r"5 positions are too few .* \(a 1, b 7\)"):
+        shared(5, a=1, b=7)
+    with pytest.raises(UserError, match="share=0 of a kind of crops"):
+        transforms.MultiCrop(share=0)

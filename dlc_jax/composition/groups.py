@@ -15,25 +15,22 @@ from dlc_jax.errors import UserError
 FILE = "positions.json"  # of a run: {"length": l, "groups": {name: positions}, …}
 
 
-def shared_out(crops: Mapping[str, Any], length: int) -> dict[str, range]:
-    """{kind: its positions}: runs, in the order of the kinds' names.
+def shared_out(crops: Mapping[str, Mapping[str, Any]], length: int) -> dict[str, range]:
+    """{kind: its positions}: runs in the order of the kinds' names, as long as their shares say.
 
     Args:
-      crops: {kind: section of `MultiCrop`}. A kind has its `positions`; those that have 0 share
-        what is left, a run of one length each.
+      crops: {kind: arguments of `MultiCrop`}; one without a `share` has 1.
 
     Raises:
-      UserError: the kinds do not take `length` positions together, or one has none.
+      UserError: a kind would have none.
     """
-    own = {kind: crops[kind]["positions"] for kind in sorted(crops)}
-    free = [kind for kind, count in own.items() if not count]
-    left = length - sum(own.values())
-    own |= dict.fromkeys(free, left // len(free) if free else 0)
-    if sum(own.values()) != length or min(own.values()) < 1:
-        given = ", ".join(f"{kind} {crops[kind]['positions'] or 'a share'}" for kind in own)
-        raise UserError(f"{length} positions cannot be shared out among kinds of crops ({given})")
-    starts = itertools.accumulate(own.values(), initial=0)
-    return {kind: range(at, at + own[kind]) for kind, at in zip(own, starts)}
+    shares = {kind: crops[kind].get("share", 1) for kind in sorted(crops)}
+    ends = list(itertools.accumulate(shares.values(), initial=0))
+    ends = [length * end // ends[-1] for end in ends]
+    if any(start == stop for start, stop in itertools.pairwise(ends)):
+        given = ", ".join(f"{kind} {share}" for kind, share in shares.items())
+        raise UserError(f"{length} positions are too few for the shares of its crops ({given})")
+    return {kind: range(*ends[n : n + 2]) for n, kind in enumerate(shares)}
 
 
 def known(encoder: Any, found: Mapping | None) -> dict[str, tuple[int, ...]]:

@@ -157,8 +157,8 @@ class MultiCrop:
       solarize: probabilities of the first global crop, the other global ones, and the local ones.
       shift: how far a crop may leave the image, as a share of its side. The edge is repeated there.
       interpolation: "bicubic", "bilinear" or "lanczos".
-      positions: of the code that learn from these crops; 0 is an equal share of those that other
-        kinds leave.
+      share: of the code's positions, those that learn from these crops; 3 beside 2 and 1 of other
+        kinds is half of them.
 
     Raises:
       UserError: for a value that makes no sense.
@@ -185,10 +185,10 @@ class MultiCrop:
         solarize: tuple[float, float, float] = (0.0, 0.2, 0.0),
         shift: float = 0.0,
         interpolation: str = "bicubic",
-        positions: int = 0,
+        share: int = 1,
     ):
-        if positions < 0:
-            raise UserError(f"positions={positions} of a kind of crops must be at least 0")
+        if share < 1:
+            raise UserError(f"share={share} of a kind of crops must be at least 1")
         if global_crops < 1 or local_crops < 0 or (local_crops and not local_size):
             raise UserError(
                 "MultiCrop needs global_crops >= 1, and local_size if there are local crops"

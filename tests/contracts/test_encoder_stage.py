@@ -47,7 +47,7 @@ def recipe(*, kinds=("all",), **sections):
     small |= {"objective.teacher_temperature": (0.04, 0.07, 10), "optimizer.warmup": 0}
     small |= {"train.batch": 32, "train.clip_separately": ("head/.*",)}
     usual = load("quickstart.py:tiny").encoder.crops
-    crops = next(iter(usual.values())).to_dict() | CROPS | {"positions": 0}
+    crops = next(iter(usual.values())).to_dict() | CROPS | {"share": 1}
     small |= {f"crops.{kind}.{name}": x for kind in kinds for name, x in crops.items()}
     for section, given in sections.items():
         small |= {f"{section}.{name}": value for name, value in given.items()}

@@ -208,8 +208,8 @@ def check(section: Section, crops, step: str) -> None:
     """Refuses fields that do not go together.
 
     Raises:
-      UserError: groups that a microbatch would cut, positions that the kinds of crops cannot share
-        out, or crops that cannot be cut into patches.
+      UserError: groups that a microbatch would cut, fewer positions than the kinds of crops can
+        share, or crops that cannot be cut into patches.
     """
     objective, plan = section.objective, section.train
     positions = section.model.simplicial.positions
@@ -231,7 +231,7 @@ def check(section: Section, crops, step: str) -> None:
     try:
         groups.shared_out(crops, positions)
     except UserError as error:
-        raise UserError(f"{field}: {error}; change it, or {step}.crops.KIND.positions") from None
+        raise UserError(f"{field}: {error}; raise it, or change {step}.crops.KIND.share") from None
     check_crops(crops, section.model.backbone.stride, step)
 
 
