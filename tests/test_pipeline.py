@@ -502,7 +502,7 @@ def written(workdir, lines=(), *, without=()):
 
 def test_groups_are_kinds_of_crops_and_clusters_of_the_run(tmp_path):
     written(tmp_path)
-    kinds = {"form": (0, 1), "ground": (2, 3), "tint": (4, 5)}
+    kinds = {"form": (0, 1, 2), "ground": (3, 4), "tint": (5,)}
     assert pipeline.load(tmp_path).groups == kinds
     found = {"length": LENGTH, "groups": {"shape": [1, 4]}}
     (tmp_path / "positions.json").write_text(json.dumps(found))
