@@ -89,6 +89,7 @@ VARIANTS = {
         "*.train.steps": 24,
         "*.train.batch": 32,
         "*.train.*_every": 8,
+        "*.train.validate_every": 12,
         "*.train.validate_batches": 2,
         "encoder.objective.koleo_group": 32,
         "*.count": 64,

@@ -124,6 +124,7 @@ VARIANTS = {
         "data.count": 1024,
         "*.train.steps": 24,
         "*.train.*_every": 8,
+        "*.train.validate_every": 12,
         "*.train.validate_batches": 2,
         "probe.count": 512,
         "*.every": 12,
