@@ -570,13 +570,13 @@ def test_compose_by_operators(trained, pictures, capsys, monkeypatch):
     monkeypatch.setattr(pipeline.Pipeline, "decode", seen)
     words = ["compose", "-w", trained, "--count", 6, "--sampler.steps=2", "--out"]
     words += [pictures / "composed.png"]
-    one = [pictures / "a.png", "--operator", "infill", "--operator.share=0.5", "--keep", "form"]
+    one = [pictures / "a.png", "--operator", "infill", "--operator.share=0.25", "--keep", "form"]
     alone = said(capsys, *words, *one, "--batch", 4)
     assert "6 compositions of 1 images" in alone
     parent = pipeline.load(trained).encode([np.asarray(Image.open(pictures / "a.png"))])
     codes = np.concatenate([codes for codes, _ in told])
-    assert len(codes) == 6 and (codes[:, :12] == parent[:, :12]).all()
-    assert 6 < (codes != parent).sum() <= 6 * 18 and len(np.unique(codes != parent, axis=0)) > 1
+    assert len(codes) == 6 and (codes[:, :18] == parent[:, :18]).all()
+    assert 6 < (codes != parent).sum() <= 6 * 9 and len(np.unique(codes != parent, axis=0)) > 1
 
     def bits(out):
         found = re.findall(r"^(\w+), bits a position given the others: ([\d. ]+)$", out, re.M)
