@@ -58,6 +58,20 @@ def test_every_position_is_compared_under_the_crops_of_its_kind(source):
     assert agreement(b=bright, a=STILL)["positions"] == 0.25
 
 
+def test_shares_of_positions_are_minded(source):
+    brightness.calls = 0
+
+    def agreement(**crops):
+        def encode(images):  # the position of brightness is the second
+            return np.roll(brightness(images), 1, axis=1)
+
+        return checkup.agreement(source, range(40), encode, crops=crops, values=8, seed=0)
+
+    bright = STILL | dict(lightness=1.0)
+    assert agreement(a=STILL, b=bright)["positions"] == 0.25  # of two and two
+    assert agreement(a=STILL, b=bright | dict(share=3))["positions"] < 0.2  # of one and three
+
+
 def test_views_are_two_global_crops_and_the_same_for_a_seed(source):
     seen = []
 

@@ -8,11 +8,12 @@ Source: arXiv 2507.12318, DINOv2 (arXiv 2304.07193).
                                                                    entropy: DINO, iBOT
 
 KoLeo keeps the vectors of different images apart. With one kind of crops this is the paper's
-encoder. With several, the positions of a code are shared out evenly among the kinds, in the order
-of their names. A kind's prototypes are read from its own positions alone, and (`consistency`) each
-of those positions must take the same value in all crops of its kind. So what a kind's augmentation
-destroys cannot be kept in its positions: crops of turned hue make positions that do not know the
-color, blurred ones make positions that do not know the shape. Codes come apart by what they ignore.
+encoder. With several, the positions of a code are shared out among the kinds, in the order of their
+names, as many to each as its `share` says. A kind's prototypes are read from its own positions
+alone, and (`consistency`) each of those positions must take the same value in all crops of its
+kind. So what a kind's augmentation destroys cannot be kept in its positions: crops of turned hue
+make positions that do not know the color, blurred ones make positions that do not know the shape.
+Codes come apart by what they ignore.
 
 Crops agree to a part only, and the rest of what a position says of an image that is not augmented
 follows what it should ignore. So an encoder may have another as its `teacher`, and learn to say of
