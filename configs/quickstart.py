@@ -2,8 +2,7 @@
 
     ./launch/local.sh python -m dlc_jax.main --config=configs/quickstart.py
 
-What it reaches, where and in what time: docs/results.md. Words: 32px, half an hour; ablation, the
-same generator without codes, beside it; tiny, a minute: does all run (but the student)?
+What it reaches: docs/results.md. Words: 32px, half an hour; ablation, no codes; tiny, a minute.
 """
 
 RECIPE = {
