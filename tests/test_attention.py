@@ -32,6 +32,7 @@ def inputs(options, seed=0, b=B, n=N, h=H, k=K, dtype="float32", spread=2):
         "rotary each": tuple(jnp.stack([table[i:][:n] for i in starts]) for table in tables),
         "causal": True,
         "qk_scale": tuple(jnp.asarray(random.uniform(0.5, 2, size=(2, k)), jnp.float32)),
+        "bias": jnp.asarray(random.normal(size=(3, h, k)), jnp.float32),
     }
     chosen = {name.removesuffix(" each"): every[name] for name in options}
     return {"qkv": jnp.asarray(spread * random.normal(size=(b, n, 3, h, k)), dtype)} | chosen
@@ -41,6 +42,7 @@ def run(implementation, data):
     """attention of the inputs; skips where the implementation refuses them."""
     refusal = IMPLEMENTATIONS[implementation].refusal
     rest = {"mask": None, "rotary": None, "qk_scale": None, "causal": False} | data
+    rest.pop("bias", None)
     if why := refusal(rest.pop("qkv"), **rest, platform=jax.default_backend()):
         pytest.skip(f"{implementation} refuses: {why}")
     causal = data.get("causal", False)
@@ -51,11 +53,12 @@ def run(implementation, data):
 
 
 def check(implementation, data):
-    """Output and gradients, of the projection and the scales, against float64."""
+    """Output and gradients, of the projection, its bias and the scales, against float64."""
     data, dtype = dict(data), data["qkv"].dtype
     shape = np.delete(data["qkv"].shape, 2)
     dout = jnp.asarray(np.random.default_rng(1).normal(size=shape), dtype)
-    differentiated = {name: data[name] for name in ("qkv", "qk_scale") if name in data}
+    known = ("qkv", "qk_scale", "bias")
+    differentiated = {name: data[name] for name in known if name in data}
 
     @jax.jit
     def both(given, dout):
@@ -64,10 +67,13 @@ def check(implementation, data):
 
     out, gradients = both(differentiated, dout)
     assert out.dtype == gradients["qkv"].dtype == dtype
-    every = [out, gradients["qkv"], *([gradients["qk_scale"]] if "qk_scale" in data else [])]
-    for found, wanted in zip(every, exact(**data, dout=dout)):
-        wrong = np.abs(np.asarray(found, np.float64) - wanted).max() / (np.abs(wanted).max() or 1)
-        assert wrong <= BOUND[dtype.name]
+    if "bias" in data:
+        data["qkv"] += data.pop("bias").astype(dtype)
+    wanted = dict(zip(("out", "qkv", "qk_scale"), exact(**data, dout=dout)))
+    wanted["bias"] = wanted["qkv"].sum((0, 1))
+    for name, found in {"out": out, **gradients}.items():
+        wrong = np.abs(np.asarray(found, np.float64) - wanted[name]).max()
+        assert wrong <= BOUND[dtype.name] * (np.abs(wanted[name]).max() or 1), name
 
 
 @implementations
@@ -80,7 +86,8 @@ def check(implementation, data):
         ("rotary each",),
         ("qk_scale",),
         ("causal",),
-        ("mask", "rotary", "qk_scale", "causal"),
+        ("bias",),
+        ("mask", "rotary", "qk_scale", "causal", "bias"),
     ],
 )
 def test_equals_float64(implementation, options):
@@ -89,10 +96,10 @@ def test_equals_float64(implementation, options):
 
 # A Pallas kernel that is interpreted finds its outputs and scratch filled with NaN, so that what it
 # leaves unwritten shows.
-ALL = ("mask", "rotary", "qk_scale", "causal")
+ALL = ("mask", "rotary", "qk_scale", "causal", "bias")
 SIZES = [
     (16, 72, 6, "float32", ("mask", "qk_scale")),
-    (54, 64, 1, "bfloat16", ("mask",)),
+    (54, 64, 1, "bfloat16", ("mask", "bias")),
 ]
 MORE = [
     (1, 64, 2, "float32", ()),
@@ -104,7 +111,7 @@ MORE = [
     (64, 72, 2, "bfloat16", ("qk_scale", "rotary each")),
     (64, 128, 2, "float32", ("mask",)),
     (256, 72, 2, "float32", ("qk_scale", "rotary")),
-    (256, 72, 2, "bfloat16", ()),
+    (256, 72, 2, "bfloat16", ("bias",)),
     (256, 128, 1, "bfloat16", ("qk_scale",)),
     (261, 64, 2, "float32", ()),
     (261, 72, 1, "bfloat16", ALL),
@@ -162,18 +169,22 @@ def test_qk_norm_ignores_the_scale_of_queries_and_keys(implementation):
 
 
 @implementations
-@pytest.mark.parametrize("b", [4, pytest.param(3, marks=pytest.mark.slow)])  # 3 is not cut
-def test_on_a_mesh_equals_one_device(implementation, b):
-    data = inputs(("mask", "rotary each", "qk_scale"), b=b, h=4)
+@pytest.mark.parametrize(
+    ("b", "tensor"),
+    [(4, 2), (4, 1), pytest.param(3, 2, marks=pytest.mark.slow)],  # 3 is not cut
+)
+def test_on_a_mesh_equals_one_device(implementation, b, tensor):
+    data = inputs(("mask", "rotary each", "qk_scale", "bias"), b=b, h=4)
 
-    def loss(qkv, qk_scale):
-        out = run(implementation, data | {"qkv": qkv, "qk_scale": qk_scale})
+    def loss(given):
+        out = run(implementation, data | given)
         return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).sum()
 
-    both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
-    wanted = both(data["qkv"], data["qk_scale"])
-    with jax.set_mesh(parallel.make_mesh(data=2, fsdp=2, tensor=2)):
-        found = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(data["qkv"], data["qk_scale"])
+    given = {name: data[name] for name in ("qkv", "qk_scale", "bias")}
+    wanted = jax.jit(jax.value_and_grad(loss))(given)
+    devices = jax.devices()[: 4 * tensor]
+    with jax.set_mesh(parallel.make_mesh(data=2, fsdp=2, tensor=tensor, devices=devices)):
+        found = jax.jit(jax.value_and_grad(loss))(given)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, wanted)
 
 

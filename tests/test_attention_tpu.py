@@ -77,7 +77,10 @@ def test_compiles_forward_and_backward(kind, name):
 
     @jax.jit
     def both(qkv, given, dout):
-        out, pull = jax.vjp(lambda qkv: attention(qkv, causal=causal, **given), qkv)
+        bias = jnp.zeros(qkv.shape[2:])
+        out, pull = jax.vjp(
+            lambda qkv, bias: attention(qkv, bias=bias, causal=causal, **given), qkv, bias
+        )
         return out, pull(dout)
 
     with jax.set_mesh(mesh):  # None takes the kernel there

@@ -20,8 +20,11 @@ WIDE = ("TPU v6 lite", "TPU7x")  # with a matrix unit of 256 by 256
 VMEM, LESS_VMEM = 48 * MIB, {"TPU v4": 15 * MIB, "TPU v3": 15 * MIB, "TPU v2": 15 * MIB}
 
 
-def attention(qkv, *, mask=None, rotary=None, qk_scale=None, causal=False):
-    """See `dlc_jax.kernels.attention.attention`."""
+def attention(qkv, *, bias=None, mask=None, rotary=None, qk_scale=None, causal=False):
+    """See `dlc_jax.kernels.attention.attention`; `qkv` has the bias already, but not its gradient.
+
+    The backward pass sums that on the way: XLA would read the projection's gradient once more.
+    """
     b, n, _, h, k = qkv.shape
     given = {}
     if mask is not None:
@@ -29,7 +32,8 @@ def attention(qkv, *, mask=None, rotary=None, qk_scale=None, causal=False):
     if rotary is not None:
         given["rotary"] = jnp.concatenate(rotary, axis=-1).astype(jnp.float32).mT
     scales = None if qk_scale is None else jnp.stack(qk_scale, axis=-1).astype(jnp.float32)
-    out = _attention(qkv.reshape(b, n, 3 * h * k), scales, given, h, causal)
+    bias = None if bias is None else bias.reshape(1, 3 * h * k)
+    out = _attention(qkv.reshape(b, n, 3 * h * k), bias, scales, given, h, causal)
     return out.reshape(b, n, h, k)
 
 
@@ -88,29 +92,35 @@ def _examples(b, n, h, k, dtype, *, backward) -> int:
 # ---- the calls
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _attention(qkv, scales, given, h, causal):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _attention(qkv, bias, scales, given, h, causal):
     """[b, n, 3 h k] -> [b, n, h k]; scales [k, 2] or None, given {"mask", "rotary"}."""
     b, n, width = qkv.shape
     shape = jax.ShapeDtypeStruct((b, n, width // 3), qkv.dtype)
     return _call(tpu_program.forward, {"qkv": qkv}, scales, given, {"out": shape}, h, causal)["out"]
 
 
-def _attention_forward(qkv, scales, given, h, causal):
-    return _attention(qkv, scales, given, h, causal), (qkv, scales, given)
+def _attention_forward(qkv, bias, scales, given, h, causal):
+    return _attention(qkv, bias, scales, given, h, causal), (qkv, bias, scales, given)
 
 
 def _attention_backward(h, causal, kept, dout):
-    qkv, scales, given = kept
+    qkv, bias, scales, given = kept
+    k = qkv.shape[2] // (3 * h)
     shapes = {"dqkv": jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)}
-    if scales is not None:  # a sum for each program
-        g = _examples(*qkv.shape[:2], h, len(scales), qkv.dtype, backward=True)
-        shapes["dscales"] = jax.ShapeDtypeStruct((len(qkv) // g, *scales.shape), jnp.float32)
+    programs = len(qkv) // _examples(*qkv.shape[:2], h, k, qkv.dtype, backward=True)
+    sums = {"dbias": bias, "dscales": scales}  # one of each program
+    for name, array in sums.items():
+        if array is not None:
+            shapes[name] = jax.ShapeDtypeStruct((programs, *array.shape), jnp.float32)
     found = _call(
         tpu_program.backward, {"qkv": qkv, "dout": dout}, scales, given, shapes, h, causal
     )
-    dscales = None if scales is None else found["dscales"].sum(0)
-    return found["dqkv"], dscales, None
+    summed = (
+        None if array is None else found[name].sum(0).astype(array.dtype)
+        for name, array in sums.items()
+    )
+    return found["dqkv"], *summed, None
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
@@ -133,7 +143,7 @@ def _call(body, arrays, scales, given, shapes, h, causal):
     def spec(name, array):
         if array.ndim == 2:  # the same for all examples
             return pl.BlockSpec(array.shape, lambda i: (0, 0))
-        block = (None if name == "dscales" else g, *array.shape[1:])
+        block = (None if name in ("dbias", "dscales") else g, *array.shape[1:])
         return pl.BlockSpec(block, lambda i: (i, 0, 0), pipeline_mode=pl.Buffered(buffers))
 
     def kernel(*refs):

@@ -38,8 +38,8 @@ def forward(refs, h, causal):
 
 
 def backward(refs, h, causal):
-    if "dscales" in refs:
-        refs["dscales"][...] = jnp.zeros_like(refs["dscales"])
+    for name in {"dbias", "dscales"} & refs.keys():
+        refs[name][...] = jnp.zeros_like(refs[name])
 
     def head(example, start):
         key, value = example.prepared(1, start), example.read("qkv", 2, start)
@@ -88,7 +88,10 @@ def _every_head(compute, refs, h, result):
             return 0
 
         jax.lax.fori_loop(0, h // step, heads, 0)
-        refs[target][index] = refs[f"{result}_turned"][...].astype(refs[target].dtype).T
+        found = refs[f"{result}_turned"][...].astype(refs[target].dtype).T
+        refs[target][index] = found
+        if "dbias" in refs:
+            refs["dbias"][...] += jnp.sum(found.astype(jnp.float32), axis=0, keepdims=True)
         return 0
 
     jax.lax.fori_loop(0, len(refs["qkv"]), one, 0)

@@ -18,7 +18,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from dlc_jax.errors import UserError
-from dlc_jax.kernels.attention import attention
+from dlc_jax.kernels.attention import DENSE, attention, biased
 from dlc_jax.parallel import constrain, matmul
 from dlc_jax.typing import Array, Bool, Float, Tree
 
@@ -29,7 +29,6 @@ FAN_IN = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 NORMAL = nn.initializers.normal(0.02)
 ZEROS = nn.initializers.zeros
 ONES = nn.initializers.ones
-DENSE = "dense"  # names the result of a dense layer for remat
 
 # What the mesh's `tensor` axis splits in a block: heads, and the hidden units of the MLP
 # (Megatron-LM, arXiv 1909.08053). See `parallel.placement`.
@@ -53,8 +52,13 @@ class Dense(nn.Module):
     kernel_init: Callable = XAVIER
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*n d"], *, dtype=None) -> Array:
-        """Factors have the kernel's dtype; sums, bias and result `dtype`, by default the same."""
+    def __call__(
+        self, x: Float[Array, "*n d"], *, dtype=None, add_bias: bool = True
+    ) -> Array | tuple[Array, Array | None]:
+        """Factors have the kernel's dtype; sums, bias and result `dtype`, by default the same.
+
+        Without `add_bias` the result is (product, bias or None), for who adds it and names the sum.
+        """
         features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
         flat = (x.shape[-1], math.prod(features))
         shape = (x.shape[-1], *features)
@@ -62,12 +66,11 @@ class Dense(nn.Module):
         dtype, name = dtype or kernel.dtype, "/".join((*self.path, "kernel"))
         x2 = x.reshape(-1, flat[0]).astype(kernel.dtype)
         y = matmul(x2, kernel, name, RULES, dtype=dtype)
-        if self.use_bias:
-            bias = self.param("bias", ZEROS, features).astype(dtype)
-            if jax.sharding.get_abstract_mesh().shape.get("tensor", 1) == 1:
-                # Flat, as the product is: TPUs would turn [d, 3, heads, k] and back in memory.
-                y, bias = y.reshape(-1, flat[1]), bias.reshape(-1)
-            y = y + bias
+        bias = self.param("bias", ZEROS, features) if self.use_bias else None
+        if not add_bias:
+            return y.reshape(*x.shape[:-1], *features), bias
+        if bias is not None:
+            y = biased(y, bias)
         # The name is what remat="dots" stores: with the bias, or it would be added again.
         return checkpoint_name(y, DENSE).reshape(*x.shape[:-1], *features)
 
@@ -152,11 +155,11 @@ class Attention(nn.Module):
         k = width // self.heads
         dense = functools.partial(Dense, use_bias=self.use_bias, kernel_init=self.kernel_init)
         inputs = {"mask": mask, "rotary": rotary, "implementation": self.implementation}
-        qkv = dense((3, self.heads, k), name="qkv")(x)
+        qkv, bias = dense((3, self.heads, k), name="qkv")(x, add_bias=False)
         if self.qk_norm:
             scales = self.param("q_scale", ONES, (k,)), self.param("k_scale", ONES, (k,))
             inputs["qk_scale"] = scales
-        y = attention(qkv, **inputs)
+        y = attention(qkv, bias=bias, **inputs)
         return dense(width, name="out")(y.reshape(x.shape), dtype=x.dtype)
 
 
