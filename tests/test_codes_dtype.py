@@ -21,7 +21,7 @@ from dlc_jax.models.vit import ViT
 
 NARROW = jnp.dtype("bfloat16")
 MOVED = set(
-    "reshape transpose squeeze slice split broadcast_in_dim concatenate copy pad name".split()
+    "reshape transpose squeeze slice split broadcast_in_dim concatenate copy pad name unstack".split()
 )
 
 
