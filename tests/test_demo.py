@@ -94,7 +94,7 @@ def test_info_of_a_folder_shows_its_parts(finished, tmp_path, capsys):
 def test_info_of_the_demo(capsys):
     assert cli.main(["info", "demo"]) == 0
     said = capsys.readouterr().out
-    assert "encoder    504,072 parameters of float16, 320 steps of student" in said
+    assert "encoder    504,072 parameters of float16, 640 steps of student" in said
 
 
 def test_what_is_exported_names_no_place_of_the_machine():
