@@ -20,9 +20,8 @@ from dlc_jax.models.simplicial import DinoHead, Simplicial
 from dlc_jax.models.vit import ViT
 
 NARROW = jnp.dtype("bfloat16")
-MOVED = set(
-    "reshape transpose squeeze slice split unstack broadcast_in_dim concatenate copy pad name".split()
-)
+MOVED = {"reshape", "transpose", "squeeze", "slice", "split", "unstack", "broadcast_in_dim"}
+MOVED |= {"concatenate", "copy", "pad", "name"}
 
 
 def narrow(**fields):
