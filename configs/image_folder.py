@@ -2,16 +2,17 @@
 
     python -m dlc_jax.main --config=configs/image_folder.py --config.data.path=PATH
 
-PATH: see docs/data.md. Words: 28px, 32px or 64px; tiny; long, two hours; latent256, for one GPU,
-after `dlc import vae FILE --out DIR` and with `--config.autoencoder.path=DIR`.
+PATH: docs/data.md. Words: 28px, 32px or 64px; tiny; long, two hours; latent256: docs/generator.md.
 """
 
 RECIPE = {
     "like": "quickstart.py",
     "steps": ("encoder", "codes", "probe", "prior", "generator", "samples"),
     "data.name": "images",
-    "data.image": 32,
     "*.model*.image": 32,
+    "*.model*.width": 128,
+    "*.model*.depth": 4,
+    "generator.model.width": 192,
     "*.model*positions": 32,
     "*.model*values": 32,
     "encoder.model.dino.prototypes": 256,
@@ -77,7 +78,7 @@ VARIANTS = {
         "*.model*positions": 64,
         "encoder.crops.all.global_scale": (0.4, 1.0),
         "encoder.crops.all.local_crops": 4,
-        "encoder.crops.all.local_size": lines["data.image"] // 2,
+        "encoder.crops.all.local_size": lines["*.model*.image"] // 2,
         "encoder.crops.all.local_scale": (0.1, 0.4),
         "encoder.monitor.every": 400,
         "encoder.monitor.count": 2000,

@@ -57,7 +57,7 @@ def test_recipes_are_short():
 
 
 FULL = {
-    "quickstart": ("", "32px", "tiny", "demo", "ablation"),
+    "quickstart": ("", "32px", "tiny", "ablation"),
     "image_folder": ("", "28px", "64px", "long", "tiny", "latent256"),
     "imagenet256": ("", "8B", "32x4096", "512px"),
     "imagenet256_fast": ("", "B"),
