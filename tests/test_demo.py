@@ -127,7 +127,7 @@ def test_the_demo_is_small_and_says_where_it_is_from():
 
 def test_the_demo_redraws_images_it_has_not_seen(demo):
     """Far closer to their own image than to another's: the weights are trained ones."""
-    given = images()
+    given = images(size=32)
     codes = demo.encode(given)
     drawn = demo.decode(codes, seed=0).astype(float)
     own, other = (np.abs(drawn - each).mean() for each in (given, given[::-1]))
