@@ -19,7 +19,7 @@ from dlc_jax.recipe import build, changed
 from dlc_jax.stages import STAGES, generator
 from dlc_jax.stages.generator import objective, upstream
 
-WIDTH, BATCH = 128, 64  # of a token of the quickstart's encoder; images of a split
+WIDTH, BATCH = 88, 64  # of a token of the quickstart's encoder; images of a split
 FIELDS = {"codes.embedding": "class", "generator.model.embedding": WIDTH}
 FIELDS |= {"generator.model.positions": 0, "generator.model.values": 0}
 
@@ -145,7 +145,7 @@ def test_gradients_reach_what_reads_the_embedding(drop):
     [
         (
             {"model.embedding": 64},
-            "embedding=64, but the embedding 'class' of encoder has width 128",
+            "embedding=64, but the embedding 'class' of encoder has width 88",
         ),
         (
             {"codes": ""},
@@ -168,7 +168,7 @@ def test_what_is_not_stored_is_refused_before_anything_is_trained(stores):
         STAGES["generator"](lacks, step="generator", workdir="unused")
     whole = changed(settings(**{"model.embedding": 3 * WIDTH}), {"codes.embedding": "summary"})
     made = STAGES["generator"](whole, step="generator", workdir=stores)
-    with pytest.raises(UserError, match="generator has embeddings of width 384; .* width 128"):
+    with pytest.raises(UserError, match="generator has embeddings of width 264; .* width 88"):
         made.reads()
     with pytest.raises(UserError, match="samples: generator reads embeddings, and no step draws"):
         STAGES["samples"](settings(), step="samples", workdir="unused")

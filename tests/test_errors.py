@@ -152,7 +152,7 @@ def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_written(
         ),
         (
             ["encoder.model.backbone.heads=3"],
-            "encoder.model: width 128 is not a multiple of 3 heads",
+            "encoder.model: width 88 is not a multiple of 3 heads",
         ),
         (["seed=-1"], "seed=-1 is not in 0 to 2147483647"),
         (
