@@ -16,7 +16,7 @@ from dlc_jax.models.autoencoder import Autoencoder
 
 MODEL = dict(image=8, patch=2, channels=2, depth=5, width=32, heads=2, qk_norm=True)
 PARTS = dict(block="modern", context=4, early=2, head_width=32, head_depth=1)
-PARTS |= dict(align=2, align_width=128, route=True)
+PARTS |= dict(align=2, align_width=88, route=True)
 OBJECTIVE = dict(align=0.5, align_until=6, route=0.75, route_until=6)
 
 
