@@ -2,7 +2,7 @@
 
     ./launch/local.sh python -m dlc_jax.main --config=configs/quickstart.py
 
-What it reaches: docs/results.md. Words: 32px, 15 minutes; ablation, no codes; tiny, a minute.
+What it reaches: docs/results.md. Words: 32px, 17 minutes; ablation, no codes; tiny, a minute.
 """
 
 RECIPE = {
@@ -10,7 +10,7 @@ RECIPE = {
     "data.name": "shapes",
     "*.model*.image": 16,
     "*.model*.patch": 8,
-    "*.model*.width": 88,  # as many images as possible count for more than larger networks
+    "*.model*.width": 88,  # more images in the same time help more than larger networks
     "*.model*.depth": 3,
     "*.model*.heads": 4,
     "*.model*.remat": "none",

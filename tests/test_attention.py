@@ -1,5 +1,9 @@
 """Every implementation of attention against one written with numpy in float64."""
 
+import os
+import subprocess
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -225,6 +229,33 @@ def test_in_scanned_blocks_on_a_mesh(implementation):
     with jax.set_mesh(parallel.make_mesh(data=2, fsdp=2, tensor=2)):
         found = gradient(implementation)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, wanted)
+
+
+PROGRAM = """
+import jax, jax.numpy as jnp
+from dlc_jax.kernels.attention import attention
+def loss(qkv, bias, scale):
+    out = attention(qkv, bias=bias, qk_scale=(scale, scale), implementation="pallas_tpu")
+    return out.sum()
+given = jnp.ones((2, 8, 3, 2, 8)), jnp.ones((3, 2, 8)), jnp.ones(8)
+print(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*given))
+"""
+
+
+@pytest.mark.slow
+def test_every_host_makes_the_same_program():
+    """Hosts hash names differently, and must not order anything by it."""
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in "12345"
+    ]
+    assert "attention_backward" in found[0] and len(set(found)) == 1
 
 
 def test_unknown_implementation_is_named():

@@ -291,6 +291,7 @@ def test_the_kernel_saves_a_fifth_of_the_cycles_of_dit_xl():
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         (found,) = json.loads(done.stdout)
         millions = re.findall(r"([\d.]+) M (?:cycles|inside)", found["how"])
+        assert len(millions) == {"xla": 1, "pallas_tpu": 2}[implementation]
         counted[implementation] = sum(map(float, millions))
         assert found["fits"] and found["memory"]["temporaries"] <= 4 * GIB
     assert counted["pallas_tpu"] <= 0.80 * counted["xla"]

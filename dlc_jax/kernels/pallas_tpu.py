@@ -94,7 +94,10 @@ def _examples(b, n, h, k, dtype, *, backward) -> int:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _attention(qkv, bias, scales, given, h, causal):
-    """[b, n, 3 h k] -> [b, n, h k]; scales [k, 2] or None, given {"mask", "rotary"}."""
+    """[b, n, 3 h k] -> [b, n, h k]; scales [k, 2] or None, given {"mask", "rotary"}.
+
+    The bias, [1, 3 h k] or None, is here for its gradient alone.
+    """
     b, n, width = qkv.shape
     shape = jax.ShapeDtypeStruct((b, n, width // 3), qkv.dtype)
     return _call(tpu_program.forward, {"qkv": qkv}, scales, given, {"out": shape}, h, causal)["out"]

@@ -38,8 +38,9 @@ def forward(refs, h, causal):
 
 
 def backward(refs, h, causal):
-    for name in {"dbias", "dscales"} & refs.keys():
-        refs[name][...] = jnp.zeros_like(refs[name])
+    for name in ("dbias", "dscales"):  # in this order on every host
+        if name in refs:
+            refs[name][...] = jnp.zeros_like(refs[name])
 
     def head(example, start):
         key, value = example.prepared(1, start), example.read("qkv", 2, start)
