@@ -35,7 +35,7 @@ ROOMS = {
     "autoencoder dit dit_interop dit_options dit_parity drop_path encoder flops layers "
     "masked_transformer models networks parameters positions shardings ssl_loss tiny_autoencoder "
     "vit vit_parity",
-    "diffusion: processes, samplers, guidance": "code_samplers ddpm guidance masked noise "
+    "diffusion: processes, samplers, guidance": "code_samplers ddpm flow guidance masked noise "
     "processes samplers schedules uniform",
     "checkpoints, metrics, report": "boards checkpoint cli_checkpoints failed_saves metrics report "
     "retention",

@@ -26,6 +26,7 @@ import numpy as np
 from dlc_jax import features, pipeline, recipe
 from dlc_jax.data.codes import CodeStore
 from dlc_jax.data.sources import DataSet
+from dlc_jax.diffusion.code_sampler import METHODS as METHODS_OF
 from dlc_jax.diffusion.code_sampler import CodeSampler
 from dlc_jax.diffusion.sample import Sampler
 from dlc_jax.evals import code_likeness, frechet, two_samples
@@ -253,8 +254,12 @@ def of_run(arguments, workdir):
             print(row(name, found), flush=True)
 
         show("training codes", other, 0)
-        for calls in [each for each in CALLS if each < length] + [length, 4 * length]:
-            for method in METHODS:
+        network = loaded.networks[arguments.step or loaded.prior]
+        own = METHODS_OF[type(network.process)]
+        methods = METHODS if own.keys() > METHODS.keys() else own
+        every = [each for each in CALLS if each < length] + [length, 4 * length]
+        for calls in arguments.calls or every:
+            for method in methods:
                 again = method in ("remdm_cap", "remdm_loop", "remask")
                 if (calls < 8 and again) or (calls > length and not again):
                     continue
@@ -262,9 +267,7 @@ def of_run(arguments, workdir):
                     continue
                 given = {name: float(value) for name, value in arguments.set}
                 sampler = CodeSampler(method=method, calls=calls, **given)
-                codes, made = loaded.networks[loaded.prior].sample_counted(
-                    arguments.count, seed=7, sampler=sampler
-                )
+                codes, made = network.sample_counted(arguments.count, seed=7, sampler=sampler)
                 show(f"{method} {calls}", codes, float(made.mean()))
 
 
@@ -293,7 +296,9 @@ def main():
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--divergence", default="reverse")
+    parser.add_argument("--step", default="", help="of `run`, in place of the prior of its samples")
     parser.add_argument("--only", default="", help="methods of `run` with this in their name")
+    parser.add_argument("--calls", type=int, nargs="*", help="of `run`; all that make sense if not")
     parser.add_argument("--set", nargs="*", default=(), type=lambda text: text.split("="))
     arguments = parser.parse_args()
     workdir = arguments.workdir

@@ -414,6 +414,7 @@ def test_a_command_that_is_refused_in_one_line(line, words, tmp_path, capsys):
 
 
 def test_a_command_scores_and_writes_what_it_depends_on(tmp_path, capsys, shared_data):
+    pytest.importorskip("torch", reason="the weights are a file of PyTorch's")
     weights = shared_data / "weights" / "cifar10_resnet20-12fca82f.th"
     places = [folder(tmp_path / name, drawn(40, seed, side=32)) for seed, name in enumerate("abc")]
     options = ["--network", "resnet20", "--weights", weights, "--cache", tmp_path / "cache"]

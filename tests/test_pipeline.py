@@ -383,6 +383,20 @@ def test_without_a_trained_prior_no_likelihood_is_told():
         uniform.compose([a, b], best=2)
 
 
+def test_a_flow_draws_whole_codes_and_says_how_likely_they_are():
+    flow = drawn({"prior.process.name": "flow", "prior.model.sigma_conditioning": True})
+    how = {"sampler": CodeSampler(method="auto", calls=3)}
+    codes = flow.sample_codes(5, seed=1, **how)
+    assert codes.shape == (5, LENGTH) and (codes >= 0).all() and (codes < VALUES).all()
+    np.testing.assert_array_equal(flow.sample_codes(2, seed=1, **how), codes[:2])
+    bits, error = flow.likelihood(codes, draws=4)
+    assert (bits > 0).all() and (error > 0).all()
+    a, b = images(2, seed=1), images(2, seed=2)
+    assert flow.compose([a, b]).bits is None
+    with pytest.raises(UserError, match="process.name=flow keeps no positions"):
+        flow.complete(codes, keep=[0], seed=0)
+
+
 def test_partial_codes_are_codes_with_the_null_value(p):
     codes = p.encode(images(5))
     mask = np.random.default_rng(0).random((5, LENGTH)) < 0.5

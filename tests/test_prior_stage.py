@@ -148,6 +148,17 @@ def test_uniform_noise_is_learned_too():
     assert np.isfinite(loss_of(stage("prior", **lines), np.zeros(64)))
 
 
+def test_a_flow_is_learned_too():
+    with pytest.raises(UserError, match="process.name=flow needs prior.model.sigma_conditioning"):
+        stage("prior", **{"process.name": "flow"})
+    lines = {"process.name": "flow", "model.sigma_conditioning": True}
+    found = [
+        loss_of(stage("prior", **lines, **own), np.zeros(64))
+        for own in ({}, {"process.noise.schedule": "cosine"}, {"model.per_position": True})
+    ]
+    assert np.isfinite(found).all() and len(set(found)) == 3
+
+
 def test_former_identities_had_one_process():
     saved = {"model": {"positions": LENGTH}, "codes": "codes"}
     found = stage("prior").former(saved)

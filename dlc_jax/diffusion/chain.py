@@ -60,7 +60,7 @@ class Chain:
         """The share of a code that is noise where that of its open positions is `level`."""
         return level * self.open.mean(-1)
 
-    def belief(self, noisy: Int[Array, "b l"], hidden: Float[Array, "b"]) -> Belief:
+    def belief(self, noisy: Array, hidden: Float[Array, "b"]) -> Belief:
         """Of the network, at its temperature and within its nucleus."""
         found = self.process.belief(self.predict(noisy, hidden), values=self.values)
         return found._replace(log_p=sharpened(found.log_p, self.sampler))

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from dlc_jax.diffusion import remask, reveal
+from dlc_jax.diffusion import remask, reveal, transport
 from dlc_jax.diffusion.chain import Chain, Drawn
+from dlc_jax.diffusion.flow import Flow
 from dlc_jax.diffusion.masked import Masked
 from dlc_jax.diffusion.replace import replace
 from dlc_jax.diffusion.schedules import TIMES
@@ -33,6 +34,7 @@ METHODS = {
         "ancestral": functools.partial(replace, analytic=True),
         "euler": functools.partial(replace, analytic=False),
     },
+    Flow: {"ancestral": transport.ancestral, "euler": transport.euler},
 }
 KNOWN = tuple(METHODS[Masked])
 
@@ -118,7 +120,7 @@ class CodeSampler:
         for name, plain in (("temperature", 1.0), ("nucleus", 1.0)):
             if isinstance(process, Uniform) and getattr(self, name) != plain:
                 raise UserError(
-                    f"code_sampler.{name}={getattr(self, name)} is of masked processes alone; "
+                    f"code_sampler.{name}={getattr(self, name)} is not of uniform processes; "
                     f"here it is {plain}"
                 )
         return dataclasses.replace(self, method=method)
@@ -126,7 +128,11 @@ class CodeSampler:
     def steps(self, process, length: int) -> int:
         """Calls of the network for one code of `length` positions, at most."""
         calls, method = self.calls or length, self.resolved(process, length).method
-        by_steps = isinstance(process, Uniform) or method in ("remdm_cap", "remdm_loop", "remask")
+        by_steps = not isinstance(process, Masked) or method in (
+            "remdm_cap",
+            "remdm_loop",
+            "remask",
+        )
         if by_steps or (process.objective == "score" and method in ("ancestral", "euler")):
             return calls
         return min(calls, length)
@@ -146,7 +152,8 @@ class CodeSampler:
 
         Args:
           process: of `CODE_PROCESSES`.
-          predict: (noisy [b, l], share of noise [b]) -> outputs [b, l, v or v + 1].
+          predict: (noisy [b, l], or [b, l, v] of `Flow`, share of noise [b]) -> outputs
+            [b, l, v or v + 1].
           keys: one an example: a draw depends on it alone, not on the batch.
           prompt, known: infilling: positions where `known` keep `prompt`'s values.
 
@@ -168,7 +175,7 @@ class CodeSampler:
 
 def automatic(process, calls: int, length: int) -> str:
     """The method that does best with so many calls, see docs/results_history.md, "The prior"."""
-    if isinstance(process, Uniform):
+    if not isinstance(process, Masked):
         return "ancestral"
     if calls >= 4 * length:
         return "remdm_cap"

@@ -1,4 +1,4 @@
-"""Bidirectional transformer over partly masked codes: the network of the prior.
+"""Bidirectional transformer over noisy codes: the network of the prior.
 
 By default it is not told the time, on which the best prediction does not depend (RADD, arXiv
 2406.03736); otherwise it is the network of SEDD (arXiv 2310.16834). `sigma_conditioning` gives back
@@ -128,7 +128,7 @@ class MaskedTransformer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        codes: Int[Array, "b l"],
+        codes: Int[Array, "b l"] | Float[Array, "b l v"],
         sigma: Float[Array, "b"] | None = None,
         label: Int[Array, "b"] | None = None,
         dropout_keys: Key[Array, "b"] | None = None,
@@ -136,7 +136,8 @@ class MaskedTransformer(nn.Module):
         """Logits over the V values (V + 1 with sigma conditioning), float32.
 
         Args:
-          codes: integers in 0..V; an id above V makes its example NaN.
+          codes: integers in 0..V, and an id above V makes its example NaN; or soft ones, weights
+            over the V values.
           sigma: total noise, with and only with sigma conditioning.
           label: class of each example, with and only with classes; the number of classes is the
             null class, and one above makes its example NaN.
@@ -144,14 +145,13 @@ class MaskedTransformer(nn.Module):
             nothing.
 
         Raises:
-          UserError: the codes are not of L positions; sigma or the label is missing or not
-            expected; dropout is not a share below 1.
+          UserError: the codes are not of L positions and V values; sigma or the label is missing or
+            not expected; dropout is not a share below 1.
         """
         self._check(codes, sigma, label)
         rows = (self.positions, self.values + 1) if self.per_position else (self.values + 1,)
         table = self.param("token_embed", _embedding_init, (*rows, self.width))
-        index = (jnp.arange(self.positions), codes) if self.per_position else codes
-        x = table.at[index].get(mode="fill", fill_value=jnp.nan)
+        x = self._rows(table, codes)
         place = self.param("pos_embed", _embedding_init, (self.positions, self.width))
         x = x.astype(place.dtype) + place
         parts, keys, own = [], dropout_keys, ()
@@ -177,7 +177,19 @@ class MaskedTransformer(nn.Module):
         return Dense(outputs, kernel_init=ZEROS, name="final")(x).astype(jnp.float32)
 
     @nn.nowrap
+    def _rows(self, table, codes):
+        if codes.ndim == 3:
+            rows = table[..., : self.values, :]
+            return jnp.einsum("blv,lvd->bld" if self.per_position else "blv,vd->bld", codes, rows)
+        index = (jnp.arange(self.positions), codes) if self.per_position else codes
+        return table.at[index].get(mode="fill", fill_value=jnp.nan)
+
+    @nn.nowrap
     def _check(self, codes, sigma, label):
+        if codes.ndim == 3 and codes.shape[2] != self.values:
+            raise UserError(
+                f"soft codes of {codes.shape[2]} values do not fit a model of {self.values}"
+            )
         if codes.shape[1] != self.positions:
             raise UserError(
                 f"codes of {codes.shape[1]} positions do not fit a model of {self.positions}"
@@ -200,8 +212,8 @@ class MaskedTransformer(nn.Module):
     def flops(self) -> float:
         """FLOPs of a forward pass of one code of L positions; see `block_flops`.
 
-        Sigma conditioning adds V + 1 outputs for V, and it and classes products of one row an
-        example, which weigh next to nothing.
+        Sigma conditioning adds V + 1 outputs for V, it and classes products of one row an example,
+        and soft codes one with their table, which weigh next to nothing.
         """
         outputs = self.values + 1 if self.sigma_conditioning else self.values
         total = self.depth * block_flops(self.positions, self.width, mlp_ratio=self.mlp_ratio)

@@ -14,6 +14,7 @@ from dlc_jax.data import inputs
 from dlc_jax.diffusion import chain, noise
 from dlc_jax.diffusion.code_processes import CODE_PROCESSES
 from dlc_jax.diffusion.code_sampler import CodeSampler
+from dlc_jax.diffusion.flow import Flow
 from dlc_jax.diffusion.masked import Masked
 from dlc_jax.errors import UserError
 from dlc_jax.models.masked_transformer import MaskedTransformer
@@ -79,8 +80,11 @@ class PriorNetwork(Network):
           purpose: of a prompt's draws, which are others than those of the same seed without one.
 
         Raises:
-          UserError: a prompt or labels that do not fit, or a sampler that the process has not.
+          UserError: a prompt or labels that do not fit, a sampler that the process has not, or a
+            prompt of a flow.
         """
+        if prompt is not None and isinstance(self.process, Flow):
+            raise UserError(f"{self.step}: process.name=flow keeps no positions; masked does")
         sampler.resolved(self.process, self.model.positions)
         given = {"keys": _keys(seed, count, first)}
         if prompt is not None:

@@ -18,7 +18,7 @@ from dlc_jax import optim
 from dlc_jax.stages import STAGES
 from dlc_jax.step import make_init, make_train_step
 
-NAMES = "encoder prior sedd own_rows distill generator modern".split()
+NAMES = "encoder prior sedd own_rows flow distill hastened generator modern".split()
 MOST = 0.02  # of the norm of a leaf's gradient
 
 
@@ -75,15 +75,20 @@ def stages(real_stages, tmp_path_factory):
     lines |= {"sedd.like": "prior", "sedd.model.sigma_conditioning": True}
     lines |= {"sedd.process.objective": "score", "sedd.process.noise.schedule": "log_linear"}
     lines |= {"own_rows.like": "prior", "own_rows.model.per_position": True}
+    lines |= {"flow.like": "prior", "flow.process.name": "flow"}
+    lines |= {"flow.model.sigma_conditioning": True, "flow.model.per_position": True}
     lines |= {"distill.stage": "distill", "distill.train.batch": 32, "*.optimizer.warmup": 0}
+    lines |= {"hastened.like": "distill", "hastened.teacher": "flow"}
+    lines |= {"hastened.process.name": "flow", "hastened.model.sigma_conditioning": True}
+    lines |= {"hastened.model.per_position": True}
     config, workdir = load("quickstart.py:tiny", lines), tmp_path_factory.mktemp("stages")
-    names = ("encoder", "sedd", "own_rows", "distill")
+    names = ("encoder", "sedd", "own_rows", "flow", "distill", "hastened")
     made = {name: STAGES[config[name].stage](config, step=name, workdir=workdir) for name in names}
     for name in names[1:]:
         made[name] = dataclasses.replace(made[name], batches=real_stages["prior"].batches)
-    teacher = made["distill"].init(jax.random.key(5))[0]
-    frozen = {"load_frozen": lambda mesh: {"teacher": teacher}}
-    made["distill"] = dataclasses.replace(made["distill"], **frozen)
+    for name in ("distill", "hastened"):
+        teacher = {"teacher": made[name].init(jax.random.key(5))[0]}
+        made[name] = dataclasses.replace(made[name], load_frozen=lambda mesh, given=teacher: given)
     return {**real_stages, **{name: make() for name, make in THROWAWAY.items()}, **made}
 
 

@@ -18,7 +18,6 @@ from dlc_jax.data.sources import DataSet
 from dlc_jax.diffusion import schedules
 from dlc_jax.diffusion.code_processes import CODE_PROCESSES
 from dlc_jax.diffusion.masked import Masked
-from dlc_jax.diffusion.uniform import Uniform
 from dlc_jax.errors import UserError
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.networks.prior import apply, example
@@ -68,10 +67,11 @@ def make(config, *, step: str, workdir) -> Stage:
       UserError: a process that depends on the time, of a model that is not told it.
     """
     section = recipe.build(Section, config[step])
-    if isinstance(section.process, Uniform) and not section.model.sigma_conditioning:
+    if not isinstance(section.process, Masked) and not section.model.sigma_conditioning:
+        name = config[step].process.name
         raise UserError(
-            f"{step}.process.name=uniform needs {step}.model.sigma_conditioning=True: its ratios "
-            "depend on the time"
+            f"{step}.process.name={name} needs {step}.model.sigma_conditioning=True: what is "
+            "learned depends on the time"
         )
     return stage(section, config, step=step, workdir=workdir)
 

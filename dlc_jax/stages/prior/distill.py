@@ -1,9 +1,11 @@
 """A prior in few calls: a student learns in one step what its teacher reaches in several.
 
-Source: SDTT, self-distillation through time (arXiv 2410.21035). From a noisy code the teacher makes
-`teacher_calls / calls` of its steps, and what it said of a position when it was revealed (or in
-the last step) is what the student must say of the noisy code at once. The student starts as a copy
-of the teacher; to go on, name a student as the next one's teacher.
+From a noisy code the teacher makes `teacher_calls / calls` of its steps, and the student must say
+of the noisy code at once what takes it as far: of a masked process what the teacher said of a
+position when it was revealed, or in the last step (SDTT, self-distillation through time, arXiv
+2410.21035); of a flow the mean of what it said, each step by the gain that it rose (progressive
+distillation, arXiv 2202.00512, on the simplex as FMLM's flow map, arXiv 2602.16813). The student
+starts as a copy of the teacher; to go on, name a student as the next one's teacher.
 """
 
 import dataclasses
@@ -16,7 +18,9 @@ import jax.numpy as jnp
 from dlc_jax import checkpoint, parallel, recipe
 from dlc_jax.diffusion import chain, schedules
 from dlc_jax.diffusion.code_processes import CODE_PROCESSES
+from dlc_jax.diffusion.flow import Flow
 from dlc_jax.diffusion.masked import Masked, hide
+from dlc_jax.diffusion.uniform import Uniform
 from dlc_jax.errors import UserError
 from dlc_jax.models.masked_transformer import MaskedTransformer
 from dlc_jax.networks.prior import apply
@@ -47,8 +51,8 @@ class Section:
       train: how long and how.
 
     Raises:
-      UserError: an unknown divergence, calls that do not go together, or a process that is not
-        masked, or has a mass of scores.
+      UserError: an unknown divergence, calls that do not go together, or a process that is uniform
+        or has a mass of scores.
     """
 
     codes: str = "codes"
@@ -71,9 +75,9 @@ class Section:
                 f"teacher_calls={self.teacher_calls} must be a multiple of calls={self.calls}, and "
                 "more"
             )
-        if not isinstance(self.process, Masked):
-            raise UserError("process.name must be masked: others have no positions to reveal")
-        if self.process.objective == "score":
+        if isinstance(self.process, Uniform):
+            raise UserError("process.name must be masked or flow: uniform says ratios, no chances")
+        if isinstance(self.process, Masked) and self.process.objective == "score":
             raise UserError(
                 "process.objective=score: a student is taught chances, and no mass of scores; "
                 "distill a prior that learned elbo or simple"
@@ -133,18 +137,23 @@ def loss(section: Section, params, extra, batch, frozen, step, key):
     values, codes = model.values, batch["codes"]
     t = schedules.stratified(position, section.train.batch, shared_key(key, TIME))
     keys = functools.partial(example_keys, key, position)
-    noisy = hide(codes, process.noise.hidden(t), keys(MASK), values=values)
 
     def said(params, noisy, t):
         outputs = apply(model, params, noisy, process.noise.sigma(t), None)
         return outputs, process.belief(outputs, values=values).log_p
 
-    target = taught(section, functools.partial(said, frozen["teacher"]), noisy, t, keys)
+    teacher = functools.partial(said, frozen["teacher"])
+    if isinstance(process, Flow):
+        y = process.noisy(codes, t, keys(MASK), values=values)
+        noisy = process.seen(y, process.gain(t, values=values))
+        counted, target = 1.0, carried(section, teacher, y, t)
+    else:
+        noisy = hide(codes, process.noise.hidden(t), keys(MASK), values=values)
+        counted = (noisy == values) / process.noise.mean
+        target = taught(section, teacher, noisy, t, keys)
     outputs, own = said(params, noisy, t)
     p, q = (own, target) if section.divergence == "reverse" else (target, own)
-    each = (jnp.exp(p) * (p - q)).sum(-1)
-    value = jnp.where(noisy == values, each, 0).sum(-1).mean()
-    value = value / process.noise.mean / model.positions
+    value = (counted * (jnp.exp(p) * (p - q)).sum(-1)).sum(-1).mean() / model.positions
     bound = process.bound(outputs, codes, noisy, t, values=values).mean() / model.positions
     return value, ({"nats_per_token": bound}, {})
 
@@ -161,8 +170,7 @@ def taught(section: Section, said, noisy, t, keys):
 
     def walk(carry, index):
         codes, target = carry
-        now = jnp.maximum(t - index / section.teacher_calls, 0)
-        after = jnp.maximum(t - (index + 1) / section.teacher_calls, 0)
+        now, after = _times(section, t, index)
         _, log_p = said(codes, now)
         hidden = codes == values
         target = jnp.where(hidden[..., None], log_p, target)  # the last word before it is revealed
@@ -176,3 +184,29 @@ def taught(section: Section, said, noisy, t, keys):
     start = jnp.zeros((*noisy.shape, values))
     (_, target), _ = jax.lax.scan(walk, (noisy, start), jnp.arange(steps))
     return jax.lax.stop_gradient(target)
+
+
+def carried(section: Section, said, y, t):
+    """Log chances [b, l, v] whose one step takes the flow as far as several of the teacher's.
+
+    Args:
+      said: as of `taught`.
+      y: noisy codes at t, see `Flow`.
+    """
+    process, steps = section.process, section.teacher_calls // section.calls
+    gain = functools.partial(process.gain, values=section.model.values)
+
+    def walk(y, index):
+        now, after = _times(section, t, index)
+        _, log_p = said(process.seen(y, gain(now)), now)
+        more = gain(after) - gain(now)
+        return y + more[:, None, None] * jnp.exp(log_p), (more, log_p)
+
+    _, (more, log_p) = jax.lax.scan(walk, y, jnp.arange(steps))
+    weight = jnp.log(more / jnp.maximum(more.sum(0), 1e-30))[:, :, None, None]
+    return jax.lax.stop_gradient(jax.nn.logsumexp(log_p + weight, 0))
+
+
+def _times(section, t, index):
+    """Beginning and end of a step of the teacher, from t on."""
+    return tuple(jnp.maximum(t - (index + n) / section.teacher_calls, 0) for n in (0, 1))
