@@ -24,7 +24,7 @@ from dlc_jax.composition.mix import mix
 from dlc_jax.composition.operators import Blocks, Chosen, Coin, Infill, Refine
 from dlc_jax.data import sources, transforms
 from dlc_jax.evals import composition
-from dlc_jax.evals.factors import Factors
+from dlc_jax.evals.factors import Factors, area
 from dlc_jax.evals.probe import linear_probe
 from dlc_jax.models.vit import standardize
 
@@ -79,6 +79,7 @@ class Bench:
         print(f"|---|{'---:|' * (len(columns) + 3)}")
         own = self.run.sampler
         free = dataclasses.replace(own, guidance=dataclasses.replace(own.guidance, scale=1.0))
+        every = []
         for name, operator in OPERATORS.items():
             named = "+".join(getattr(operator, "groups", ()))
             if any(group not in self.run.groups for group in named.split("+") if named):
@@ -87,6 +88,8 @@ class Bench:
             for sampler in dict.fromkeys((own, free)):
                 children = self.run.decode(codes, seed=3, sampler=sampler)
                 found = rates.composition(inherited, children, bits)
+                reading = self.judge.read(children)
+                every.append((bits, rates.success(inherited, reading), reading.valid))
                 shares = " | ".join(f"{100 * found[column]:.1f}" for column in columns)
                 auc = found.get("auc_bits", float("nan"))
                 scale = sampler.guidance.scale
@@ -94,6 +97,10 @@ class Bench:
         chance = 100 * found["chance_success"]
         real = self.run.surprise(self.codes).mean()
         print(f"\nchance of success {chance:.1f} %; bits of real codes {real:.2f}")
+        bits, *kinds = (np.concatenate(column) for column in zip(*every))
+        areas = [area(bits, hits)["auc_bits"] for hits in kinds]
+        print("All operators' children together, chance that one with fewer bits is the better:")
+        print(f"  it succeeds and the other fails {areas[0]:.2f}, it is valid {areas[1]:.2f}")
 
     def origins(self) -> None:
         first, second = (self.factors[self.pairs[:, n]] for n in range(2))

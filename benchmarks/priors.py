@@ -187,11 +187,14 @@ def samplers(arguments, workdir, step="prior", methods=METHODS, tag=""):
     distance = distances(arguments, workdir)
     with pipeline.load(workdir / "shared", batch=250) as loaded:
         network = loaded.networks[step]
-        for calls in sorted({each for listed in methods.values() for each in listed}):
+        every = sorted({each for listed in methods.values() for each in listed})
+        given = {name: float(value) for name, value in arguments.set}
+        tag += "".join(f"{name}={value:g} " for name, value in given.items())
+        for calls in arguments.calls or every:
             for method, listed in methods.items():
-                if calls not in listed:
+                if calls not in listed or arguments.only not in method:
                     continue
-                sampler = CodeSampler(method=method, calls=calls)
+                sampler = CodeSampler(method=method, calls=calls, **given)
 
                 def draw(sampler=sampler):
                     codes, made = network.sample_counted(count, seed=7, sampler=sampler)
@@ -277,11 +280,11 @@ def students(arguments, workdir):
     for name, (teacher_calls, calls, teacher) in STUDENTS.items():
         own = {"stage": "distill", "teacher": teacher, "calls": calls}
         own |= {"teacher_calls": teacher_calls, **PRIOR, "optimizer.learning_rate": 3e-4}
-        own |= {"train.steps": arguments.steps // 2, "train.dtype": "float32"}
+        own |= {"train.steps": arguments.student_steps, "train.dtype": "float32"}
         own |= {"divergence": arguments.divergence}
         lines |= {f"{name}.{field}": value for field, value in own.items()}
     run(arguments.place, workdir / "shared", ",".join(STUDENTS), lines)
-    some = {"first_hitting": (1, 2, 4, 8, 16, 32)}
+    some = {"first_hitting": (1, 2, 4, 8, 16, 32), "maskgit": (4, 8)}
     for name in STUDENTS:
         samplers(arguments, workdir, name, some, f"{name} ")
 
@@ -294,11 +297,12 @@ def main():
     parser.add_argument("--part", choices=parts, required=True)
     parser.add_argument("--weights")
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--student-steps", type=int, default=600, help="of each round")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--divergence", default="reverse")
     parser.add_argument("--step", default="", help="of `run`, in place of the prior of its samples")
-    parser.add_argument("--only", default="", help="methods of `run` with this in their name")
-    parser.add_argument("--calls", type=int, nargs="*", help="of `run`; all that make sense if not")
+    parser.add_argument("--only", default="", help="methods with this in their name")
+    parser.add_argument("--calls", type=int, nargs="*", help="all that make sense if not given")
     parser.add_argument("--set", nargs="*", default=(), type=lambda text: text.split("="))
     arguments = parser.parse_args()
     workdir = arguments.workdir

@@ -129,7 +129,7 @@ class Factors:
         chance = _chance_of_every((own / kinds)[..., telling], inherited)
         result["chance_success"] = float(chance.mean())
         if bits is not None:
-            result |= {"bits": float(np.mean(bits))} | _area(bits, success)
+            result |= {"bits": float(np.mean(bits))} | area(bits, success)
         return result | {"count": len(children), "valid": float(np.mean(reading.valid))}
 
     def success(self, parents: Sequence[np.ndarray], reading: Any) -> np.ndarray:
@@ -162,8 +162,11 @@ def _chance_of_every(share: np.ndarray, whole: np.ndarray | float = 1.0) -> np.n
     return total
 
 
-def _area(bits: np.ndarray, success: np.ndarray) -> dict[str, float]:
-    """{"auc_bits": ...}, see `Factors.composition`; {} where all or none succeed."""
+def area(bits: np.ndarray, success: np.ndarray) -> dict[str, float]:
+    """{"auc_bits": ...} of float [n] and bool [n], see `Factors.composition`.
+
+    {} where all or none succeed.
+    """
     low, high = bits[success], bits[~success]
     if not len(low) or not len(high):
         return {}
