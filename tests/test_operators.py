@@ -259,6 +259,7 @@ def test_the_best_of_several_draws_has_the_least_bits(name):
         (lambda: compose(Infill(share=0.6)), "0 to 0.5"),
         (lambda: compose(Infill(share=float("nan"))), "share=nan"),
         (lambda: compose(Infill(whole=True), groups={}), "run dlc positions W"),
+        (lambda: compose(Infill(groups=("form", "tint"))), "form,tint leaves the prior nothing to"),
         (lambda: compose(Refine(rounds=0)), "rounds=0"),
         (lambda: compose(Refine(share=0.0)), "share=0.0"),
     ],

@@ -99,8 +99,11 @@ def test_an_operator_that_cannot_compose_is_refused_before_anything_is_drawn(tmp
             load("quickstart.py:tiny", lines), step="samples", workdir=tmp_path
         )
 
-    for fine in ({}, {"name": "soft"}, {"name": "infill", "whole": True}, {"name": "refine"}):
+    whole = {"name": "infill", "whole": True, "groups": ()}
+    for fine in ({}, {"name": "soft"}, whole, {"name": "refine"}):
         made(**fine)
+    with pytest.raises(UserError, match="operator.groups=form.ground,tint leaves the prior noth"):
+        made(name="infill")  # with the groups that the recipe names for another
     with pytest.raises(UserError, match="each of 3 parents"):
         made(name="infill", share=0.5, groups=())
     with pytest.raises(UserError, match="'fork'; known: form, ground, tint"):

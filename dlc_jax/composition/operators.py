@@ -183,9 +183,11 @@ class Infill(Operator):
 
     def draw(self, task, prior):
         owner = named(task, self.groups) if any(self.groups) else self._dealt(task)
-        codes, known = task.codes(owner), owner != PRIOR
-        how = {"seed": task.seed, "first": task.position}
-        return prior.sample(len(codes), prompt=codes, known=known, **how)
+        if any(self.groups) and (owner != PRIOR).all() and not task.keep.all():
+            given = ",".join(self.groups)
+            raise UserError(f"operator.groups={given} leaves the prior nothing to draw; name fewer")
+        how = {"seed": task.seed, "first": task.position, "prompt": task.codes(owner)}
+        return prior.sample(len(owner), known=owner != PRIOR, **how)
 
     def _dealt(self, task):
         length, parents = task.keep.shape[1], len(task.parents)
@@ -195,10 +197,7 @@ class Infill(Operator):
                 f"code; give 0 to {1 / parents:.3g}"
             )
         if self.whole and not task.groups:
-            raise UserError(
-                "operator.whole deals out groups of positions, and this run has none; run dlc "
-                "positions W"
-            )
+            raise UserError("operator.whole needs groups; this run has none: run dlc positions W")
         block = names.blocks(task.groups, length) if self.whole else np.arange(length)
         counts = self.share * parents * task.shares * (block.max() + 1)
         return task.dealt([int(round(count)) for count in counts], block)
