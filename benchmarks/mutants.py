@@ -196,6 +196,11 @@ BREAKS = {
          "scale: float = 1.0"),
     ],
     ("dlc_jax/models/masked_transformer.py", "tests/test_masked_transformer.py"): [
+        ("soft codes read one table at all positions",
+         "test_masked_transformer_reads_soft_codes[True]",
+         "rows = table[..., : self.values, :]",
+         "rows = jnp.broadcast_to(table[..., :1, : self.values, :], table[..., : self.values, :]"
+         ".shape)"),
         ("no SiLU on sigma",
          "test_masked_transformer_is_its_blocks_between_a_table_and_a_modulated_end",
          "jax.nn.silu(sum(parts).astype(place.dtype))", "sum(parts).astype(place.dtype)"),

@@ -86,6 +86,21 @@ def test_masked_transformer_per_position_table():
     assert np.abs(apply(model, {"params": p}, codes) - out).max() > 1e-4
 
 
+@pytest.mark.parametrize("per_position", [False, True])
+def test_masked_transformer_reads_soft_codes(per_position):
+    """Sure ones as hard ones, and of others the mean of their rows."""
+    codes, other = integers(0, V, 2, L), integers(1, V, 2, L)
+    model = small_prior(per_position=per_position)
+    variables = drawn(model, codes)
+    hard = apply(model, variables, codes)
+    np.testing.assert_allclose(apply(model, variables, jax.nn.one_hot(codes, V)), hard, atol=1e-5)
+    table = variables["params"]["token_embed"]
+    index = (jnp.arange(L), codes) if per_position else codes
+    rows = (jnp.arange(L), other) if per_position else other
+    between = model._rows(table, (jax.nn.one_hot(codes, V) + jax.nn.one_hot(other, V)) / 2)
+    np.testing.assert_allclose(between, (table[index] + table[rows]) / 2, atol=1e-6)
+
+
 def test_masked_transformer_with_sigma():
     codes, sigma = jnp.zeros((2, L), jnp.int32), jnp.array([0.5, 3.0])
     model = small_prior(sigma_conditioning=True)

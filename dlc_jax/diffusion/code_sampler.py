@@ -128,11 +128,7 @@ class CodeSampler:
     def steps(self, process, length: int) -> int:
         """Calls of the network for one code of `length` positions, at most."""
         calls, method = self.calls or length, self.resolved(process, length).method
-        by_steps = not isinstance(process, Masked) or method in (
-            "remdm_cap",
-            "remdm_loop",
-            "remask",
-        )
+        by_steps = not isinstance(process, Masked) or method in remask.ETAS
         if by_steps or (process.objective == "score" and method in ("ancestral", "euler")):
             return calls
         return min(calls, length)
