@@ -3,6 +3,7 @@
     python benchmarks/priors.py PLACE --workdir DIR --part objectives|samplers|students
         [--weights squeezenet_v1.0_decoded_OIHW.npz]
     python benchmarks/priors.py --workdir W --part run         the prior of a run as it is
+    python benchmarks/priors.py --workdir W --part objectives_of_run --into DIR
 
 PLACE is CIFAR-10 or any place of images, taken at 16 pixels, of which an encoder makes codes of 128
 positions with 16 values. `auc` is the area under the curve of a classifier that learned to tell
@@ -145,18 +146,38 @@ def objectives(arguments, workdir):
             own = prior(lines, arguments.steps)
             own |= {"codes.path": f"{workdir}/shared/codes", "seed": seed}
             run(arguments.place, place, "prior", own)
-            with pipeline.load(place, batch=250) as loaded:
-                real = held_out(workdir, 1000)
-                bits, _ = loaded.likelihood(real, draws=16)
-                sampler = CodeSampler(method="ancestral", calls=128)
-                codes = loaded.sample_codes(1000, seed=7, sampler=sampler)
-            area, error = two_samples.auc(codes, real, values=16)
-            error_of_bits = bits.std(ddof=1) / np.sqrt(len(bits))
             print(
-                f"| {name} | {seed} | {bits.mean():.2f} | {error_of_bits:.2f} | "
-                f"{area:.3f} ± {error:.3f} |",
-                flush=True,
+                f"| {name} | {seed} | {learned(place, held_out(workdir, 1000), 16)} |", flush=True
             )
+
+
+def objectives_of_run(arguments, workdir):
+    """The same on the codes of a run, with its own prior's network and steps, into `--into`."""
+    store = CodeStore(workdir / "codes" / "validation")
+    real = store.codes(np.arange(len(store))[:1000]).astype(np.int32)
+    print("| objective | seed | bits a code | ± | auc |\n|---|---|---|---|---|")
+    for name, lines in OBJECTIVES.items():
+        for seed in range(3):
+            place = arguments.into / f"objective_{name}_{seed}"
+            own = {f"prior.{field}": value for field, value in lines.items()}
+            own |= {"codes.path": f"{workdir}/codes", "seed": seed, "steps": ("prior",)}
+            given = [f"--config.{field}={value!r}" for field, value in own.items()]
+            command = [sys.executable, "-m", "dlc_jax.main", f"--config={workdir}/config.json"]
+            command += [*given, f"--workdir={place}"]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            found = learned(place, real, store.manifest["values"])
+            print(f"| {name} | {seed} | {found} |", flush=True)
+
+
+def learned(place, real, values):
+    """Cells of a prior: bits of held-out codes, their error, and the area of as many draws."""
+    with pipeline.load(place, batch=250) as loaded:
+        bits, _ = loaded.likelihood(real, draws=16)
+        sampler = CodeSampler(method="ancestral", calls=128)
+        codes = loaded.sample_codes(len(real), seed=7, sampler=sampler)
+    area, error = two_samples.auc(codes, real, values=values)
+    error_of_bits = bits.std(ddof=1) / np.sqrt(len(bits))
+    return f"{bits.mean():.2f} | {error_of_bits:.2f} | {area:.3f} ± {error:.3f}"
 
 
 def held_out(workdir, count, split="validation"):
@@ -294,7 +315,9 @@ def main():
     parser.add_argument("place", nargs="?")
     parser.add_argument("--workdir", required=True, type=Path)
     parts = {"objectives": objectives, "samplers": samplers, "students": students, "run": of_run}
+    parts["objectives_of_run"] = objectives_of_run
     parser.add_argument("--part", choices=parts, required=True)
+    parser.add_argument("--into", type=Path, help="folder for the priors of `objectives_of_run`")
     parser.add_argument("--weights")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--student-steps", type=int, default=600, help="of each round")
@@ -306,7 +329,7 @@ def main():
     parser.add_argument("--set", nargs="*", default=(), type=lambda text: text.split("="))
     arguments = parser.parse_args()
     workdir = arguments.workdir
-    if arguments.part != "run":
+    if arguments.part not in ("run", "objectives_of_run"):
         steps = "encoder,codes" if arguments.part == "objectives" else "encoder,codes,prior"
         run(arguments.place, workdir / "shared", steps, prior({}, arguments.steps))
     parts[arguments.part](arguments, workdir)
