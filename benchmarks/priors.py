@@ -209,13 +209,12 @@ def samplers(arguments, workdir, step="prior", methods=METHODS, tag=""):
     with pipeline.load(workdir / "shared", batch=250) as loaded:
         network = loaded.networks[step]
         every = sorted({each for listed in methods.values() for each in listed})
-        given = {name: float(value) for name, value in arguments.set}
-        tag += "".join(f"{name}={value:g} " for name, value in given.items())
+        tag += "".join(f"{name}={value:g} " for name, value in arguments.set.items())
         for calls in arguments.calls or every:
             for method, listed in methods.items():
                 if calls not in listed or arguments.only not in method:
                     continue
-                sampler = CodeSampler(method=method, calls=calls, **given)
+                sampler = CodeSampler(method=method, calls=calls, **arguments.set)
 
                 def draw(sampler=sampler):
                     codes, made = network.sample_counted(count, seed=7, sampler=sampler)
@@ -289,8 +288,7 @@ def of_run(arguments, workdir):
                     continue
                 if arguments.only not in method:
                     continue
-                given = {name: float(value) for name, value in arguments.set}
-                sampler = CodeSampler(method=method, calls=calls, **given)
+                sampler = CodeSampler(method=method, calls=calls, **arguments.set)
                 codes, made = network.sample_counted(arguments.count, seed=7, sampler=sampler)
                 show(f"{method} {calls}", codes, float(made.mean()))
 
@@ -328,7 +326,10 @@ def main():
     parser.add_argument("--calls", type=int, nargs="*", help="all that make sense if not given")
     parser.add_argument("--set", nargs="*", default=(), type=lambda text: text.split("="))
     arguments = parser.parse_args()
+    arguments.set = {name: float(value) for name, value in arguments.set}
     workdir = arguments.workdir
+    if arguments.part == "objectives_of_run" and arguments.into is None:
+        parser.error("objectives_of_run trains nine priors: say where with --into")
     if arguments.part not in ("run", "objectives_of_run"):
         steps = "encoder,codes" if arguments.part == "objectives" else "encoder,codes,prior"
         run(arguments.place, workdir / "shared", steps, prior({}, arguments.steps))

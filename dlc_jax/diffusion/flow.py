@@ -23,8 +23,8 @@ from dlc_jax.diffusion.masked import Belief
 from dlc_jax.diffusion.noise import Noise
 from dlc_jax.typing import Array, Float, Int, Key
 
-LARGEST, KNOTS = 9, 128  # the gain, and places where it is computed in a unit: at 9 one position
-# in a million is wrong, of V=4096
+LARGEST = 9  # gain, at which one position in a million is wrong where V=4096
+KNOTS = 128  # places in a unit of the gain where that share is computed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,8 @@ class Flow:
 
         g g'(t) times the squared error of the mean, summed: half the error by the signal-to-noise
         ratio g^2, of which the exact mean makes -log p itself. But for what is wrong at the largest
-        gain. Sources: Guo, Shamai and Verdú 2005; VDM (arXiv 2107.00630).
+        gain. It is loose until nearly clean codes are known: guessing evenly costs nearly
+        LARGEST^2 / 2 nats a position. Sources: Guo, Shamai and Verdú 2005; VDM (arXiv 2107.00630).
         """
         mean = jnp.exp(self.belief(outputs, values=values).log_p)
         error = jnp.square(mean - jax.nn.one_hot(codes, values)).sum((1, 2))
